@@ -1,0 +1,2 @@
+//! The VectorLay node agent.
+pub mod types;
