@@ -1,2 +1,3 @@
 //! The VectorLay node agent.
+pub mod core;
 pub mod types;

@@ -1,0 +1,127 @@
+//! What the edges tell the core about the host: plain values, each complete in itself. A thing that could not be
+//! read is `None` or says so in words; it is never a zero.
+
+use crate::types::PciAddress;
+
+/// What changes only with a reboot or a screwdriver.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Hardware {
+    /// The kernel's host name.
+    pub hostname: String,
+    /// The first `model name` of /proc/cpuinfo, or what the architecture has instead.
+    pub cpu_model: String,
+    /// Online logical CPUs.
+    pub cpu_cores: u32,
+    /// MemTotal in GiB, rounded to the nearest integer.
+    pub ram_gib: u32,
+    /// `x86_64`, `aarch64`.
+    pub arch: String,
+    /// The kernel's release, as `uname -r` prints it.
+    pub kernel: String,
+    /// /proc/sys/kernel/random/boot_id.
+    pub boot_id: String,
+    /// A stable, non-secret fingerprint of the machine (see `host::identity`).
+    pub machine_id: String,
+    /// The GPUs, by address.
+    pub gpus: Vec<Gpu>,
+}
+
+/// One GPU, seen without a driver.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gpu {
+    /// Its PCI address.
+    pub address: PciAddress,
+    /// The line that plain `lspci` prints for it.
+    pub line: String,
+    /// Its name from the PCI ID list, else vendor and device in hexadecimal.
+    pub name: String,
+    /// PCI vendor ID.
+    pub vendor_id: u16,
+    /// PCI device ID.
+    pub device_id: u16,
+    /// PCI class, four hexadecimal digits (`0302`).
+    pub class: u16,
+    /// The bound driver's name.
+    pub driver: Option<String>,
+    /// Its IOMMU group's number.
+    pub iommu_group: Option<u32>,
+    /// Every other function of its group, bridges left out.
+    pub companions: Vec<PciAddress>,
+    /// The NUMA node; `None` where the kernel says -1.
+    pub numa_node: Option<u32>,
+    /// What the CLI's `--device` is given for it: `/dev/vfio/N` or `/dev/vfio/devices/vfioN`.
+    pub device_node: Option<String>,
+    /// Whether it can be handed out now, as far as the host tells (who has it is the core's business).
+    pub verdict: Verdict,
+    /// What its registers and the kernel say about it.
+    pub health: Health,
+}
+
+/// Whether a GPU can be handed to a microVM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing stands in the way.
+    Assignable,
+    /// Something does: the exact obstacle and device, with what to do.
+    Obstructed(String),
+}
+
+/// A GPU's health, judged without a driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// Every reading was taken and is well.
+    Ok,
+    /// Usable, but something is off: says what.
+    Suspect(String),
+    /// Not to be handed out: says why.
+    Failed(String),
+    /// A reading could not be taken: says which.
+    Unknown(String),
+}
+
+/// One dependency of the node, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// `containerd`, `nerdctl`, `kata-runtime`, `virtiofsd` or `vfio`: the wire's name.
+    pub name: &'static str,
+    /// What it is, for a person (`Container runtime`).
+    pub purpose: &'static str,
+    /// Whether this node needs it for what it is configured to do.
+    pub required: bool,
+    /// Whether it was found.
+    pub installed: bool,
+    /// Whether it was found and works.
+    pub ok: bool,
+    /// Its version, where it has one.
+    pub version: Option<String>,
+    /// Loaded or built-in VFIO modules (`vfio` alone).
+    pub modules: Option<u32>,
+    /// What was found, and what to do when it is not ok.
+    pub detail: String,
+}
+
+/// What changes all the time.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Usage {
+    /// MemTotal minus MemAvailable, and MemTotal, in GiB, rounded; `None` when /proc/meminfo could not be read.
+    pub memory_gib: Option<(u32, u32)>,
+    /// The data path's file system.
+    pub storage: Option<Storage>,
+    /// Bytes that a user without privileges may still write on the data path.
+    pub free_bytes: Option<u64>,
+    /// Mean use of the GPUs that can be read, in percent.
+    pub gpu_utilization: Option<u8>,
+}
+
+/// A file system's fill, as `df` counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Storage {
+    /// The path that was asked about.
+    pub path: String,
+    /// Size in GiB, rounded.
+    pub total_gb: u64,
+    /// Used in GiB, rounded.
+    pub used_gb: u64,
+    /// What `df` prints as `Use%`: used / (used + available), rounded up.
+    pub usage_percent: u8,
+}

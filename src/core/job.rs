@@ -1,0 +1,254 @@
+//! The work that the core gives to the engine's pool, and what comes back: one CLI call each.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::types::{ContainerId, EnvName, ImageRef, PciAddress, ReplicaId, Secret};
+
+/// The label that makes a container ours; its value is the replica's ID.
+pub const LABEL_REPLICA: &str = "vectorlay.replica";
+/// The label that names the deploy that started a container.
+pub const LABEL_DEPLOY: &str = "vectorlay.deploy";
+/// The label with the keyed hash of the specification.
+pub const LABEL_SPEC: &str = "vectorlay.spec";
+/// The label with the PCI addresses of the container's GPUs, joined by `+`; absent without GPUs.
+pub const LABEL_GPUS: &str = "vectorlay.gpus";
+/// The label with the node's ID when the container was started: for people, never decided on.
+pub const LABEL_NODE: &str = "vectorlay.node";
+
+/// Names one job. Never used again within a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(pub u64);
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "job {}", self.0)
+    }
+}
+
+/// What a container is made from: everything that shapes it, with defaults filled in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spec {
+    /// The image.
+    pub image: ImageRef,
+    /// How many GPUs it gets.
+    pub gpu_count: u32,
+    /// Its environment, by name.
+    pub env: Vec<(EnvName, Secret)>,
+    /// What it runs instead of the image's command.
+    pub command: Vec<String>,
+    /// CPU limit in thousandths of a CPU; `None`: no limit.
+    pub millicpus: Option<u64>,
+    /// Memory limit in MiB.
+    pub memory_mib: Option<u64>,
+    /// Size of /dev/shm in MiB.
+    pub shm_mib: Option<u64>,
+    /// Most processes.
+    pub pids_limit: Option<u32>,
+    /// Published ports.
+    pub ports: Vec<Port>,
+}
+
+/// A published port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port {
+    /// On the host.
+    pub host: u16,
+    /// In the container.
+    pub container: u16,
+    /// `udp` instead of `tcp`.
+    pub udp: bool,
+}
+
+/// Credentials for a registry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RegistryAuth {
+    /// The registry's host (and port), as it stands in the image reference.
+    pub server: String,
+    /// The user's name.
+    pub username: String,
+    /// The password or token.
+    pub password: Secret,
+}
+
+/// One call of the container CLI.
+#[derive(Debug, Clone)]
+pub enum Job {
+    /// `run -d --pull never`.
+    Run(Box<RunJob>),
+    /// `pull`.
+    Pull(Box<PullJob>),
+    /// All containers that carry [`LABEL_REPLICA`].
+    List,
+    /// One container's state.
+    Inspect(ContainerId),
+    /// `stop -t`: TERM, then KILL after the time given.
+    Stop(ContainerId, Duration),
+    /// `rm -f`. That it worked is only claimed, never proved: list again.
+    Remove(ContainerId),
+    /// The last lines of a container's log.
+    Logs(ContainerId, u32),
+}
+
+/// `run -d`: everything that it needs.
+#[derive(Debug, Clone)]
+pub struct RunJob {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// The container's name (`replica-<id>`, with a suffix where that name is taken by a ghost).
+    pub name: String,
+    /// What to run.
+    pub spec: Spec,
+    /// The labels, with values that are never empty and have no `,`, `=` or newline.
+    pub labels: Vec<(&'static str, String)>,
+    /// The GPUs: address and what `--device` is given.
+    pub gpus: Vec<(PciAddress, String)>,
+    /// Ends the call.
+    pub deadline: Duration,
+}
+
+/// `pull`.
+#[derive(Debug, Clone)]
+pub struct PullJob {
+    /// The image.
+    pub image: ImageRef,
+    /// Credentials for its registry.
+    pub auth: Option<RegistryAuth>,
+    /// Ends the call.
+    pub deadline: Duration,
+}
+
+impl fmt::Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Run(run) => write!(f, "run {}", run.name),
+            Self::Pull(pull) => write!(f, "pull {}", pull.image),
+            Self::List => f.write_str("list"),
+            Self::Inspect(id) => write!(f, "inspect {}", id.short()),
+            Self::Stop(id, _) => write!(f, "stop {}", id.short()),
+            Self::Remove(id) => write!(f, "remove {}", id.short()),
+            Self::Logs(id, _) => write!(f, "logs of {}", id.short()),
+        }
+    }
+}
+
+/// What became of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Of [`Job::Run`].
+    Ran(Result<ContainerId, Failure>),
+    /// Of [`Job::Pull`].
+    Pulled(Result<(), Failure>),
+    /// Of [`Job::List`]: complete, or an error; never a part.
+    Listed(Result<Vec<Listed>, Failure>),
+    /// Of [`Job::Inspect`]; `None`: the engine says that there is no such container.
+    Inspected(Result<Option<Inspected>, Failure>),
+    /// Of [`Job::Stop`].
+    Stopped(Result<(), Failure>),
+    /// Of [`Job::Remove`].
+    Removed(Result<(), Failure>),
+    /// Of [`Job::Logs`]: lines, and whether some were left out.
+    Logs(Result<(Vec<String>, bool), Failure>),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let failure = match self {
+            Self::Ran(result) => result.as_ref().err(),
+            Self::Pulled(result) | Self::Stopped(result) | Self::Removed(result) => result.as_ref().err(),
+            Self::Listed(result) => result.as_ref().err(),
+            Self::Inspected(result) => result.as_ref().err(),
+            Self::Logs(result) => result.as_ref().err(),
+        };
+        match failure {
+            None => f.write_str("done"),
+            Some(failure) => write!(f, "{failure}"),
+        }
+    }
+}
+
+/// A line of the engine's list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The container.
+    pub id: ContainerId,
+    /// [`LABEL_REPLICA`], as it stands there.
+    pub replica: String,
+    /// [`LABEL_DEPLOY`]; empty when it has none.
+    pub deploy: String,
+    /// [`LABEL_SPEC`]; empty when it has none.
+    pub spec: String,
+    /// [`LABEL_GPUS`], read.
+    pub gpus: Vec<PciAddress>,
+    /// What the engine's status says.
+    pub status: ListedStatus,
+}
+
+/// The status column of `ps`, read (its text begins so in nerdctl and in Docker).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListedStatus {
+    /// `Created`: it never ran, or its task is lost.
+    Created,
+    /// `Up …`.
+    Up,
+    /// `Exited (N) …`.
+    Exited(i32),
+    /// Anything else (`Paused`, `Restarting`, `Removing`, `Dead`).
+    Other,
+}
+
+/// What `inspect` says of one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspected {
+    /// Its state.
+    pub state: InspectedState,
+    /// Whether the kernel ended it for want of memory, where the engine knows (Docker alone does).
+    pub oom_killed: Option<bool>,
+}
+
+/// A container's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InspectedState {
+    /// It has no task: never started, or lost by a reboot of the host.
+    NoTask,
+    /// It runs; the process that stands for it on the host, where the engine gives one.
+    Running(Option<i32>),
+    /// It ended with this code.
+    Exited(i32),
+    /// Something else (paused, being removed).
+    Other,
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What kind of failure it is.
+    pub kind: FailureKind,
+    /// The engine's own words as one readable line without secrets, or ours where it had none.
+    pub words: String,
+}
+
+/// The kinds of failure that the core tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// `run --pull never` without the image.
+    NoImage,
+    /// The container's name is taken.
+    NameTaken,
+    /// The engine does not answer (or its CLI cannot be started).
+    Unavailable,
+    /// The call's deadline passed and it was ended.
+    Deadline,
+    /// The engine says that there is no such container.
+    NoSuchContainer,
+    /// The call cannot be made at all: says why (a variable that the CLI cannot carry).
+    Impossible,
+    /// Everything else: the engine refused.
+    Refused,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.words)
+    }
+}
