@@ -1,3 +1,4 @@
 //! The pure core.
 pub mod facts;
 pub mod job;
+pub mod wire;
