@@ -1,3 +1,5 @@
 //! The VectorLay node agent.
 pub mod core;
+pub mod digest;
+pub mod host;
 pub mod types;
