@@ -2,4 +2,5 @@
 pub mod core;
 pub mod digest;
 pub mod host;
+pub mod process;
 pub mod types;
