@@ -5,6 +5,7 @@
 //! behind: see `sampler`.
 
 pub mod cpu;
+pub mod dependencies;
 pub mod files;
 pub mod identity;
 pub mod memory;
