@@ -22,6 +22,7 @@ const KEY: &[u8; HASH_BYTES] = b"vectorlay-agent machine id, v1 \0";
 const FINGERPRINT_BYTES: usize = 16;
 
 /// The machine's fingerprint: 32 hexadecimal digits, the same at each boot. `None` when nothing tells it from another.
+/// The kernel shows UUID and serials to root alone: another user gets a fingerprint from the lesser sources.
 pub fn machine_id(root: &Path) -> Option<String> {
     let (kind, value) = None
         .or_else(|| product_uuid(root).map(|value| ("uuid", value)))

@@ -4,6 +4,7 @@
 //! Any of this may hang (a dead disk, a driver that does not answer), so it is called on threads that can be left
 //! behind: see `sampler`.
 
+pub mod apart;
 pub mod cpu;
 pub mod dependencies;
 pub mod files;
@@ -15,7 +16,8 @@ use std::path::Path;
 
 use crate::core::facts::{Gpu, Hardware};
 
-/// What the machine is, with the GPUs that an inventory found.
+/// What the machine is, with the GPUs that an inventory found. `machine_id` is empty when nothing tells the machine
+/// from others, a number 0 when the kernel does not tell it.
 pub fn hardware(root: &Path, gpus: Vec<Gpu>) -> Hardware {
     Hardware {
         hostname: identity::hostname(root),

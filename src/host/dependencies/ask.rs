@@ -59,7 +59,7 @@ fn last_words(text: &str) -> String {
     let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
     let message = line.split_once(" msg=\"").and_then(|(_, rest)| rest.strip_suffix('"'));
     let plain = message.map_or_else(|| line.to_owned(), |message| message.replace("\\\"", "\""));
-    plain.chars().filter(|c| !c.is_control()).take(WORDS_MAX).collect()
+    plain.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WORDS_MAX).collect()
 }
 
 #[cfg(test)]
@@ -74,7 +74,7 @@ mod tests {
             "cannot access containerd socket \"/run/containerd/containerd.sock\": no such file or directory",
         );
         check("Cannot connect to the Docker daemon.\n\n", "Cannot connect to the Docker daemon.");
-        check("a\u{1b}[31mb\r\n", "a[31mb");
+        check("a\u{1b}[31mb\tc\r\n", "a [31mb c");
         check(&"ä".repeat(1000), &"ä".repeat(300));
         check("", "");
     }

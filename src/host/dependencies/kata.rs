@@ -117,12 +117,12 @@ pub(super) fn runtime(asker: &Asker<'_>) -> Check {
     match asker.ask(path, &["--version"]).map(|text| versions::kata_shim(&text)) {
         Ok(Some(kata)) => judge(check, &kata, path, answer),
         Ok(None) => {
-            check.detail = format!("{} is not Kata's shim; {INSTALL}", path.display());
+            check.detail = format!("{} is not Kata's shim; {INSTALL}", with_target(path));
             check
         }
         Err(words) => {
             check.detail =
-                format!("{} is not Kata's shim or does not work: {words}; {INSTALL}", path.display());
+                format!("{} is not Kata's shim, or broken ({words}); {INSTALL}", with_target(path));
             check
         }
     }
@@ -147,6 +147,14 @@ fn judge(check: Check, kata: &KataShim, path: &Path, answer: Option<Result<Strin
     };
     let version = check.version.or_else(|| Some(kata.version.clone()));
     Check { installed: ok || check.installed, ok, version, detail, ..check }
+}
+
+/// The path and, where it is a link, what it leads to: one program can stand behind several names.
+pub fn with_target(path: &Path) -> String {
+    match path.canonicalize() {
+        Ok(real) if real != path => format!("{} -> {}", path.display(), real.display()),
+        _ => path.display().to_string(),
+    }
 }
 
 /// virtiofsd, which shares a container's files with its microVM.

@@ -17,7 +17,7 @@ use std::sync::mpsc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-pub use kata::{Shim, shim};
+pub use kata::{Shim, shim, with_target};
 
 use crate::core::facts::Check;
 use crate::process;
@@ -217,14 +217,15 @@ fn containerd(asker: &Asker<'_>) -> Check {
         }
         Ok(None) => {
             check.version = own_version();
-            check.detail = format!("{} does not know its version: start containerd", inputs.cli);
+            check.detail = format!("does not answer {}: {}", inputs.cli, start_it(&inputs.cli));
         }
         Err(words) if check.installed => {
             check.version = own_version();
-            check.detail = format!("does not answer: {words}; start it (systemctl start containerd)");
+            check.detail = format!("does not answer: {words}; {}", start_it(&inputs.cli));
         }
         Err(words) => {
-            check.detail = format!("not found and does not answer: {words}; install it and start it")
+            check.detail =
+                format!("not found, and does not answer: {words}; install it, and {}", start_it(&inputs.cli))
         }
     }
     if check.ok
@@ -258,6 +259,14 @@ fn cli(asker: &Asker<'_>) -> Check {
             let detail = format!("{} does not work: {words}; install it anew", path.display());
             Check { installed: true, detail, ..blank }
         }
+    }
+}
+
+fn start_it(cli: &str) -> &'static str {
+    if is_nerdctl(cli) {
+        "start it (systemctl start containerd)"
+    } else {
+        "start the engine that the CLI talks to"
     }
 }
 
