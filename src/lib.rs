@@ -1,3 +1,4 @@
 //! The VectorLay node agent.
+pub mod config;
 pub mod core;
 pub mod types;
