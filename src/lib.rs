@@ -1,5 +1,6 @@
 //! The VectorLay node agent.
 pub mod config;
+pub mod control;
 pub mod core;
 pub mod store;
 pub mod types;
