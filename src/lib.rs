@@ -1,4 +1,5 @@
 //! The VectorLay node agent.
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod core;

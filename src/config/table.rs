@@ -182,7 +182,7 @@ settings! {
     log_dir: PathBuf, Kind::Path, Some("/var/log/vectorlay");
     /// MiB of log kept for each container
     log_size_mb: u64, whole(1, 102_400), Some("20");
-    /// GB that must be free on the data path for a deploy that pulls; 0: no limit
+    /// GiB that must be free on the data path for a deploy that pulls; 0: no limit
     min_free_gb: u64, whole(0, 1_000_000), Some("5");
     /// Use of the data path, in percent, above which unused images are removed; 0: never
     image_high_percent: u8, whole(0, 99), Some("0");
