@@ -109,6 +109,16 @@ pub fn load(
     Ok(Loaded { config, settings, warnings })
 }
 
+impl Config {
+    /// The control plane's URL, without which the agent cannot run (though all the other commands can).
+    ///
+    /// # Errors
+    /// [`Error::NoUrl`].
+    pub fn required_url(&self) -> Result<&str, Error> {
+        self.url.as_deref().ok_or(Error::NoUrl)
+    }
+}
+
 /// A rule about several settings at once.
 fn check_together(config: &Config) -> Result<(), Error> {
     let cli = Path::new(&config.container_cli).file_name();
@@ -380,6 +390,8 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// There is no `url`.
+    NoUrl,
     /// Settings that do not go together: which, and what to do.
     Together(&'static str),
 }
@@ -439,6 +451,9 @@ impl fmt::Display for Error {
                 let (path, expected) = (path.display(), Kind::Secret.expected());
                 write!(f, "what {path} holds is not {expected}; write the organisation's token into it")
             }
+            Self::NoUrl => f.write_str(
+                "the control plane's url is not set; give it with --url, with VECTORLAY_URL, or in the configuration file",
+            ),
             Self::Together(what) => f.write_str(what),
         }
     }
@@ -453,6 +468,7 @@ impl std::error::Error for Error {
             | Self::UnknownKey { .. }
             | Self::Value { .. }
             | Self::NotAToken { .. }
+            | Self::NoUrl
             | Self::Together(_) => None,
         }
     }

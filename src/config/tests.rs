@@ -128,6 +128,16 @@ fn wrong_values_name_setting_source_value_and_what_is_expected() {
 }
 
 #[test]
+fn only_running_needs_a_url() {
+    let check = |host: Host, expected: Option<&str>| {
+        let config = host.load().unwrap().config;
+        assert_eq!(config.required_url().ok(), expected);
+    };
+    check(Host::new("url"), None);
+    check(Host::new("url").flag("url", "wss://host/ws"), Some("wss://host/ws"));
+}
+
+#[test]
 fn a_named_file_must_exist_and_be_a_file() {
     let host = Host::new("named");
     fs::remove_file(host.root.join("agent.json")).unwrap();
