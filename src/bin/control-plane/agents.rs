@@ -1,7 +1,6 @@
 //! How a node gets in: `POST …/register`, and the upgrade to a WebSocket at any other path.
 
 use std::fmt;
-use std::io::Write as _;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,15 +30,18 @@ pub fn serve(hub: &Hub, tcp: TcpStream, tls: Option<&Arc<ServerConfig>>) {
 fn request(hub: &Hub, tcp: TcpStream, tls: Option<&Arc<ServerConfig>>) -> Result<(), AgentError> {
     let mut stream = Stream::new(tcp, tls, REQUEST_TIME).map_err(AgentError::Io)?;
     let (request, begun) = http::read_head(&mut stream).map_err(AgentError::Request)?;
+    let posted = request.method == "POST";
+    // Whatever the answer: a close with unread bytes would reset the connection and take the answer with it.
+    let begun = if posted {
+        http::read_body(&mut stream, &request, begun).map_err(AgentError::Request)?
+    } else {
+        begun
+    };
     let refusal = if let Some(status) = hub.options.faults.http_status {
-        Answer {
-            status,
-            headers: hub.options.faults.headers(),
-            body: json!({"error": "as the command line asks"}),
-        }
-    } else if request.method == "POST" && request.path.ends_with("/register") {
-        let body = http::read_body(&mut stream, &request, begun).map_err(AgentError::Request)?;
-        register(hub, &request, &body)
+        let headers = hub.options.faults.headers();
+        Answer { headers, ..Answer::error(status, "as the command line asks") }
+    } else if posted && request.path.ends_with("/register") {
+        register(hub, &request, &begun)
     } else {
         match upgrade(hub, &request) {
             Ok((key, node)) => {
@@ -47,11 +49,7 @@ fn request(hub: &Hub, tcp: TcpStream, tls: Option<&Arc<ServerConfig>>) -> Result
                     "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                      Sec-WebSocket-Accept: {key}\r\n\r\n"
                 );
-                stream
-                    .write_all(accepted.as_bytes())
-                    .and_then(|()| stream.flush())
-                    .map_err(AgentError::Io)?;
-                session::run(hub, stream, begun, node.as_deref());
+                session::run(hub, stream, &accepted, begun, node.as_deref());
                 return Ok(());
             }
             Err(refusal) => refusal,

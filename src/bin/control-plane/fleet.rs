@@ -394,3 +394,87 @@ fn random(prefix: &str, bytes: usize) -> String {
         .expect("Linux has /dev/urandom, and it never ends");
     noise[..bytes].iter().fold(prefix.to_owned(), |text, byte| format!("{text}{byte:02x}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A fleet with one node, connected twice: its ID, and what was to be sent is forgotten.
+    fn fleet() -> (Fleet, String) {
+        let mut fleet = Fleet::new(Rules::default());
+        let answer = fleet.register(0, Some("m"), None);
+        let id = answer["node_id"].as_str().unwrap().to_owned();
+        for conn in [1, 2] {
+            fleet.connected(0, conn, Some(&id));
+            say(&mut fleet, conn, "system_info", json!({}));
+        }
+        fleet.outgoing.clear();
+        (fleet, id)
+    }
+
+    fn say(fleet: &mut Fleet, conn: u64, name: &str, payload: Value) {
+        let text = json!({"type": name, "payload": payload}).to_string();
+        fleet.received(1, conn, Some(&text), text.len());
+    }
+
+    #[test]
+    fn a_result_on_a_replaced_connection_counts() {
+        let (mut fleet, id) = fleet();
+        fleet.command(1, &id, "deploy", r#"{"replica_id":"a","request_id":"r"}"#).unwrap();
+        assert!(matches!(fleet.outgoing.as_slice(), [(2, Order::Send(_))]));
+        say(
+            &mut fleet,
+            1,
+            "deploy_result",
+            json!({"replica_id": "a", "request_id": "r", "status": "running"}),
+        );
+        assert_eq!(fleet.jobs()[0]["result"]["status"], "running");
+        fleet.disconnected(2, 1, "");
+        assert_eq!(fleet.node(2, &id).unwrap()["connected"], true, "the newer one is still there");
+    }
+
+    #[test]
+    fn an_overdue_node_is_closed_once_and_stays_known() {
+        let (mut fleet, id) = fleet();
+        fleet.tick(60_000);
+        assert_eq!(fleet.outgoing, []);
+        fleet.tick(60_001);
+        fleet.tick(60_002);
+        assert_eq!(fleet.outgoing, [(2, Order::Close(4001, "Heartbeat timeout".to_owned()))]);
+        assert_eq!(fleet.node(60_002, &id).unwrap()["online"], false);
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded_and_nothing_else_is() {
+        let (mut fleet, id) = fleet();
+        fleet.command(1, &id, "stop", r#"{"replica_id":"a"}"#).unwrap();
+        let mut again = Fleet::new(Rules::default());
+        assert!(again.load(&fleet.save()));
+        assert_eq!(again.save(), fleet.save());
+        assert_eq!(again.node(0, &id).unwrap()["online"], false);
+        for bad in
+            [json!(null), json!({"nodes": []}), json!({"nodes": [{}], "jobs": []}), json!({"nodes": {}})]
+        {
+            assert!(!again.load(&bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn commands_that_cannot_be_carried_out() {
+        let (mut fleet, id) = fleet();
+        let mut check = |verb: &str, body: &str, why: Refusal| {
+            assert_eq!(fleet.command(1, &id, verb, body), Err(why), "{verb} {body}");
+        };
+        let no_replica = || Refusal::BadBody("replica_id is missing");
+        check("deploy", "{}", no_replica());
+        check("stop", r#"{"replica_id":""}"#, no_replica());
+        check("logs", "", no_replica());
+        check("deploy", "[]", Refusal::BadBody("the body has to be a JSON object"));
+        check("reboot", "", Refusal::NoVerb);
+        assert!(matches!(fleet.command(1, &id, "close", r#"{"code":70000}"#), Err(Refusal::BadBody(_))));
+        fleet.disconnected(2, 2, "");
+        assert_eq!(fleet.command(3, &id, "drain", ""), Err(Refusal::Away));
+        assert!(fleet.command(3, &id, "remove", "").is_ok());
+        assert_eq!(fleet.command(3, &id, "drain", ""), Err(Refusal::NoNode));
+    }
+}

@@ -56,6 +56,8 @@ use options::Options;
 
 /// How often nodes are looked at for missing heartbeats.
 const TICK: Duration = Duration::from_millis(200);
+/// How many connections each of the two ports serves at once.
+const CONNECTIONS_MAX: usize = 1024;
 
 fn main() -> ExitCode {
     env_logger::Builder::new().filter_level(log::LevelFilter::Info).parse_default_env().init();
@@ -145,7 +147,7 @@ fn address(listener: &TcpListener) -> Result<SocketAddr, Failure> {
     listener.local_addr().map_err(Failure::Thread)
 }
 
-/// Accepts for ever, with a thread for each connection.
+/// Accepts for ever, with a thread for each connection, up to [`CONNECTIONS_MAX`].
 fn acceptor(
     name: &'static str,
     listener: TcpListener,
@@ -154,7 +156,12 @@ fn acceptor(
     let serve = Arc::new(serve);
     start(name, move || {
         for tcp in listener.incoming() {
+            // Each thread holds one of these for as long as it runs.
             let serve = Arc::clone(&serve);
+            if Arc::strong_count(&serve) > CONNECTIONS_MAX + 2 {
+                log::warn!("{CONNECTIONS_MAX} connections are open: one more was dropped");
+                continue;
+            }
             let served = match tcp {
                 Ok(tcp) => start(name, move || serve(tcp)),
                 Err(error) => Err(Failure::Thread(error)),

@@ -4,7 +4,7 @@
 //! Pings are answered by tungstenite, and only after the hub has taken (and saved) the messages before them: an agent
 //! may take a pong for the proof that its results arrived.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
@@ -29,16 +29,27 @@ const CLOSE_WAIT: Duration = Duration::from_secs(1);
 // What the API takes as a body can be sent as one message.
 const _: () = assert!(BODY_MAX <= MESSAGE_MAX && MESSAGE_MAX < BACKLOG_MAX);
 
-/// Serves the connection until it ends. `begun` is what the peer already sent after its upgrade request.
-pub fn run(hub: &Hub, mut stream: Stream, begun: Vec<u8>, node: Option<&str>) {
-    let opened = stream.no_deadline().and_then(|()| hub.connect(node));
-    let (conn, inbox) = match opened {
+/// Answers an upgrade request with `accepted` and serves the connection until it ends. `begun` is what the peer
+/// already sent after its request.
+pub fn run(hub: &Hub, mut stream: Stream, accepted: &str, begun: Vec<u8>, node: Option<&str>) {
+    // First of all: a peer that sees the answer may rely on being known as connected.
+    let (conn, inbox) = match hub.connect(node) {
         Ok(opened) => opened,
         Err(error) => {
             log::warn!("a connection was not served: {error}");
             return;
         }
     };
+    let answered = stream.write_all(accepted.as_bytes()).and_then(|()| stream.flush());
+    let why = match answered.and_then(|()| stream.no_deadline()) {
+        Ok(()) => serve(hub, stream, begun, conn, inbox),
+        Err(error) => error.to_string(),
+    };
+    hub.disconnect(conn, &why);
+}
+
+/// Serves the WebSocket, and returns why it ended.
+fn serve(hub: &Hub, stream: Stream, begun: Vec<u8>, conn: u64, inbox: Inbox) -> String {
     let config = WebSocketConfig::default()
         .read_buffer_size(8 << 10)
         .write_buffer_size(0)
@@ -50,7 +61,7 @@ pub fn run(hub: &Hub, mut stream: Stream, begun: Vec<u8>, node: Option<&str>) {
     let mut session = Session { hub, conn, inbox, socket, closing: None, said: None };
     let why = session.serve();
     session.socket.into_inner().into_inner().finish();
-    hub.disconnect(conn, &why);
+    why
 }
 
 struct Session<'h> {
