@@ -42,17 +42,18 @@ need() {
 # Installs packages without starting the services in them: what the scripts start, they start themselves, apart
 # from the machine's own. A policy-rc.d is Debian's way to say so; one that is there already stays as it is.
 install_packages() {
-    local policy=/usr/sbin/policy-rc.d ours=0 status=0
     say "installing from Debian: $*"
-    if [ ! -e "$policy" ]; then
-        ours=1
-        printf '#!/bin/sh\nexit 101\n' >"$policy"
-        chmod 755 "$policy"
-    fi
-    apt_update_once
-    apt_get install -y --no-install-recommends "$@" || status=$?
-    [ "$ours" = 0 ] || rm -f "$policy"
-    [ "$status" = 0 ] || die "apt-get could not install: $*"
+    (
+        policy=/usr/sbin/policy-rc.d
+        if [ ! -e "$policy" ]; then
+            trap 'rm -f "$policy"' EXIT
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod 755 "$policy"
+        fi
+        apt_update
+        apt_get install -y --no-install-recommends "$@"
+    ) || die "apt-get could not install: $*"
+    APT_UPDATED=1
 }
 
 # apt-get without questions, and without a word unless it fails.
@@ -65,10 +66,8 @@ apt_get() {
 }
 
 # The lists of packages are fetched once in a run: a fresh machine has none, an old one has stale ones.
-apt_update_once() {
-    [ -z "${APT_UPDATED:-}" ] || return 0
-    apt_get update || say "apt-get update failed: going on with the lists that are here"
-    APT_UPDATED=1
+apt_update() {
+    [ -n "${APT_UPDATED:-}" ] || apt_get update || say "apt-get update failed: going on with the lists that are here"
 }
 
 # Puts cargo on the PATH where rustup is installed but the shell was not told, and finds a C compiler for linking.
