@@ -17,6 +17,7 @@
 #   VECTORLAY_TEST_ENGINE_PID       the daemon at its start; VECTORLAY_TEST_ENGINE_PID_FILE has today's
 #   VECTORLAY_TEST_ENGINE_RESTART   a program: what `restart` does
 #   VECTORLAY_TEST_ENGINE_IN        a program that runs its arguments where the engine runs: its loopback, its ports
+#   VECTORLAY_TEST_NAMESPACE        (nerdctl) the CLI's namespace; others may be used if their names begin with this one
 #   VECTORLAY_TEST_IMAGE            an image that is there, stays up and ends at once on SIGTERM
 #   VECTORLAY_TEST_REGISTRY         (with `registry`) host:port of a registry, open to all, that has busybox:1
 #   VECTORLAY_TEST_REGISTRY_AUTH    the same for …_USER with …_PASSWORD only
@@ -43,7 +44,7 @@ ENGINE_LOAD_S=60
 # Paths that are fixed in an engine's code: hidden behind empty ones in the private namespace. Those of the first
 # kind are made where they are missing, those of the second kind matter only where they are there: D-Bus (firewalld),
 # AppArmor (profiles are the machine's), configuration.
-ENGINE_HIDE=(/run/containerd /etc/docker /var/lib/cni /opt/containerd)
+ENGINE_HIDE=(/run/containerd /etc/docker /var/lib/cni /var/lib/nerdctl /opt/containerd)
 ENGINE_HIDE_IF_THERE=(/run/dbus /sys/kernel/security /etc/nerdctl /run/docker /run/nri)
 ENGINE_IMAGES=(vectorlay-test/busybox:1 vectorlay-test/busybox:2)
 REGISTRY_OPEN=127.0.0.1:5000
@@ -53,9 +54,10 @@ REGISTRY_PASSWORD='two words:"quoted" #='
 
 # Starts an engine, waits until it answers, and loads the images.
 engine_start() {
-    local kind
+    local kind kinds=(docker)
     [ "$(id -u)" = 0 ] || die "missing: root (a container engine of its own needs it)"
-    for kind in ${VECTORLAY_TEST_ENGINE:-nerdctl docker}; do
+    ! have nerdctl || kinds=(nerdctl docker)
+    for kind in ${VECTORLAY_TEST_ENGINE:-"${kinds[@]}"}; do
         # In a subshell, which also keeps a failure's exit from being ours: the next kind may do.
         VECTORLAY_TEST_ENGINE_DIR=$(engine_try "$kind") || continue
         engine_export
@@ -77,6 +79,7 @@ engine_export() {
     export VECTORLAY_TEST_ENGINE_RESTART=$dir/restart
     export VECTORLAY_TEST_ENGINE_IN=$dir/in
     export VECTORLAY_TEST_IMAGE=${ENGINE_IMAGES[0]}
+    [ "$VECTORLAY_TEST_ENGINE" = docker ] || export VECTORLAY_TEST_NAMESPACE=${dir##*/}
     [ -e "$dir/registry" ] || return 0
     export VECTORLAY_TEST_REGISTRY=$REGISTRY_OPEN VECTORLAY_TEST_REGISTRY_AUTH=$REGISTRY_AUTH
     export VECTORLAY_TEST_REGISTRY_USER=$REGISTRY_USER VECTORLAY_TEST_REGISTRY_PASSWORD=$REGISTRY_PASSWORD
@@ -94,7 +97,7 @@ engine_restart() {
 # Ends all that belongs to the engine and removes all that it kept. Asks nothing of the engine itself, which may be
 # frozen or dead: what is ours is known by its namespaces and its cgroup.
 engine_stop() {
-    local dir pid left
+    local dir pid pids left
     dir=$(engine_dir "$@")
     thaw "$dir"
     for ((left = ENGINE_GONE_S * 10; left > 0; left--)); do
@@ -108,7 +111,8 @@ engine_stop() {
     end_process "$(cat "$dir/holder.pid" 2>/dev/null)" KILL
     find /sys/fs/cgroup -depth -type d -path "*/${dir##*/}*" -exec rmdir {} + 2>/dev/null || true
     remove_folder "$dir"
-    unset "${!VECTORLAY_TEST_ENGINE@}" "${!VECTORLAY_TEST_REGISTRY@}" VECTORLAY_TEST_CLI VECTORLAY_TEST_IMAGE
+    unset "${!VECTORLAY_TEST_ENGINE@}" "${!VECTORLAY_TEST_REGISTRY@}" VECTORLAY_TEST_CLI VECTORLAY_TEST_IMAGE \
+        VECTORLAY_TEST_NAMESPACE
 }
 
 # engine_image NAME [COMMAND-AS-JSON]: makes an image of busybox on the spot, from no registry, and loads it.
@@ -117,16 +121,14 @@ engine_image() {
     dir=$(engine_dir "${3:-}")
     # PID 1 ignores SIGTERM unless it says otherwise.
     [ -n "$command" ] || command='["/bin/sh","-c","trap \"exit 0\" TERM; echo ready; sleep 2147483 & wait"]'
-    image_archive "$dir" "$name" "$command" |
-        timeout "$ENGINE_LOAD_S" "$dir/$(<"$dir/kind")" load >>"$dir/image.log" 2>&1 ||
+    image_archive "$dir" "$name" "$command" | timeout "$ENGINE_LOAD_S" "$dir/load" >>"$dir/image.log" 2>&1 ||
         die "image $name could not be loaded: $(tail -n 1 "$dir/image.log")"
 }
 
 # Starts two registries with the same content on the engine's own loopback: one open to all, one with basic auth.
 engine_registry() {
-    local dir cli
+    local dir
     dir=$(engine_dir "$@")
-    cli=$dir/$(<"$dir/kind")
     need docker-registry=docker-registry
     mkdir -p "$dir/registry"
     # The hash is bcrypt, the only one that the registry takes; libxcrypt knows it.
@@ -135,10 +137,8 @@ engine_registry() {
         "$(perl -e 'print crypt($ARGV[0], q{$2y$05$vectorlayvectorlayvectu})' "$REGISTRY_PASSWORD")" >"$dir/htpasswd"
     registry_start "$dir" "$REGISTRY_OPEN" ""
     registry_start "$dir" "$REGISTRY_AUTH" "auth: {htpasswd: {realm: test, path: $dir/htpasswd}}"
-    timeout "$ENGINE_LOAD_S" "$cli" tag "${ENGINE_IMAGES[0]}" "$REGISTRY_OPEN/busybox:1"
-    timeout "$ENGINE_LOAD_S" "$cli" push "$REGISTRY_OPEN/busybox:1" >>"$dir/image.log" 2>&1 ||
+    timeout "$ENGINE_LOAD_S" "$dir/push" "${ENGINE_IMAGES[0]}" "$REGISTRY_OPEN/busybox:1" >>"$dir/image.log" 2>&1 ||
         die "the registry takes no image: $(tail -n 1 "$dir/image.log")"
-    timeout "$ENGINE_LOAD_S" "$cli" rmi "$REGISTRY_OPEN/busybox:1" >>"$dir/image.log" 2>&1
     engine_export "$dir"
 }
 
@@ -159,16 +159,14 @@ engine_dir() {
 # engine_try KIND: starts an engine of that kind; prints its folder, or fails with nothing left of it.
 engine_try() {
     local kind=$1 dir
-    [ "$kind" = docker ] || have "$kind" || {
-        say "$kind is not on the PATH"
-        return 1
-    }
     need unshare=util-linux nsenter=util-linux setsid=util-linux ip=iproute2 perl=perl-base
     "need_$kind"
     dir=$(mktemp -d "$ENGINE_BASE.XXXXXX")
     chmod 711 "$dir"
     printf '%s\n' "$kind" >"$dir/kind"
-    if (set -e; holder_start "$dir"; "write_$kind" "$dir"; write_restart "$dir"); then
+    trap 'engine_stop "$dir"; exit 130' INT TERM
+    if holder_start "$dir" && "write_$kind" "$dir" && write_restart "$dir"; then
+        # In a subshell, for an image that cannot be loaded exits.
         if daemon_start "$dir" && (engine_images "$dir"); then
             printf '%s' "$dir"
             return 0
@@ -183,7 +181,8 @@ engine_try() {
 need_docker() { need dockerd=docker.io docker=docker.io runc=runc; }
 
 need_nerdctl() {
-    need containerd=containerd containerd-shim-runc-v2=containerd runc=runc iptables=iptables
+    have nerdctl || die "missing: nerdctl (Debian has no package of it: https://github.com/containerd/nerdctl/releases)"
+    need containerd=containerd ctr=containerd containerd-shim-runc-v2=containerd runc=runc iptables=iptables
     [ -n "$(cni_path)" ] || need /usr/lib/cni/bridge=containernetworking-plugins
 }
 
@@ -224,6 +223,7 @@ END
     chmod 755 "$dir/holder"
     setsid unshare --net --mount --propagation slave "$dir/holder" </dev/null >"$dir/holder.log" 2>&1 &
     echo $! >"$dir/holder.pid"
+    disown
     wait_until 10 test -e "$dir/namespaces" || {
         say "no namespaces for the engine: $(tail -n 1 "$dir/holder.log")"
         return 1
@@ -251,6 +251,9 @@ write_docker() {
 }
 END
     write_program "$dir/daemon" "rm -f '$dir/docker.pid'" "exec $(command -v dockerd) --config-file '$dir/daemon.json'"
+    write_program "$dir/load" "exec '$dir/docker' load"
+    write_program "$dir/push" "set -e; '$dir/docker' tag \"\$1\" \"\$2\"" "'$dir/docker' push \"\$2\"" \
+        "exec '$dir/docker' rmi \"\$2\""
     write_docker_cli "$dir" "$(command -v docker)"
 }
 
@@ -265,7 +268,7 @@ write_docker_cli() {
 # A private containerd, and a nerdctl that finds it, with its own state and networks. Kata's runtime is runc under
 # another name here: containerd finds a shim by its name, on its PATH.
 write_nerdctl() {
-    local dir=$1
+    local dir=$1 ctr
     mkdir "$dir/bin"
     ln -s "$(command -v containerd-shim-runc-v2)" "$dir/bin/containerd-shim-kata-v2"
     cat >"$dir/containerd.toml" <<END
@@ -286,6 +289,10 @@ END
     write_program "$dir/nerdctl" "exec '$dir/in' $(command -v nerdctl) --address '$dir/engine.sock' \\
     --namespace '${dir##*/}' --data-root '$dir/nerdctl.data' --snapshotter $(<"$dir/snapshotter") \\
     --cni-path '$(cni_path)' --cni-netconfpath '$dir/cni' --cgroup-manager cgroupfs \"\$@\""
+    # Not nerdctl's own load, tag and push: those of 2.3 need a containerd newer than Debian's.
+    ctr="exec '$dir/in' $(command -v ctr) --address '$dir/engine.sock' --namespace '${dir##*/}' images"
+    write_program "$dir/load" "$ctr import --snapshotter $(<"$dir/snapshotter") -"
+    write_program "$dir/push" "$ctr push --plain-http \"\$2\" \"docker.io/\$1\""
 }
 
 write_restart() {
@@ -306,6 +313,7 @@ daemon_start() {
     forget_containerd "$dir"
     setsid "$dir/in" env -i "PATH=$dir/bin:$PATH" HOME=/root "$dir/daemon" </dev/null >>"$dir/engine.log" 2>&1 &
     echo $! >"$dir/engine.pid"
+    disown
     wait_until "$ENGINE_ANSWER_S" daemon_answers_or_ended "$dir" && daemon_answers "$dir"
 }
 
@@ -352,8 +360,9 @@ registry_start() {
     local dir=$1 address=$2 auth=$3 file=$1/registry-${2#*:}
     printf '%s\n' "version: 0.1" "storage: {filesystem: {rootdirectory: $dir/registry}}" \
         "http: {addr: '$address'}" "$auth" >"$file.yml"
-    setsid "$dir/in" env -i docker-registry serve "$file.yml" </dev/null >"$file.log" 2>&1 &
-    wait_until 20 grep -q "listening on" "$file.log" || die "the registry does not start: $(tail -n 1 "$file.log")"
+    setsid "$dir/in" env -i "PATH=$PATH" docker-registry serve "$file.yml" </dev/null >"$file.log" 2>&1 &
+    disown
+    wait_until 20 grep -qs "listening on" "$file.log" || die "the registry does not start: $(tail -n 1 "$file.log")"
 }
 
 # The archive that `docker load` and `nerdctl load` both read: a layer, its configuration, and a list of the two.
@@ -456,12 +465,13 @@ wait_until() {
 # Removes the engine's folder and the empty ones that were made to be hidden. The mounts inside went with their
 # namespace, which the kernel takes down a moment after its last process.
 remove_folder() {
-    local dir=$1 made=() path
+    local dir=$1 made=() path other
     [ ! -e "$dir/made" ] || mapfile -t made <"$dir/made"
     wait_until "$ENGINE_TERM_S" rm -rf --one-file-system "$dir" 2>/dev/null || say "could not remove $dir"
-    # Another engine of this kind may have hidden them too, and would lose them.
-    compgen -G "$ENGINE_BASE.??????" >/dev/null || for path in "${made[@]}"; do
-        rmdir --ignore-fail-on-non-empty "$path" || true
+    # Another engine like this one may have hidden the same folders and would lose them: the last one removes them.
+    other=$(compgen -G "$ENGINE_BASE.??????" | head -n 1) || true
+    for path in "${made[@]}"; do
+        if [ -n "$other" ]; then printf '%s\n' "$path" >>"$other/made"; else rmdir "$path" 2>/dev/null || true; fi
     done
 }
 
@@ -475,7 +485,15 @@ engine_main() {
     local verb=${1:-}
     [ $# -eq 0 ] || shift
     case "$verb" in
-        start) engine_start && engine_print ;;
+        start)
+            unset VECTORLAY_TEST_ENGINE_DIR
+            trap '[ -z "${VECTORLAY_TEST_ENGINE_DIR:-}" ] || engine_stop' EXIT
+            trap 'exit 130' INT
+            trap 'exit 143' TERM
+            engine_start
+            engine_print
+            trap - EXIT
+            ;;
         env) engine_export "$@" && engine_print ;;
         registry) engine_registry "$@" && engine_print ;;
         image) [ $# -ge 1 ] || die "usage: scripts/engine.sh image NAME [COMMAND-AS-JSON] [DIR]"; engine_image "$@" ;;
