@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::Core;
-use super::life::STOP_MARGIN;
+use super::commands::{STOP_MARGIN, STOP_TIMEOUT};
 use super::node::Mode;
 use super::outbox::{Entry, Gate, Kind};
 use super::replica::{Code, Deploy, Exit, Phase, Refusal, Replica, Step, Stop};
@@ -49,7 +49,9 @@ impl Core {
             return vec!["the record is not a JSON object: starting without it".to_owned()];
         };
         if record.get("version").and_then(Value::as_u64) != Some(VERSION) {
-            trouble.push("the record has another version: what it has in common with this one is used".to_owned());
+            trouble.push(
+                "the record has another version: what it has in common with this one is used".to_owned(),
+            );
         }
         if let Some(mode) = record.get("mode").and_then(Value::as_str).and_then(Mode::read) {
             self.set_mode(mode);
@@ -81,8 +83,10 @@ impl Core {
         let mut replica = Replica::bare(id.clone(), Phase::Unverified, 0);
         replica.hash = text("spec");
         replica.deploy_id = text("deploy");
-        replica.gpus = texts(value.get("gpus")).iter().filter_map(|gpu| PciAddress::parse(gpu).ok()).collect();
-        replica.stop_timeout = value.get("stop_timeout_ms").and_then(Value::as_u64).map(Duration::from_millis);
+        replica.gpus =
+            texts(value.get("gpus")).iter().filter_map(|gpu| PciAddress::parse(gpu).ok()).collect();
+        replica.stop_timeout =
+            value.get("stop_timeout_ms").and_then(Value::as_u64).map(Duration::from_millis);
         replica.exit_told = value.get("exited").and_then(Value::as_bool) == Some(true);
         replica.known = value.get("ran").and_then(Value::as_bool) == Some(true);
         replica.doomed = value.get("doomed").and_then(Value::as_bool) == Some(true);
@@ -106,7 +110,7 @@ impl Core {
         }
         if let Some(stop) = value.get("stop") {
             let timeout = stop.get("timeout_ms").and_then(Value::as_u64).map(Duration::from_millis);
-            let timeout = timeout.unwrap_or(super::life::STOP_TIMEOUT);
+            let timeout = timeout.unwrap_or(STOP_TIMEOUT);
             replica.stop = Some(Stop {
                 requests: requests(stop.get("requests")),
                 timeout,

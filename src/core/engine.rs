@@ -80,14 +80,17 @@ impl Core {
         match failure {
             None => self.engine_answers(now),
             Some(Failure { kind: FailureKind::Unavailable, words }) => self.engine_silent(now, words.clone()),
-            Some(Failure { kind: FailureKind::Deadline, words }) if look => self.engine_silent(now, words.clone()),
+            Some(Failure { kind: FailureKind::Deadline, words }) if look => {
+                self.engine_silent(now, words.clone())
+            }
             Some(Failure {
                 kind: FailureKind::NoImage | FailureKind::NameTaken | FailureKind::NoSuchContainer,
                 ..
             }) => self.engine_answers(now),
             // A refusal or a slow pull may be anybody's fault.
             Some(Failure {
-                kind: FailureKind::Deadline | FailureKind::Impossible | FailureKind::Refused, ..
+                kind: FailureKind::Deadline | FailureKind::Impossible | FailureKind::Refused,
+                ..
             }) => {}
         }
     }

@@ -1,221 +1,33 @@
 //! What is done in each state of a replica: commands and outcomes move it (`deploy`, `stop`, `outcome`, `listed`),
 //! and [`Core::drive`] derives from the state alone what must be under way.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::commands::STOP_MARGIN;
 use super::gpus::Denied;
 use super::job::{
-    Failure, FailureKind, Inspected, InspectedState, Job, JobId, LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE, LABEL_REPLICA,
-    LABEL_SPEC, Listed, ListedStatus, Outcome, PullJob, RunJob,
+    Failure, FailureKind, Inspected, InspectedState, Job, JobId, LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE,
+    LABEL_REPLICA, LABEL_SPEC, Outcome, PullJob, RunJob,
 };
-use super::outbox::{Entry, Kind};
-use super::replica::{
-    Code, Deploy, Exit, OnDeploy, OnStop, Phase, REQUESTS_MAX, Refusal, Replica, Sight, Stage, Step, Stop, Work,
-    on_deploy, on_stop, same_spec,
-};
+use super::replica::{Code, Exit, Phase, Refusal, Replica, Sight, Stage, Step};
 use super::{Action, Core, Purpose};
-use crate::protocol::{self, Pull};
-use crate::types::{ContainerId, ReplicaId, RequestId};
+use crate::protocol::Pull;
+use crate::types::{ContainerId, ReplicaId};
 
-/// How long pull and start may take together, where the deploy does not say.
-pub const DEPLOY_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-/// The same with GPUs: a large guest pins all of its memory first.
-pub const DEPLOY_TIMEOUT_GPU: Duration = Duration::from_secs(30 * 60);
-/// How long a container is given to end by itself, where nobody says.
-pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much longer than its timeout a stop may take before it is reported as failed.
-pub const STOP_MARGIN: Duration = Duration::from_secs(60);
 /// How long a failure is kept back for its containers to be proven gone.
 pub const CLEAR_PATIENCE: Duration = Duration::from_secs(10);
 /// How long after a failed question to the engine about one container it is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// The engine learns of an exit a little after the kernel: it is asked again after this, then after twice as long.
 const CONFIRM_FIRST: Duration = Duration::from_millis(20);
 /// How often it is asked before its word stands against the kernel's.
 const CONFIRM_TRIES: u32 = 8;
-/// The pause before a second removal of a container that will not go; doubled for each that follows.
-const REMOVE_PAUSE_FIRST: Duration = Duration::from_millis(125);
-/// The longest of these pauses.
-const REMOVE_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How long after a claim that had to wait the GPUs are looked at again.
 const GPU_READING_PAUSE: Duration = Duration::from_secs(1);
 /// How many names held by a container that does not exist are passed over.
 const GHOSTS_MAX: u32 = 3;
-/// The most results and owed outcomes that are kept; past it new deploys are `busy`.
-pub const OWED_MAX: usize = 1024;
 
 impl Core {
-    /// A `deploy` arrived, or waited for the table until now.
-    pub(super) fn deploy(&mut self, now: Instant, command: protocol::Deploy, out: &mut Vec<Action>) {
-        let protocol::Deploy { replica: id, request, spec, auth, pull, stop_timeout, deploy_timeout } = command;
-        let hash = self.key.hash(&spec);
-        if self.answered_before(request.as_ref(), out) || self.answer_again(&id, request.as_ref(), &hash) {
-            return;
-        }
-        let replica = self.replicas.get(&id);
-        let stage = replica.map_or(Stage::None, Replica::stage);
-        let same = replica.is_some_and(|r| {
-            same_spec(&r.hash, &hash) || request.is_some() && r.deploy.as_ref().is_some_and(|d| d.requests.contains(&request))
-        });
-        let same_next = replica.and_then(|r| r.next.as_ref()).is_some_and(|next| {
-            same_spec(&next.hash, &hash) || request.is_some() && next.requests.contains(&request)
-        });
-        let meaning = on_deploy(stage, same, same_next);
-        let refusal = match meaning {
-            OnDeploy::Start | OnDeploy::After | OnDeploy::Replace => self.admission(),
-            OnDeploy::Conflict => Some(Refusal::new(
-                Code::Conflict,
-                format!("replica {id} exists with another specification: stop it first"),
-            )),
-            OnDeploy::Join | OnDeploy::JoinNext | OnDeploy::Running => None,
-        };
-        if let Some(refusal) = refusal {
-            self.refuse_deploy(&id, request, &hash, &refusal, out);
-            return;
-        }
-        let timeout =
-            deploy_timeout.unwrap_or(if spec.gpu_count > 0 { DEPLOY_TIMEOUT_GPU } else { DEPLOY_TIMEOUT });
-        let make = |core: &mut Self| Deploy {
-            id: core.fresh_deploy_id(),
-            requests: vec![request.clone()],
-            hash: hash.clone(),
-            work: Some(Work { spec, auth, pull, gpus: Vec::new() }),
-            accepted: now,
-            deadline: now + timeout,
-            gate: core.disk.gate(now),
-            pulled: false,
-            ghosts: 0,
-            refusal: None,
-        };
-        match meaning {
-            OnDeploy::Start => {
-                let mut replica = Replica::queued(id.clone(), make(self), self.tick);
-                replica.stop_timeout = stop_timeout;
-                self.replicas.insert(id.clone(), replica);
-                self.queue.push_back(id);
-            }
-            OnDeploy::After | OnDeploy::Replace => {
-                let deploy = make(self);
-                let tick = self.tick;
-                if let Some(replica) = self.replicas.get_mut(&id) {
-                    replica.next = Some(deploy);
-                    replica.stop_timeout = stop_timeout;
-                    if meaning == OnDeploy::Replace {
-                        replica.enter(Phase::Clearing(Step::Look(tick)), tick);
-                    }
-                }
-            }
-            OnDeploy::Join => self.join(&id, request, &hash, |replica| replica.deploy.as_mut(), out),
-            OnDeploy::JoinNext => self.join(&id, request, &hash, |replica| replica.next.as_mut(), out),
-            OnDeploy::Running => self.tell_running(now, &id, vec![request], None),
-            OnDeploy::Conflict => {}
-        }
-    }
-
-    fn join(
-        &mut self,
-        id: &ReplicaId,
-        request: Option<RequestId>,
-        hash: &str,
-        which: impl Fn(&mut Replica) -> Option<&mut Deploy>,
-        out: &mut Vec<Action>,
-    ) {
-        let Some(deploy) = self.replicas.get_mut(id).and_then(which) else { return };
-        if deploy.requests.contains(&request) {
-            return;
-        }
-        if deploy.requests.len() < REQUESTS_MAX {
-            deploy.requests.push(request);
-        } else {
-            let refusal = Refusal::new(Code::Busy, "too many requests wait for this replica: ask again later");
-            self.refuse_deploy(id, request, hash, &refusal, out);
-        }
-    }
-
-    /// Why no new deploy is taken now, if so.
-    fn admission(&self) -> Option<Refusal> {
-        if !self.node.takes_deploys() {
-            return Some(Refusal::new(Code::Draining, "the node is draining or in maintenance: it takes no deploys"));
-        }
-        if self.queue.len() >= self.limits.queue_limit {
-            let limit = self.limits.queue_limit;
-            return Some(Refusal::new(Code::Busy, format!("{limit} deploys are waiting already")));
-        }
-        let owed = self.outbox.len() + self.replicas.values().filter(|r| r.owes()).count();
-        if owed >= OWED_MAX {
-            return Some(Refusal::new(Code::Busy, "too many results are not known to have arrived"));
-        }
-        None
-    }
-
-    /// A `stop` arrived, or waited for the table until now.
-    pub(super) fn stop(&mut self, now: Instant, command: protocol::Stop, out: &mut Vec<Action>) {
-        let protocol::Stop { replica: id, request, timeout } = command;
-        if self.answered_before(request.as_ref(), out) {
-            return;
-        }
-        let Some(replica) = self.replicas.get_mut(&id) else {
-            self.tell_stopped(&id, vec![request], None);
-            return;
-        };
-        let meaning = on_stop(replica.stage());
-        let timeout = timeout.or(replica.stop_timeout).unwrap_or(STOP_TIMEOUT);
-        let gate = self.disk.gate(now);
-        let fresh = replica.stop.is_none();
-        let stop = replica.stop.get_or_insert_with(|| Stop {
-            requests: Vec::new(),
-            timeout,
-            deadline: now + timeout + STOP_MARGIN,
-            gate,
-        });
-        if !stop.requests.contains(&request) && stop.requests.len() < REQUESTS_MAX {
-            stop.requests.push(request);
-        }
-        replica.doomed = true;
-        let tick = self.tick;
-        let cancelled = || Refusal::new(Code::Cancelled, "stopped before it was running");
-        match meaning {
-            OnStop::Gone => {}
-            OnStop::Cancel => {
-                if let Some(deploy) = &mut replica.deploy {
-                    deploy.refusal = Some((cancelled(), now));
-                }
-                match replica.phase {
-                    Phase::Queued => self.gone(now, &id, out),
-                    // Pulling leaves nothing of the container behind; a `run` may as well finish and be removed.
-                    Phase::Pulling(job) => out.push(Action::CancelJob(job)),
-                    Phase::Unverified
-                    | Phase::Orphaned(_)
-                    | Phase::Starting(_)
-                    | Phase::Naming(..)
-                    | Phase::Running(..)
-                    | Phase::Exited(..)
-                    | Phase::Stopping(..)
-                    | Phase::Clearing(_) => {}
-                }
-            }
-            OnStop::Stop => {
-                if let Phase::Running(container, _) = &replica.phase {
-                    let container = container.clone();
-                    out.push(Action::Unwatch(container.clone()));
-                    replica.enter(Phase::Stopping(container, None, now), tick);
-                }
-            }
-            OnStop::Remove => {
-                replica.enter(Phase::Clearing(Step::Look(tick)), tick);
-            }
-            OnStop::Join => {
-                if !fresh && let Some(stop) = &mut replica.stop {
-                    stop.deadline = stop.deadline.max(now + timeout);
-                }
-                if let Some(next) = replica.next.take() {
-                    self.tell_failed(now, &id, &next, &cancelled());
-                }
-            }
-        }
-    }
-
     /// A job came back.
     pub(super) fn outcome(&mut self, now: Instant, job: JobId, outcome: Outcome, out: &mut Vec<Action>) {
         let Some(purpose) = self.jobs.remove(&job) else { return };
@@ -337,7 +149,7 @@ impl Core {
     }
 
     /// The deploy failed: it is told so once its containers are gone.
-    fn fail(&mut self, now: Instant, id: &ReplicaId, refusal: Refusal) {
+    pub(super) fn fail(&mut self, now: Instant, id: &ReplicaId, refusal: Refusal) {
         let tick = self.tick;
         if let Some(replica) = self.replicas.get_mut(id) {
             if let Some(deploy) = &mut replica.deploy {
@@ -410,7 +222,8 @@ impl Core {
     /// The process that stands for a container cannot be watched.
     pub(super) fn unwatchable(&mut self, container: &ContainerId) {
         for replica in self.replicas.values_mut() {
-            if let Phase::Running(running, sight @ (Sight::Checking(..) | Sight::Watched(_))) = &mut replica.phase
+            if let Phase::Running(running, sight @ (Sight::Checking(..) | Sight::Watched(_))) =
+                &mut replica.phase
                 && running == container
             {
                 *sight = Sight::Unwatchable;
@@ -465,7 +278,14 @@ impl Core {
         }
     }
 
-    fn exited(&mut self, now: Instant, id: &ReplicaId, container: &ContainerId, exit: Exit, out: &mut Vec<Action>) {
+    pub(super) fn exited(
+        &mut self,
+        now: Instant,
+        id: &ReplicaId,
+        container: &ContainerId,
+        exit: Exit,
+        out: &mut Vec<Action>,
+    ) {
         out.push(Action::Unwatch(container.clone()));
         let tick = self.tick;
         let Some(replica) = self.replicas.get_mut(id) else { return };
@@ -489,7 +309,7 @@ impl Core {
     }
 
     /// Everything of a replica is proven gone.
-    pub(super) fn gone(&mut self, now: Instant, id: &ReplicaId, out: &mut Vec<Action>) {
+    pub(super) fn gone(&mut self, now: Instant, id: &ReplicaId) {
         let Some(mut replica) = self.replicas.remove(id) else { return };
         self.queue.retain(|queued| queued != id);
         if self.gpus.free(id) {
@@ -512,232 +332,15 @@ impl Core {
         self.disk.dirty();
     }
 
-    /// The engine's list came back. `began`: the tick at which it was asked for.
-    fn listed(&mut self, now: Instant, began: u64, result: Result<Vec<Listed>, Failure>, out: &mut Vec<Action>) {
-        let listed = match result {
-            Ok(listed) => listed,
-            Err(_) => {
-                self.listing_over(now, false);
-                self.tell_what_cannot_be_proven(now);
-                return;
-            }
-        };
-        self.listing_over(now, true);
-        let mut by_replica: BTreeMap<ReplicaId, Vec<Listed>> = BTreeMap::new();
-        for container in listed {
-            match ReplicaId::new(&container.replica) {
-                Ok(id) => by_replica.entry(id).or_default().push(container),
-                Err(invalid) => out.push(Action::warn(format!(
-                    "container {} carries our label, but its {invalid}: left alone",
-                    container.id.short()
-                ))),
-            }
-        }
-        for (id, containers) in &by_replica {
-            let replica = self
-                .replicas
-                .entry(id.clone())
-                .or_insert_with(|| Replica::bare(id.clone(), Phase::Unverified, 0));
-            for container in containers {
-                for gpu in &container.gpus {
-                    if !replica.gpus.contains(gpu) {
-                        replica.gpus.push(*gpu);
-                    }
-                }
-                self.gpus.adopt(id, &container.gpus);
-            }
-        }
-        let ids: Vec<ReplicaId> =
-            self.replicas.values().filter(|r| r.touched < began).map(|r| r.id.clone()).collect();
-        for id in ids {
-            let containers = by_replica.get(&id).map_or(&[][..], Vec::as_slice);
-            self.settle(now, &id, began, containers, out);
-        }
-        if !self.table_ready {
-            self.table_ready = true;
-            self.take_waiting(now, out);
-        }
-    }
-
-    /// Compares one replica with what a listing shows of it.
-    fn settle(
-        &mut self,
-        now: Instant,
-        id: &ReplicaId,
-        began: u64,
-        containers: &[Listed],
-        out: &mut Vec<Action>,
-    ) {
-        let Some(replica) = self.replicas.get(id) else { return };
-        match replica.phase.clone() {
-            Phase::Unverified => self.verify(now, id, containers, out),
-            Phase::Running(container, sight) => {
-                let up = containers.iter().any(|c| c.id == container && c.status == ListedStatus::Up);
-                let asked = replica.job().is_some() || matches!(sight, Sight::Confirm(..));
-                if !up && !asked {
-                    self.process_ended(now, &container);
-                }
-                self.remove_strays(&container, containers, out);
-            }
-            Phase::Exited(container, ..) => {
-                if let Some(up) = containers.iter().find(|c| c.status == ListedStatus::Up) {
-                    // Someone started it again by hand.
-                    let up = up.id.clone();
-                    if let Some(replica) = self.replicas.get_mut(id) {
-                        replica.exit_told = false;
-                        replica.enter(Phase::Running(up, Sight::Ask(now)), self.tick);
-                    }
-                    self.disk.dirty();
-                } else if !containers.iter().any(|c| c.id == container) {
-                    self.clear(id, began, containers, now, out);
-                }
-            }
-            Phase::Clearing(Step::Look(needs)) if needs <= began => self.clear(id, began, containers, now, out),
-            Phase::Orphaned(_)
-            | Phase::Queued
-            | Phase::Pulling(_)
-            | Phase::Starting(_)
-            | Phase::Naming(..)
-            | Phase::Stopping(..)
-            | Phase::Clearing(_) => {}
-        }
-    }
-
-    /// The first sight of a replica that an earlier process knew, or that nobody knew.
-    fn verify(&mut self, now: Instant, id: &ReplicaId, containers: &[Listed], out: &mut Vec<Action>) {
-        let tick = self.tick;
-        let Some(replica) = self.replicas.get_mut(id) else { return };
-        let up = containers.iter().find(|c| c.status == ListedStatus::Up && c.deploy == replica.deploy_id);
-        let up = up.or_else(|| containers.iter().find(|c| c.status == ListedStatus::Up));
-        if replica.doomed && replica.deploy.is_none() {
-            match up {
-                Some(up) if replica.stop.is_some() => {
-                    let container = up.id.clone();
-                    replica.enter(Phase::Stopping(container, None, now), tick);
-                }
-                Some(_) | None => replica.enter(Phase::Clearing(Step::Look(tick)), tick),
-            }
-            return;
-        }
-        if let Some(deploy) = &mut replica.deploy {
-            if self.orphans.contains(&deploy.id) {
-                let longest = if replica.gpus.is_empty() { DEPLOY_TIMEOUT } else { DEPLOY_TIMEOUT_GPU };
-                replica.enter(Phase::Orphaned(now + longest), tick);
-                return;
-            }
-            match up {
-                Some(up) if up.deploy == deploy.id && !replica.doomed => {
-                    replica.phase = Phase::Running(up.id.clone(), Sight::Ask(now));
-                    if let Some(deploy) = replica.deploy.take() {
-                        self.tell_running(now, id, deploy.requests, None);
-                    }
-                }
-                Some(_) | None => {
-                    let interrupted =
-                        || Refusal::new(Code::Interrupted, "the agent was ended before the deploy was done");
-                    deploy.refusal.get_or_insert_with(|| (interrupted(), now));
-                    replica.doomed = true;
-                    replica.enter(Phase::Clearing(Step::Look(tick)), tick);
-                }
-            }
-            self.disk.dirty();
-            return;
-        }
-        let ended = containers.iter().find_map(|c| match c.status {
-            ListedStatus::Exited(code) => Some((c.id.clone(), code)),
-            ListedStatus::Created | ListedStatus::Up | ListedStatus::Other => None,
-        });
-        let other = containers.iter().find(|c| c.status == ListedStatus::Other);
-        match (up, ended) {
-            (Some(up), _) => {
-                replica.hash.clone_from(&up.spec);
-                replica.deploy_id.clone_from(&up.deploy);
-                let container = up.id.clone();
-                replica.enter(Phase::Running(container.clone(), Sight::Ask(now)), tick);
-                self.remove_strays(&container, containers, out);
-            }
-            (None, Some((container, code))) => {
-                self.exited(now, id, &container, Exit { code: Some(code), oom: None }, out);
-            }
-            // Paused, restarting: it is there, and asked about again.
-            (None, None) if let Some(other) = other => {
-                let container = other.id.clone();
-                replica.enter(Phase::Running(container, Sight::Ask(now + ASK_AGAIN)), tick);
-            }
-            (None, None) => {
-                if std::mem::take(&mut replica.known) {
-                    self.tell_exit(now, id, "failed", Exit { code: None, oom: None });
-                }
-                if let Some(replica) = self.replicas.get_mut(id) {
-                    replica.doomed = true;
-                    replica.enter(Phase::Clearing(Step::Look(tick)), tick);
-                }
-            }
-        }
-        self.disk.dirty();
-    }
-
-    /// Removes what carries a running replica's label, never ran, and is not its container.
-    fn remove_strays(&mut self, container: &ContainerId, containers: &[Listed], out: &mut Vec<Action>) {
-        for stray in containers {
-            if stray.id != *container && stray.status == ListedStatus::Created {
-                self.submit(Job::Remove(stray.id.clone()), Purpose::Stray, out);
-            }
-        }
-    }
-
-    /// A listing that began after a replica was to go: removes what it shows, or concludes.
-    fn clear(
-        &mut self,
-        id: &ReplicaId,
-        began: u64,
-        containers: &[Listed],
-        now: Instant,
-        out: &mut Vec<Action>,
-    ) {
-        let Some(first) = containers.first() else {
-            self.gone(now, id, out);
-            return;
-        };
-        let Some(replica) = self.replicas.get_mut(id) else { return };
-        if replica.paused != replica.removals {
-            // It was asked for before, and something is still there: not at once again.
-            replica.paused = replica.removals;
-            let pause = REMOVE_PAUSE_FIRST * 2u32.pow(replica.removals.min(8));
-            replica.phase = Phase::Clearing(Step::Pause(now + pause.min(REMOVE_PAUSE_MAX)));
-            return;
-        }
-        let job = self.submit(Job::Remove(first.id.clone()), Purpose::Replica(id.clone()), out);
-        debug_assert!(began <= self.tick);
-        self.enter(id, Phase::Clearing(Step::Remove(job)));
-    }
-
-    /// The engine cannot be asked: failures whose containers cannot be proven gone are told all the same.
-    fn tell_what_cannot_be_proven(&mut self, now: Instant) {
-        let ids: Vec<ReplicaId> = self.replicas.keys().cloned().collect();
-        for id in ids {
-            let Some(replica) = self.replicas.get_mut(&id) else { continue };
-            if matches!(replica.phase, Phase::Clearing(_)) && replica.stop.is_none() {
-                self.tell_failure_early(now, &id);
-            }
-        }
-    }
-
-    fn tell_failure_early(&mut self, now: Instant, id: &ReplicaId) {
-        let Some(replica) = self.replicas.get_mut(id) else { return };
-        if let Some(deploy) = replica.deploy.take() {
-            match &deploy.refusal {
-                Some((refusal, _)) => self.tell_failed(now, id, &deploy, refusal),
-                None => replica.deploy = Some(deploy),
-            }
-        }
-    }
-
     /// Level-triggered: starts what the states call for and can be started now.
     pub(super) fn drive(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.admit(now, out);
-        let due: Vec<ReplicaId> =
-            self.replicas.values().filter(|r| self.due(r).is_some_and(|at| at <= now)).map(|r| r.id.clone()).collect();
+        let due: Vec<ReplicaId> = self
+            .replicas
+            .values()
+            .filter(|r| self.due(r).is_some_and(|at| at <= now))
+            .map(|r| r.id.clone())
+            .collect();
         let tick = self.tick;
         for id in due {
             self.give_up_what_is_late(now, &id);
@@ -845,13 +448,16 @@ impl Core {
 
     /// Starts deploys from the queue, in order, as far as there are places.
     fn admit(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let busy = |r: &Replica| matches!(r.phase, Phase::Pulling(_) | Phase::Starting(_) | Phase::Naming(..));
-        let mut places = self.limits.workers.saturating_sub(self.replicas.values().filter(|r| busy(r)).count());
+        let busy =
+            |r: &Replica| matches!(r.phase, Phase::Pulling(_) | Phase::Starting(_) | Phase::Naming(..));
+        let mut places =
+            self.limits.workers.saturating_sub(self.replicas.values().filter(|r| busy(r)).count());
         for id in self.queue.iter().cloned().collect::<Vec<_>>() {
             let Some(deploy) = self.replicas.get(&id).and_then(|r| r.deploy.as_ref()) else { continue };
             if deploy.deadline <= now {
-                let refusal = Refusal::new(Code::Timeout, "no place to start it came free before its deadline");
-                self.fail_queued(now, &id, refusal, out);
+                let refusal =
+                    Refusal::new(Code::Timeout, "no place to start it came free before its deadline");
+                self.fail_queued(now, &id, refusal);
                 continue;
             }
             if places == 0 || !self.disk.open(now, &deploy.gate) {
@@ -864,7 +470,7 @@ impl Core {
                 Ok(()) => {}
                 Err(None) => continue,
                 Err(Some(refusal)) => {
-                    self.fail_queued(now, &id, refusal, out);
+                    self.fail_queued(now, &id, refusal);
                     continue;
                 }
             }
@@ -879,11 +485,11 @@ impl Core {
     }
 
     /// A deploy that was never started failed: there is nothing to remove.
-    pub(super) fn fail_queued(&mut self, now: Instant, id: &ReplicaId, refusal: Refusal, out: &mut Vec<Action>) {
+    pub(super) fn fail_queued(&mut self, now: Instant, id: &ReplicaId, refusal: Refusal) {
         if let Some(deploy) = self.replicas.get_mut(id).and_then(|r| r.deploy.as_mut()) {
             deploy.refusal = Some((refusal, now));
         }
-        self.gone(now, id, out);
+        self.gone(now, id);
     }
 
     /// Claims GPUs; `Err(None)`: not now, but soon.
@@ -924,7 +530,7 @@ impl Core {
         }
     }
 
-    fn enter(&mut self, id: &ReplicaId, phase: Phase) {
+    pub(super) fn enter(&mut self, id: &ReplicaId, phase: Phase) {
         let tick = self.tick;
         if let Some(replica) = self.replicas.get_mut(id) {
             replica.enter(phase, tick);
@@ -935,66 +541,6 @@ impl Core {
         if let Some(Replica { phase: Phase::Running(_, sight), .. }) = self.replicas.get_mut(id) {
             *sight = new;
         }
-    }
-
-    fn tell_running(
-        &mut self,
-        now: Instant,
-        id: &ReplicaId,
-        requests: Vec<Option<RequestId>>,
-        took: Option<Duration>,
-    ) {
-        let Some(replica) = self.replicas.get(id) else { return };
-        let mut payload = super::payload(id, "running");
-        if let Phase::Running(container, _) = &replica.phase {
-            payload.insert("container_id".into(), container.as_str().into());
-        }
-        if !replica.gpus.is_empty() {
-            let gpus: Vec<String> = replica.gpus.iter().map(ToString::to_string).collect();
-            payload.insert("gpus".into(), gpus.into());
-        }
-        if let Some(took) = took {
-            payload.insert("duration_ms".into(), u64::try_from(took.as_millis()).unwrap_or(u64::MAX).into());
-        }
-        let hash = replica.hash.clone();
-        let gate = self.disk.gate(now);
-        self.tell(Kind::Deploy, id, requests, payload, |entry| entry.about(&hash).after(gate));
-    }
-
-    fn tell_failed(&mut self, now: Instant, id: &ReplicaId, deploy: &Deploy, refusal: &Refusal) {
-        let mut payload = super::refusal_payload(id, refusal);
-        let took = now.saturating_duration_since(deploy.accepted).as_millis();
-        payload.insert("duration_ms".into(), u64::try_from(took).unwrap_or(u64::MAX).into());
-        let gate = self.disk.gate(now);
-        self.tell(Kind::Deploy, id, deploy.requests.clone(), payload, |entry| entry.about(&deploy.hash).after(gate));
-    }
-
-    fn tell_stopped(&mut self, id: &ReplicaId, requests: Vec<Option<RequestId>>, refusal: Option<Refusal>) {
-        let payload = match &refusal {
-            None => super::payload(id, "stopped"),
-            Some(refusal) => super::refusal_payload(id, refusal),
-        };
-        self.tell(Kind::Stop, id, requests, payload, |entry| entry);
-    }
-
-    fn tell_exit(&mut self, now: Instant, id: &ReplicaId, status: &str, exit: Exit) {
-        let mut payload = super::payload(id, status);
-        if let Some(code) = exit.code {
-            payload.insert("exit_code".into(), code.into());
-        }
-        if let Some(oom) = exit.oom {
-            payload.insert("oom_killed".into(), oom.into());
-        }
-        let gate = self.disk.gate(now);
-        self.outbox.push(Entry::new(Kind::Exit, id.clone(), None, payload).after(gate));
-    }
-}
-
-impl Replica {
-    /// Enters `phase`: listings that began before `tick` say nothing about it.
-    fn enter(&mut self, phase: Phase, tick: u64) {
-        self.phase = phase;
-        self.touched = tick;
     }
 }
 

@@ -5,8 +5,9 @@
 //! [`Core::handle`] derives from the state alone what must be under way, so no handler can forget to kick something.
 //!
 //! - `session`: registering, connecting, liveness, when to try again
-//! - `life`, over the tables of [`replica`]: what is done in each state of a replica
-//! - [`outbox`]: results until the peer has them; `record` and [`disk`]: what survives the process
+//! - `commands`, `life` and `listing`, over the tables of [`replica`]: what is done in each state of a replica
+//! - `telling`: results and refusals; `ending`: SIGTERM
+//! - [`outbox`]: results until the peer has them; `document`, [`record`] and [`disk`]: what survives the process
 //! - [`gpus`]: who has which GPU; `engine`: whether it answers; [`node`]: states and messages
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -16,54 +17,45 @@ use std::time::{Duration, Instant};
 use log::Level;
 use serde_json::{Map, Value, json};
 
+use self::ending::Ending;
 use self::facts::{Check, Gpu, Hardware, Usage};
-use self::job::{Failure, Job, JobId, Outcome, Spec};
-use self::life::OWED_MAX;
+use self::job::{Job, JobId, Outcome, Spec};
 use self::node::Mode;
-use self::outbox::{Entry, Kind, Outbox};
+use self::operator::{ControlId, Request};
+use self::outbox::{Kind, Outbox};
 use self::random::Random;
-use self::replica::{Code, Phase, Refusal, Replica};
+use self::record::Identity;
+use self::replica::{Phase, Replica};
 use self::session::Session;
 use self::wire::{LinkEvent, LinkId, LinkOrder};
 use crate::digest::{hex, keyed_hash};
-use crate::protocol::{self, Command, Inbound};
-use crate::types::{ContainerId, NodeId, PciAddress, ReplicaId, RequestId, Secret};
+use crate::protocol::Inbound;
+use crate::types::{ContainerId, PciAddress, ReplicaId, RequestId, Secret};
 
+mod commands;
 pub mod disk;
+mod document;
+mod ending;
 mod engine;
 pub mod facts;
 pub mod gpus;
 pub mod job;
 pub mod life;
+mod listing;
 pub mod node;
+pub mod operator;
 pub mod outbox;
 pub mod random;
-mod record;
+pub mod record;
 pub mod replica;
 pub mod session;
+mod telling;
 pub mod wire;
 
-/// How many answers are remembered for their request IDs.
-const ANSWERED_MAX: usize = 1024;
-/// The most commands that wait for the table of containers.
-const WAITING_MAX: usize = 1024;
 /// How often the CLI calls of an earlier process are looked for while one is waited for.
 const ORPHANS_EVERY: Duration = Duration::from_secs(1);
-/// How long the last results are waited for before the session is closed.
-const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 /// How long after a failed save of the identity it is tried again.
 const IDENTITY_AGAIN: Duration = Duration::from_secs(10);
-
-/// The node's identity, as it is kept.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Identity {
-    /// The node's ID.
-    pub node_id: NodeId,
-    /// Its own token, where the server issued one.
-    pub node_token: Option<Secret>,
-    /// The key of the hashes of specifications.
-    pub spec_key: [u8; 32],
-}
 
 /// What the settings and the build say, as far as the core decides by it.
 #[derive(Debug, Clone)]
@@ -112,29 +104,6 @@ pub enum Sample {
     Checks,
     /// What the host is made of, the GPUs above all.
     Hardware,
-}
-
-/// Names one conversation on the operator's socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ControlId(pub u64);
-
-/// What an operator asks of the running agent.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Request {
-    /// How it is.
-    Status,
-    /// Finish, and take nothing new.
-    Drain,
-    /// Take nothing new.
-    Maintenance,
-    /// Take work again.
-    Resume,
-    /// Hold a GPU back.
-    Hold(PciAddress),
-    /// Release it.
-    Release(PciAddress),
-    /// Check the dependencies anew.
-    Recheck,
 }
 
 /// Everything that can happen.
@@ -239,7 +208,10 @@ enum Purpose {
     Probe,
     /// A container that belongs to nobody is being removed.
     Stray,
-    Logs { replica: ReplicaId, request: Option<RequestId> },
+    Logs {
+        replica: ReplicaId,
+        request: Option<RequestId>,
+    },
 }
 
 /// The key of the hashes of specifications.
@@ -285,16 +257,6 @@ impl Key {
     }
 }
 
-/// The end of the process, under way.
-#[derive(Debug)]
-struct Ending {
-    /// Commands in flight are waited for until this time.
-    grace: Instant,
-    /// Results are waited for until this time, once nothing is in flight.
-    flush: Option<Instant>,
-    told: bool,
-}
-
 /// The agent's state. See the module.
 #[derive(Debug)]
 pub struct Core {
@@ -333,7 +295,9 @@ impl Core {
     /// A core that has seen nothing yet, and what is to be done first.
     pub fn new(now: Instant, limits: Limits, origin: Origin, out: &mut Vec<Action>) -> Self {
         let Origin { identity, fresh_key, token, record, seed } = origin;
-        let key = Key(identity.as_ref().map_or(fresh_key, |identity| identity.spec_key));
+        let known = identity.as_ref().and_then(|identity| identity.spec_key);
+        let keyless = identity.is_some() && known.is_none();
+        let key = Key(known.unwrap_or(fresh_key));
         let identity = identity.map(|identity| (identity.node_id, identity.node_token));
         let mut core = Self {
             limits,
@@ -365,6 +329,9 @@ impl Core {
             for trouble in core.restore(now, &record) {
                 out.push(Action::warn(trouble));
             }
+        }
+        if keyless {
+            core.save_identity(out);
         }
         out.push(Action::FindOrphans);
         core.maintain(now, out);
@@ -409,7 +376,7 @@ impl Core {
 
     /// When [`Core::handle`] is to be called again at the latest, with [`Event::Tick`] if with nothing else.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let ending = self.ending.as_ref().map(|ending| ending.flush.unwrap_or(ending.grace));
+        let ending = self.ending.as_ref().map(Ending::deadline);
         let waiting = self.waiting.front().map(|(until, _)| *until);
         let replicas = self.replicas.values().filter_map(|replica| self.due(replica)).min();
         [
@@ -453,230 +420,6 @@ impl Core {
         }
     }
 
-    /// A command arrived.
-    fn command(&mut self, now: Instant, command: Inbound, out: &mut Vec<Action>) {
-        match command {
-            Inbound::Deploy(_) | Inbound::Stop(_) if self.ending.is_some() => {}
-            Inbound::Deploy(_) | Inbound::Stop(_) if !self.table_ready => self.wait(now, command, out),
-            Inbound::Deploy(deploy) => self.deploy(now, *deploy, out),
-            Inbound::Stop(stop) => self.stop(now, stop, out),
-            Inbound::Drain => self.set_mode(Mode::Draining),
-            Inbound::Maintenance => self.set_mode(Mode::Maintenance),
-            Inbound::Resume => self.set_mode(Mode::Online),
-            Inbound::Logs { replica, request, tail } => self.logs(replica, request, tail, out),
-            Inbound::Registered { .. } => {}
-        }
-    }
-
-    /// Keeps a command until the table is known.
-    fn wait(&mut self, now: Instant, command: Inbound, out: &mut Vec<Action>) {
-        if self.waiting.iter().any(|(_, waiting)| *waiting == command) {
-            return;
-        }
-        let timeout = match &command {
-            Inbound::Deploy(deploy) => deploy.deploy_timeout.unwrap_or(life::DEPLOY_TIMEOUT),
-            Inbound::Stop(stop) => stop.timeout.unwrap_or(life::STOP_TIMEOUT) + life::STOP_MARGIN,
-            _ => return,
-        };
-        if self.waiting.len() < WAITING_MAX {
-            self.waiting.push_back((now + timeout, command));
-        } else {
-            let refusal = Refusal::new(Code::Busy, "too many commands wait for the node to know its containers");
-            self.refuse_waiting(command, &refusal, out);
-        }
-    }
-
-    fn take_waiting(&mut self, now: Instant, out: &mut Vec<Action>) {
-        for (_, command) in std::mem::take(&mut self.waiting) {
-            self.command(now, command, out);
-        }
-    }
-
-    fn expire_waiting(&mut self, now: Instant) {
-        if self.waiting.iter().all(|(until, _)| *until > now) {
-            return;
-        }
-        let refusal = Refusal::new(Code::NotReady, "the node does not know its containers yet: the engine is silent");
-        let mut unsent = Vec::new();
-        for (until, command) in std::mem::take(&mut self.waiting) {
-            if until <= now {
-                self.refuse_waiting(command, &refusal, &mut unsent);
-            } else {
-                self.waiting.push_back((until, command));
-            }
-        }
-    }
-
-    fn refuse_waiting(&mut self, command: Inbound, refusal: &Refusal, out: &mut Vec<Action>) {
-        match command {
-            Inbound::Deploy(deploy) => {
-                let hash = self.key.hash(&deploy.spec);
-                self.refuse_deploy(&deploy.replica, deploy.request, &hash, refusal, out);
-            }
-            Inbound::Stop(stop) => self.refuse(Kind::Stop, &stop.replica, stop.request, "", refusal, out),
-            _ => {}
-        }
-    }
-
-    fn refuse_malformed(
-        &mut self,
-        (command, replica, request): (Command, ReplicaId, Option<RequestId>),
-        why: &str,
-        out: &mut Vec<Action>,
-    ) {
-        let kind = match command {
-            Command::Deploy => Kind::Deploy,
-            Command::Stop => Kind::Stop,
-        };
-        self.refuse(kind, &replica, request, "", &Refusal::new(Code::Invalid, why), out);
-    }
-
-    fn refuse_deploy(
-        &mut self,
-        replica: &ReplicaId,
-        request: Option<RequestId>,
-        hash: &str,
-        refusal: &Refusal,
-        out: &mut Vec<Action>,
-    ) {
-        self.refuse(Kind::Deploy, replica, request, hash, refusal, out);
-    }
-
-    /// Answers a command that was not accepted: kept in memory, or only sent when too much is kept already.
-    fn refuse(
-        &mut self,
-        kind: Kind,
-        replica: &ReplicaId,
-        request: Option<RequestId>,
-        hash: &str,
-        refusal: &Refusal,
-        out: &mut Vec<Action>,
-    ) {
-        let payload = refusal_payload(replica, refusal);
-        if self.outbox.len() < OWED_MAX {
-            let about = |entry: Entry| entry.about(hash).unrecorded();
-            self.tell(kind, replica, vec![request], payload, about);
-        } else if let Some(link) = self.session.flowing() {
-            let payload = with_request(payload, request.as_ref());
-            out.push(Action::Link(LinkOrder::Send(link, protocol::write(kind.word(), payload.into()))));
-        }
-    }
-
-    /// Keeps a result for everyone who waits for it, and remembers it for their request IDs.
-    fn tell(
-        &mut self,
-        kind: Kind,
-        replica: &ReplicaId,
-        requests: Vec<Option<RequestId>>,
-        payload: Map<String, Value>,
-        shape: impl Fn(Entry) -> Entry,
-    ) {
-        for request in requests {
-            let payload = with_request(payload.clone(), request.as_ref());
-            if let Some(request) = &request {
-                self.answered.retain(|(known, ..)| known != request);
-                if self.answered.len() >= ANSWERED_MAX {
-                    self.answered.pop_front();
-                }
-                self.answered.push_back((request.clone(), kind, replica.clone(), payload.clone()));
-            }
-            let entry = shape(Entry::new(kind, replica.clone(), request, payload));
-            if entry.recorded {
-                self.disk.dirty();
-            }
-            self.outbox.push(entry);
-        }
-    }
-
-    /// A request that was answered before gets the same answer again.
-    fn answered_before(&mut self, request: Option<&RequestId>, out: &mut Vec<Action>) -> bool {
-        let Some(request) = request else { return false };
-        let Some((_, kind, replica, payload)) = self.answered.iter().find(|(known, ..)| known == request).cloned()
-        else {
-            return false;
-        };
-        if !self.outbox.send_again(|entry| entry.request.as_ref() == Some(request)) {
-            if self.outbox.len() < OWED_MAX {
-                let entry = Entry::new(kind, replica, Some(request.clone()), payload);
-                self.outbox.push(entry.unrecorded());
-            } else if let Some(link) = self.session.flowing() {
-                out.push(Action::Link(LinkOrder::Send(link, protocol::write(kind.word(), payload.into()))));
-            }
-        }
-        true
-    }
-
-    /// A deploy whose equal's result is not known to have arrived gets that result again, as long as nothing was
-    /// said about the replica since.
-    fn answer_again(&mut self, replica: &ReplicaId, request: Option<&RequestId>, hash: &str) -> bool {
-        if self.replicas.get(replica).is_some_and(Replica::owes) {
-            return false;
-        }
-        let newest = self.outbox.iter().filter(|entry| entry.replica == *replica && entry.kind != Kind::Exit).last();
-        let equal = newest.is_some_and(|entry| {
-            entry.kind == Kind::Deploy
-                && match (request, &entry.request) {
-                    (Some(request), Some(known)) => request == known,
-                    (None, None) => !entry.spec.is_empty() && replica::same_spec(&entry.spec, hash),
-                    (Some(_), None) | (None, Some(_)) => false,
-                }
-        });
-        equal && self.outbox.send_again(|entry| entry.replica == *replica && entry.kind != Kind::Stop)
-    }
-
-    fn tell_interrupted(&mut self, now: Instant, replica: &ReplicaId, requests: Vec<Option<RequestId>>) {
-        let refusal = Refusal::new(Code::Interrupted, "the agent was ended before the deploy was started");
-        let gate = self.disk.gate(now);
-        self.tell(Kind::Deploy, replica, requests, refusal_payload(replica, &refusal), |entry| entry.after(gate));
-    }
-
-    /// Tells how far a replica is on the way up; such news is not kept.
-    fn tell_progress(&self, replica: &ReplicaId, status: &str, out: &mut Vec<Action>) {
-        if let Some(link) = self.session.flowing() {
-            let text = protocol::write("replica_status", payload(replica, status).into());
-            out.push(Action::Link(LinkOrder::Send(link, text)));
-        }
-    }
-
-    fn logs(&mut self, replica: ReplicaId, request: Option<RequestId>, tail: u32, out: &mut Vec<Action>) {
-        let container = self.replicas.get(&replica).and_then(|replica| match &replica.phase {
-            Phase::Running(container, _) | Phase::Exited(container, ..) | Phase::Stopping(container, ..) => {
-                Some(container.clone())
-            }
-            Phase::Unverified
-            | Phase::Orphaned(_)
-            | Phase::Queued
-            | Phase::Pulling(_)
-            | Phase::Starting(_)
-            | Phase::Naming(..)
-            | Phase::Clearing(_) => None,
-        });
-        match container {
-            Some(container) => _ = self.submit(Job::Logs(container, tail), Purpose::Logs { replica, request }, out),
-            None => self.tell_logs(&replica, request.as_ref(), Ok((Vec::new(), false)), out),
-        }
-    }
-
-    fn tell_logs(
-        &self,
-        replica: &ReplicaId,
-        request: Option<&RequestId>,
-        result: Result<(Vec<String>, bool), Failure>,
-        out: &mut Vec<Action>,
-    ) {
-        let Some(link) = self.session.flowing() else { return };
-        let mut payload = Map::new();
-        payload.insert("replica_id".into(), replica.as_str().into());
-        let (lines, truncated) = result.unwrap_or_else(|failure| {
-            payload.insert("error".into(), failure.words.into());
-            (Vec::new(), false)
-        });
-        payload.insert("lines".into(), lines.into());
-        payload.insert("truncated".into(), truncated.into());
-        let payload = with_request(payload, request);
-        out.push(Action::Link(LinkOrder::Send(link, protocol::write("logs", payload.into()))));
-    }
-
     fn hardware(&mut self, hardware: Hardware) {
         let gpus: &[Gpu] = &hardware.gpus;
         if self.gpus.reading(gpus) {
@@ -699,7 +442,7 @@ impl Core {
         }
     }
 
-    fn submit(&mut self, job: Job, purpose: Purpose, out: &mut Vec<Action>) -> JobId {
+    pub(super) fn submit(&mut self, job: Job, purpose: Purpose, out: &mut Vec<Action>) -> JobId {
         self.next_job += 1;
         let id = JobId(self.next_job);
         self.jobs.insert(id, purpose);
@@ -708,7 +451,7 @@ impl Core {
     }
 
     /// A name for a deploy that no other has, in this process or another.
-    fn fresh_deploy_id(&mut self) -> String {
+    pub(super) fn fresh_deploy_id(&mut self) -> String {
         format!("{:016x}", self.random.bits())
     }
 
@@ -722,12 +465,12 @@ impl Core {
                 self.node.want_info();
                 self.sample(Sample::Checks, now, out);
             }
-            Request::Hold(gpu) | Request::Release(gpu) if !self.gpus.knows(*gpu) => {
+            Request::GpuHold(gpu) | Request::GpuRelease(gpu) if !self.gpus.knows(*gpu) => {
                 out.push(Action::Reply(id, json!({ "error": format!("there is no GPU at {gpu}") })));
                 return;
             }
-            Request::Hold(gpu) => self.hold_back(*gpu, true),
-            Request::Release(gpu) => self.hold_back(*gpu, false),
+            Request::GpuHold(gpu) => self.hold_back(*gpu, true),
+            Request::GpuRelease(gpu) => self.hold_back(*gpu, false),
         }
         out.push(Action::Reply(id, self.status(now)));
     }
@@ -738,77 +481,6 @@ impl Core {
             self.node.want_info();
         }
     }
-
-    fn terminate(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if self.ending.is_some() {
-            return;
-        }
-        self.ending = Some(Ending { grace: now + self.limits.grace, flush: None, told: false });
-        self.waiting.clear();
-        let refusal = || Refusal::new(Code::Interrupted, "the agent was ended before the deploy was started");
-        for id in self.queue.iter().cloned().collect::<Vec<_>>() {
-            self.fail_queued(now, &id, refusal(), out);
-        }
-        let waiting: Vec<ReplicaId> =
-            self.replicas.values().filter(|r| r.next.is_some()).map(|r| r.id.clone()).collect();
-        for id in waiting {
-            if let Some(next) = self.replicas.get_mut(&id).and_then(|replica| replica.next.take()) {
-                self.tell_interrupted(now, &id, next.requests);
-            }
-        }
-        out.push(Action::info("ending: finishing what is in flight; containers go on running".into()));
-    }
-
-    fn drive_ending(&mut self, now: Instant, out: &mut Vec<Action>) {
-        self.drive(now, out);
-        let idle = self.idle();
-        let delivered = self.outbox.is_empty() || self.session.flowing().is_none();
-        let settled = self.disk.settled();
-        let Some(ending) = &mut self.ending else { return };
-        if ending.told {
-            return;
-        }
-        if idle || ending.grace <= now {
-            let flush = *ending.flush.get_or_insert(now + FLUSH_WITHIN);
-            if (delivered && settled) || flush <= now {
-                if self.session.is_over() {
-                    ending.told = true;
-                    out.push(Action::End(End::Clean));
-                } else {
-                    self.close_session(now, out);
-                    // What has no connection to close is over at once.
-                    if self.session.is_over()
-                        && let Some(ending) = &mut self.ending
-                    {
-                        ending.told = true;
-                        out.push(Action::End(End::Clean));
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// `{"replica_id", "status"}`.
-fn payload(replica: &ReplicaId, status: &str) -> Map<String, Value> {
-    let mut payload = Map::new();
-    payload.insert("replica_id".into(), replica.as_str().into());
-    payload.insert("status".into(), status.into());
-    payload
-}
-
-fn refusal_payload(replica: &ReplicaId, refusal: &Refusal) -> Map<String, Value> {
-    let mut payload = payload(replica, "failed");
-    payload.insert("code".into(), refusal.code.word().into());
-    payload.insert("error".into(), refusal.error.as_str().into());
-    payload
-}
-
-fn with_request(mut payload: Map<String, Value>, request: Option<&RequestId>) -> Map<String, Value> {
-    if let Some(request) = request {
-        payload.insert("request_id".into(), request.as_str().into());
-    }
-    payload
 }
 
 impl fmt::Display for Event {

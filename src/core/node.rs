@@ -135,7 +135,8 @@ impl Node {
         let path = usage.storage.as_ref().map_or("the data path", |storage| storage.path.as_str());
         (free < least).then(|| {
             let gb = |bytes: u64| bytes / 1_000_000_000;
-            let error = format!("{} GB free on {path}, at least {} are needed for images", gb(free), gb(least));
+            let error =
+                format!("{} GB free on {path}, at least {} are needed for images", gb(free), gb(least));
             Refusal::new(Code::NoDisk, error)
         })
     }
@@ -176,7 +177,10 @@ impl Core {
         if self.node.told.as_ref().is_none_or(|(told, why)| *told != state || *why != reason) {
             let payload = json!({ "state": state, "reason": reason });
             out.push(Action::Link(LinkOrder::Send(link, protocol::write("node_state", payload))));
-            out.push(Action::info(format!("node state: {state}{}{reason}", if reason.is_empty() { "" } else { ": " })));
+            out.push(Action::info(format!(
+                "node state: {state}{}{reason}",
+                if reason.is_empty() { "" } else { ": " }
+            )));
             self.node.told = Some((state, reason));
         }
     }
@@ -291,7 +295,8 @@ impl Core {
             };
             checks.insert(name.to_owned(), value);
         }
-        let ready = self.node.checked_once && self.node.checks.values().all(|check| check.ok || !check.required);
+        let ready =
+            self.node.checked_once && self.node.checks.values().all(|check| check.ok || !check.required);
         json!({ "ready": ready, "checks": checks })
     }
 

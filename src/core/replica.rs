@@ -321,6 +321,12 @@ impl Replica {
         self.deploy = Some(deploy);
     }
 
+    /// Enters `phase`: listings that began before `tick` say nothing about it.
+    pub fn enter(&mut self, phase: Phase, tick: u64) {
+        self.phase = phase;
+        self.touched = tick;
+    }
+
     /// What the tables tell apart.
     pub fn stage(&self) -> Stage {
         match &self.phase {
@@ -337,9 +343,11 @@ impl Replica {
             {
                 Stage::Going { next: self.next.is_some() }
             }
-            Phase::Queued | Phase::Pulling(_) | Phase::Starting(_) | Phase::Naming(..) | Phase::Orphaned(_) => {
-                Stage::Coming
-            }
+            Phase::Queued
+            | Phase::Pulling(_)
+            | Phase::Starting(_)
+            | Phase::Naming(..)
+            | Phase::Orphaned(_) => Stage::Coming,
             Phase::Running(..) => Stage::Running,
             Phase::Exited(..) => Stage::Ended,
             Phase::Unverified if self.deploy.is_some() => Stage::Coming,

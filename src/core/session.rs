@@ -7,8 +7,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::record::Identity;
 use super::wire::{Down, DownReason, LinkEvent, LinkId, LinkOrder, Registration};
-use super::{Action, Core, End, Identity, Sample};
+use super::{Action, Core, End, Sample};
 use crate::protocol::{self, Inbound, OFFLINE_AFTER, Unusable};
 use crate::types::{NodeId, Secret};
 
@@ -43,7 +44,10 @@ const RECONNECT_LATEST: Duration =
 // A link that dies right after a heartbeat is noticed, replaced and has sent the next one before the server gives
 // the node up.
 const _: () = assert!(
-    HEARTBEAT_EVERY.as_millis() + SILENCE_MAX.as_millis() + RECONNECT_LATEST.as_millis() + DIAL_DEADLINE.as_millis()
+    HEARTBEAT_EVERY.as_millis()
+        + SILENCE_MAX.as_millis()
+        + RECONNECT_LATEST.as_millis()
+        + DIAL_DEADLINE.as_millis()
         < OFFLINE_AFTER.as_millis()
 );
 const _: () = assert!(PING_EVERY.as_millis() * 2 < SILENCE_MAX.as_millis());
@@ -99,7 +103,11 @@ enum Informed {
 }
 
 impl Session {
-    pub(super) fn new(now: Instant, identity: Option<(NodeId, Option<Secret>)>, token: Option<Secret>) -> Self {
+    pub(super) fn new(
+        now: Instant,
+        identity: Option<(NodeId, Option<Secret>)>,
+        token: Option<Secret>,
+    ) -> Self {
         let (node, node_token) = identity.map_or((None, None), |(node, token)| (Some(node), token));
         Self {
             state: State::Idle(now),
@@ -249,11 +257,15 @@ impl Core {
                     self.session.state = State::Over;
                     return;
                 }
-                out.push(Action::warn("the control plane removed this node: registering it again".to_owned()));
+                out.push(Action::warn(
+                    "the control plane removed this node: registering it again".to_owned(),
+                ));
                 self.session.node = None;
                 self.session.node_token = None;
             }
-            DownReason::NoConnection | DownReason::Http(_) | DownReason::Violation => self.session.failures += 1,
+            DownReason::NoConnection | DownReason::Http(_) | DownReason::Violation => {
+                self.session.failures += 1
+            }
             DownReason::Closed(_) | DownReason::Broken => {}
         }
         self.session.over_socket = false;
@@ -289,7 +301,9 @@ impl Core {
                 self.session.state = State::Over;
             }
             Registration::Absent => {
-                out.push(Action::info("the server does not register over HTTP: registering over the socket".into()));
+                out.push(Action::info(
+                    "the server does not register over HTTP: registering over the socket".into(),
+                ));
                 self.session.over_socket = true;
                 self.session.state = State::Idle(now);
             }
@@ -314,7 +328,7 @@ impl Core {
             out.push(Action::SaveIdentity(Identity {
                 node_id: node.clone(),
                 node_token: self.session.node_token.clone(),
-                spec_key: self.key.bytes(),
+                spec_key: Some(self.key.bytes()),
             }));
         }
     }
@@ -342,7 +356,9 @@ impl Core {
     fn named(&mut self, node: NodeId, token: Option<Secret>, out: &mut Vec<Action>) {
         match &self.session.node {
             Some(known) if *known != node => {
-                out.push(Action::warn(format!("the server calls this node {node}, but it is {known}: ignored")));
+                out.push(Action::warn(format!(
+                    "the server calls this node {node}, but it is {known}: ignored"
+                )));
             }
             Some(_) if token.is_none() => {}
             Some(_) | None => self.become_node(node, token, out),
