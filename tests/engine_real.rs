@@ -1,7 +1,8 @@
 //! The engine room against a real engine. Which one, the environment says:
 //! `VECTORLAY_TEST_CLI` (absolute path of a CLI or of a wrapper around one), `VECTORLAY_TEST_ENGINE` (`docker` or
 //! `nerdctl`), `VECTORLAY_TEST_IMAGE` (one with busybox's /bin/sleep, /bin/sh and /bin/cat). Without them the tests
-//! are skipped, and counted as skipped.
+//! are skipped, and counted as skipped. `VECTORLAY_TEST_REGISTRY_AUTH`, `…_USER` and `…_PASSWORD` name a registry that
+//! has `busybox:1` for that user only.
 #![allow(clippy::disallowed_methods, reason = "waits for real containers")]
 #![allow(clippy::print_stderr, reason = "says what was skipped")]
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail as the test does")]
@@ -295,10 +296,10 @@ fn failures_are_told_apart() {
 fn a_pull_with_credentials() {
     let name = "a_pull_with_credentials";
     let Some(bench) = bench(name, |_| {}) else { return };
-    let variable = |part: &str| std::env::var(format!("VECTORLAY_TEST_REGISTRY_AUTH{part}"));
-    let (Ok(server), Ok(username), Ok(password)) = (variable(""), variable("_USER"), variable("_PASSWORD"))
+    let variable = |part: &str| std::env::var(format!("VECTORLAY_TEST_REGISTRY_{part}"));
+    let (Ok(server), Ok(username), Ok(password)) = (variable("AUTH"), variable("USER"), variable("PASSWORD"))
     else {
-        return skip(name, "VECTORLAY_TEST_REGISTRY_AUTH, …_USER and …_PASSWORD are not set");
+        return skip(name, "VECTORLAY_TEST_REGISTRY_AUTH, _USER and _PASSWORD are not set");
     };
     let pull = |password: Option<&str>| {
         let auth = password.map(|password| RegistryAuth {
