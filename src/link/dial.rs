@@ -1,0 +1,288 @@
+#![allow(
+    clippy::disallowed_methods,
+    reason = "starts the lookup's thread, and reads the clock for the next address"
+)]
+//! From a URL to a stream: name, addresses, proxy and TLS, and from there to a WebSocket, all under one deadline.
+//!
+//! ```text
+//! lookup (a thread of its own) → connect (all addresses, staggered) → CONNECT (with a proxy) → TLS → upgrade
+//! ```
+//!
+//! Each step waits with the attempt's [`Patience`], so none of them can stretch it, and giving the attempt up is
+//! noticed in all of them. Nothing here is tried twice.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFlags, eventfd};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+use super::error::{Error, tls_words};
+use super::proxy::Proxy;
+use super::sock::{Patience, Sock};
+use super::tls::{self, Stream};
+use super::url::{Host, Url};
+use crate::types::Secret;
+
+/// How long after one address the next one is tried, while the first has not answered (RFC 8305 section 8 says 250 ms):
+/// what a black hole costs.
+const STAGGER: Duration = Duration::from_millis(250);
+/// The most addresses of a name that are tried.
+const ADDRESSES_MAX: usize = 16;
+/// The most lookups that may hang at the same time; each holds a thread until its resolver gives up.
+const LOOKUPS_MAX: usize = 8;
+/// How long unacknowledged bytes may stand before the kernel ends a connection, in milliseconds. The core's pings
+/// notice a dead peer sooner; this helps where nothing is read.
+const TCP_USER_TIMEOUT_MS: u32 = 20_000;
+/// The longest answer of a proxy, in bytes.
+const PROXY_ANSWER_MAX: usize = 8 << 10;
+
+/// What a connection is made with, and what it leaves behind.
+#[derive(Debug)]
+pub(super) struct Dialer {
+    /// Roots besides the built-in ones.
+    pub ca_file: Option<PathBuf>,
+    /// The proxy.
+    pub proxy: Option<Proxy>,
+    /// Held by each lookup that has not come back.
+    lookups: Arc<()>,
+}
+
+impl Dialer {
+    /// With these settings.
+    pub(super) fn new(ca_file: Option<PathBuf>, proxy: Option<Proxy>) -> Self {
+        Self { ca_file, proxy, lookups: Arc::new(()) }
+    }
+
+    /// Connects to the URL's host, through the proxy where it serves that, with TLS where the URL wants it. `time` is
+    /// what `patience` began with, for the error's text.
+    ///
+    /// # Errors
+    /// [`Error`]: which step failed, and on what.
+    pub(super) fn open(&self, url: &Url, patience: &Patience, time: Duration) -> Result<Stream, Error> {
+        // First, so that a bad file costs no connection.
+        let config = if url.secure() { Some(tls::config(self.ca_file.as_deref())?) } else { None };
+        let attempt = Attempt { patience, time };
+        let proxy = self.proxy.as_ref().filter(|proxy| proxy.serves(url.host()));
+        let (host, port) = proxy.map_or((url.host(), url.port()), |proxy| (proxy.host(), proxy.port()));
+        let addresses = self.addresses(host, port, &attempt)?;
+        let mut sock = connect(&addresses, &format!("{host}:{port}"), &attempt)?;
+        if let Some(proxy) = proxy {
+            tunnel(&mut sock, proxy, url, &attempt)?;
+        }
+        let Some(config) = config else { return Ok(Stream::Plain(sock)) };
+        let peer = format!("{}:{}", url.host(), url.port());
+        tls::handshake(config, url.host(), sock).map_err(|error| match rustls_error(&error) {
+            Some(inner) => {
+                let why = tls_words(inner, &url.host().to_string(), self.ca_file.as_deref());
+                Error::Tls { peer, why }
+            }
+            None => attempt.failed("the TLS handshake", "answer to the TLS handshake", peer, error),
+        })
+    }
+
+    /// All addresses of a host, IPv6 and IPv4 in turn, beginning with the resolver's first choice.
+    fn addresses(&self, host: &Host, port: u16, attempt: &Attempt<'_>) -> Result<Vec<SocketAddr>, Error> {
+        match host {
+            Host::Address(address) => Ok(vec![SocketAddr::new(*address, port)]),
+            Host::Name(name) => self.look_up(name, port, attempt).map(interleaved),
+        }
+    }
+
+    fn look_up(&self, name: &str, port: u16, attempt: &Attempt<'_>) -> Result<Vec<SocketAddr>, Error> {
+        let failed = |source| Error::Lookup { name: name.to_owned(), source };
+        if Arc::strong_count(&self.lookups) > LOOKUPS_MAX {
+            return Err(Error::LookupsHang { name: name.to_owned() });
+        }
+        let (answer, answered) = mpsc::sync_channel(1);
+        let done =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
+        let tell = done.try_clone().map_err(failed)?;
+        let (question, held) = ((name.to_owned(), port), Arc::clone(&self.lookups));
+        std::thread::Builder::new()
+            .name("lookup".into())
+            .spawn(move || {
+                let found = question.to_socket_addrs().map(|all| all.take(ADDRESSES_MAX).collect::<Vec<_>>());
+                // Nobody waits any more when the attempt is over.
+                let _ = answer.send(found);
+                drop(held);
+                let _ = rustix::io::write(&tell, &1u64.to_ne_bytes());
+            })
+            .map_err(failed)?;
+        loop {
+            match answered.try_recv() {
+                Ok(Ok(found)) if found.is_empty() => {
+                    return Err(failed(io::Error::new(io::ErrorKind::NotFound, "it has no address")));
+                }
+                Ok(found) => return found.map_err(failed),
+                Err(mpsc::TryRecvError::Disconnected) => {
+                    return Err(failed(io::Error::other("the lookup's thread ended")));
+                }
+                Err(mpsc::TryRecvError::Empty) => {}
+            }
+            let waited = attempt.patience.wait(&[done.as_fd()], PollFlags::IN, None);
+            waited.map_err(|e| {
+                attempt.failed("the lookup", "answer from the name servers", name.to_owned(), e)
+            })?;
+        }
+    }
+}
+
+/// One attempt: its deadline, and how to say that it passed.
+struct Attempt<'a> {
+    patience: &'a Patience,
+    time: Duration,
+}
+
+impl Attempt<'_> {
+    /// What `source` means: the attempt was given up, its deadline passed, or the connection was lost.
+    fn failed(
+        &self,
+        doing: &'static str,
+        waiting_for: &'static str,
+        peer: String,
+        source: io::Error,
+    ) -> Error {
+        if self.patience.given_up() {
+            Error::GivenUp
+        } else if self.patience.left().is_none() {
+            Error::Deadline { waiting_for, peer, after: self.time }
+        } else {
+            let source = if source.kind() == io::ErrorKind::UnexpectedEof {
+                io::Error::new(source.kind(), "the peer closed the connection")
+            } else {
+                source
+            };
+            Error::Lost { doing, peer, source }
+        }
+    }
+}
+
+fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// The families in turn, each in its own order (RFC 8305, section 4).
+fn interleaved(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) = found.into_iter().partition(|a| a.is_ipv6() == first_is_v6);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut all = Vec::new();
+    loop {
+        let pair = [first.next(), second.next()];
+        if pair == [None, None] {
+            return all;
+        }
+        all.extend(pair.into_iter().flatten());
+    }
+}
+
+/// Connects to the first address that answers. The next one is tried when one fails, or has not answered for
+/// [`STAGGER`]; the earlier ones stay in the race.
+fn connect(addresses: &[SocketAddr], peer: &str, attempt: &Attempt<'_>) -> Result<Sock, Error> {
+    let mut waiting: Vec<(OwnedFd, SocketAddr)> = Vec::new();
+    let mut tried: Vec<String> = Vec::new();
+    let mut next = addresses.iter();
+    let mut next_at = Instant::now();
+    loop {
+        if (waiting.is_empty() || Instant::now() >= next_at) && next.len() > 0 {
+            if let Some(address) = next.next() {
+                match begin(*address) {
+                    Ok(fd) => waiting.push((fd, *address)),
+                    Err(error) => tried.push(format!("{}: {}", address.ip(), io::Error::from(error))),
+                }
+                next_at = Instant::now() + STAGGER;
+            }
+            continue;
+        }
+        if waiting.is_empty() {
+            return Err(Error::Connect { peer: peer.to_owned(), tried: tried.join("; ") });
+        }
+        let fds: Vec<_> = waiting.iter().map(|(fd, _)| fd.as_fd()).collect();
+        let until_next = (next.len() > 0).then(|| next_at.saturating_duration_since(Instant::now()));
+        let ready = attempt
+            .patience
+            .wait(&fds, PollFlags::OUT, until_next)
+            .map_err(|e| attempt.failed("connecting", "answer to the connection", peer.to_owned(), e))?;
+        for i in (0..waiting.len()).rev().filter(|i| ready[*i]) {
+            let (fd, address) = waiting.swap_remove(i);
+            match sockopt::socket_error(&fd).and_then(|inner| inner) {
+                Ok(()) => return Ok(Sock::new(prepared(fd), attempt.patience.clone())),
+                Err(error) => {
+                    tried.push(format!("{}: {}", address.ip(), io::Error::from(error)));
+                    next_at = Instant::now();
+                }
+            }
+        }
+    }
+}
+
+fn begin(address: SocketAddr) -> Result<OwnedFd, Errno> {
+    let family = match address.ip() {
+        IpAddr::V4(_) => AddressFamily::INET,
+        IpAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&fd, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(fd),
+        Err(error) => Err(error),
+    }
+}
+
+fn prepared(fd: OwnedFd) -> TcpStream {
+    // Both are a help, not a need.
+    let _ = sockopt::set_tcp_nodelay(&fd, true);
+    let _ = sockopt::set_tcp_user_timeout(&fd, TCP_USER_TIMEOUT_MS);
+    TcpStream::from(fd)
+}
+
+/// Asks the proxy for a tunnel. Read byte by byte, so that nothing of what follows is swallowed.
+fn tunnel(sock: &mut Sock, proxy: &Proxy, url: &Url, attempt: &Attempt<'_>) -> Result<(), Error> {
+    let at = || format!("{}:{}", proxy.host(), proxy.port());
+    let failed = |e| attempt.failed("asking the proxy for a tunnel", "answer to CONNECT", at(), e);
+    let request: Secret = proxy.connect_request(url.host(), url.port());
+    sock.write_all(request.expose().as_bytes()).map_err(failed)?;
+    let mut answer = Vec::new();
+    let mut byte = [0u8];
+    while !answer.ends_with(b"\r\n\r\n") && answer.len() < PROXY_ANSWER_MAX {
+        sock.read_exact(&mut byte).map_err(failed)?;
+        answer.push(byte[0]);
+    }
+    let line: String =
+        String::from_utf8_lossy(&answer).lines().next().unwrap_or("").chars().take(120).collect();
+    let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1));
+    let answer = match status {
+        Some(code) if answer.ends_with(b"\r\n\r\n") && code.len() == 3 && code.starts_with('2') => {
+            return Ok(());
+        }
+        Some("407") => format!("{line} (it wants a user and password, or others)"),
+        Some(_) => line,
+        None => "its answer is not HTTP".to_owned(),
+    };
+    let printable = answer.chars().filter(|c| !c.is_control()).collect();
+    Err(Error::Proxy { proxy: at(), peer: format!("{}:{}", url.host(), url.port()), answer: printable })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_families_take_turns() {
+        let check = |found: &str, wanted: &str| {
+            let found = found.split(' ').map(|a| SocketAddr::new(a.parse().unwrap(), 1)).collect();
+            let all: Vec<_> = interleaved(found).iter().map(|a| a.ip().to_string()).collect();
+            assert_eq!(all.join(" "), wanted);
+        };
+        check("::1", "::1");
+        check("::1 ::2 1.1.1.1 ::3", "::1 1.1.1.1 ::2 ::3");
+        check("1.1.1.1 2.2.2.2 ::1", "1.1.1.1 ::1 2.2.2.2");
+    }
+}
