@@ -273,6 +273,9 @@ fn tunnel(sock: &mut Sock, proxy: &Proxy, url: &Url, attempt: &Attempt<'_>) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::wire::LinkId;
+    use crate::link::DIAL_DEADLINE;
+    use crate::link::wake::Wake;
 
     #[test]
     fn the_families_take_turns() {
@@ -284,5 +287,73 @@ mod tests {
         check("::1", "::1");
         check("::1 ::2 1.1.1.1 ::3", "::1 1.1.1.1 ::2 ::3");
         check("1.1.1.1 2.2.2.2 ::1", "1.1.1.1 ::1 2.2.2.2");
+    }
+
+    /// A listener whose queue is full, so that the kernel answers no further connection: a black hole. What is
+    /// returned must be kept.
+    fn black_hole() -> (OwnedFd, Vec<Sock>, SocketAddr) {
+        let fd = begin_listening();
+        let address = SocketAddr::try_from(rustix::net::getsockname(&fd).unwrap()).unwrap();
+        let mut inside = Vec::new();
+        for _ in 0..16 {
+            let wake = Wake::new().unwrap();
+            let patience = Patience::attempt(Duration::from_millis(100), &wake, LinkId(1));
+            let attempt = Attempt { patience: &patience, time: Duration::ZERO };
+            match connect(&[address], "itself", &attempt) {
+                Ok(sock) => inside.push(sock),
+                Err(_) => return (fd, inside, address),
+            }
+        }
+        panic!("the queue is never full");
+    }
+
+    fn begin_listening() -> OwnedFd {
+        let fd = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        rustix::net::bind(&fd, &any).unwrap();
+        rustix::net::listen(&fd, 0).unwrap();
+        fd
+    }
+
+    #[test]
+    fn a_black_hole_costs_a_quarter_of_a_second() {
+        let (_fd, _inside, hole) = black_hole();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let good = listener.local_addr().unwrap();
+        let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let check = |addresses: &[SocketAddr], at_least: Duration, good: bool| {
+            let wake = Wake::new().unwrap();
+            let time = Duration::from_secs(2);
+            let patience = Patience::attempt(time, &wake, LinkId(1));
+            let began = Instant::now();
+            let connected = connect(addresses, "them", &Attempt { patience: &patience, time });
+            let took = began.elapsed();
+            assert_eq!(connected.is_ok(), good, "{connected:?}");
+            assert!(took >= at_least && took < at_least + Duration::from_secs(1), "{took:?}");
+            connected.map(drop).map_err(|error| error.to_string())
+        };
+        check(&[good], Duration::ZERO, true).unwrap();
+        check(&[refused, good], Duration::ZERO, true).unwrap();
+        check(&[hole, good], STAGGER, true).unwrap();
+        check(&[hole, refused, hole, good], STAGGER * 2, true).unwrap();
+        let text = check(&[hole, refused], Duration::from_secs(2), false).unwrap_err();
+        assert!(text.contains("no answer to the connection from them within 2 s"), "{text}");
+        let text = check(&[refused, refused], Duration::ZERO, false).unwrap_err();
+        assert!(text.contains("127.0.0.1: Connection refused (os error 111); 127.0.0.1"), "{text}");
+    }
+
+    #[test]
+    fn a_lookup_that_hangs_is_left_behind() {
+        let dialer = Dialer::new(None, None);
+        let wake = Wake::new().unwrap();
+        // No patience at all stands for a resolver that takes longer than there is.
+        let patience = Patience::attempt(Duration::ZERO, &wake, LinkId(1));
+        let attempt = Attempt { patience: &patience, time: DIAL_DEADLINE };
+        let error = dialer.look_up("localhost", 1, &attempt).err().map(|e| e.to_string());
+        assert!(error.is_none_or(|text| text.contains("from the name servers")));
+        let hanging = vec![Arc::clone(&dialer.lookups); LOOKUPS_MAX];
+        let error = dialer.look_up("localhost", 1, &attempt).unwrap_err();
+        assert!(matches!(error, Error::LookupsHang { .. }), "{error}");
+        drop(hanging);
     }
 }
