@@ -60,21 +60,19 @@ impl Dialer {
         Self { ca_file, proxy, lookups: Arc::new(()) }
     }
 
-    /// Connects to the URL's host, through the proxy where it serves that, with TLS where the URL wants it. `time` is
-    /// what `patience` began with, for the error's text.
+    /// Connects to the URL's host, through the proxy where it serves that, with TLS where the URL wants it.
     ///
     /// # Errors
     /// [`Error`]: which step failed, and on what.
-    pub(super) fn open(&self, url: &Url, patience: &Patience, time: Duration) -> Result<Stream, Error> {
+    pub(super) fn open(&self, url: &Url, patience: &Patience) -> Result<Stream, Error> {
         // First, so that a bad file costs no connection.
         let config = if url.secure() { Some(tls::config(self.ca_file.as_deref())?) } else { None };
-        let attempt = Attempt { patience, time };
         let proxy = self.proxy.as_ref().filter(|proxy| proxy.serves(url.host()));
         let (host, port) = proxy.map_or((url.host(), url.port()), |proxy| (proxy.host(), proxy.port()));
-        let addresses = self.addresses(host, port, &attempt)?;
-        let mut sock = connect(&addresses, &format!("{host}:{port}"), &attempt)?;
+        let addresses = self.addresses(host, port, patience)?;
+        let mut sock = connect(&addresses, &format!("{host}:{port}"), patience)?;
         if let Some(proxy) = proxy {
-            tunnel(&mut sock, proxy, url, &attempt)?;
+            tunnel(&mut sock, proxy, url, patience)?;
         }
         let Some(config) = config else { return Ok(Stream::Plain(sock)) };
         let peer = format!("{}:{}", url.host(), url.port());
@@ -83,27 +81,27 @@ impl Dialer {
                 let why = tls_words(inner, &url.host().to_string(), self.ca_file.as_deref());
                 Error::Tls { peer, why }
             }
-            None => attempt.failed("the TLS handshake", "answer to the TLS handshake", peer, error),
+            None => failed(patience, "the TLS handshake", "answer to the TLS handshake", &peer, error),
         })
     }
 
     /// All addresses of a host, IPv6 and IPv4 in turn, beginning with the resolver's first choice.
-    fn addresses(&self, host: &Host, port: u16, attempt: &Attempt<'_>) -> Result<Vec<SocketAddr>, Error> {
+    fn addresses(&self, host: &Host, port: u16, patience: &Patience) -> Result<Vec<SocketAddr>, Error> {
         match host {
             Host::Address(address) => Ok(vec![SocketAddr::new(*address, port)]),
-            Host::Name(name) => self.look_up(name, port, attempt).map(interleaved),
+            Host::Name(name) => self.look_up(name, port, patience).map(interleaved),
         }
     }
 
-    fn look_up(&self, name: &str, port: u16, attempt: &Attempt<'_>) -> Result<Vec<SocketAddr>, Error> {
-        let failed = |source| Error::Lookup { name: name.to_owned(), source };
+    fn look_up(&self, name: &str, port: u16, patience: &Patience) -> Result<Vec<SocketAddr>, Error> {
+        let refused = |source| Error::Lookup { name: name.to_owned(), source };
         if Arc::strong_count(&self.lookups) > LOOKUPS_MAX {
             return Err(Error::LookupsHang { name: name.to_owned() });
         }
         let (answer, answered) = mpsc::sync_channel(1);
         let done =
-            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
-        let tell = done.try_clone().map_err(failed)?;
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| refused(e.into()))?;
+        let tell = done.try_clone().map_err(refused)?;
         let (question, held) = ((name.to_owned(), port), Arc::clone(&self.lookups));
         std::thread::Builder::new()
             .name("lookup".into())
@@ -114,54 +112,40 @@ impl Dialer {
                 drop(held);
                 let _ = rustix::io::write(&tell, &1u64.to_ne_bytes());
             })
-            .map_err(failed)?;
+            .map_err(refused)?;
         loop {
             match answered.try_recv() {
                 Ok(Ok(found)) if found.is_empty() => {
-                    return Err(failed(io::Error::new(io::ErrorKind::NotFound, "it has no address")));
+                    return Err(refused(io::Error::new(io::ErrorKind::NotFound, "it has no address")));
                 }
-                Ok(found) => return found.map_err(failed),
+                Ok(found) => return found.map_err(refused),
                 Err(mpsc::TryRecvError::Disconnected) => {
-                    return Err(failed(io::Error::other("the lookup's thread ended")));
+                    return Err(refused(io::Error::other("the lookup's thread ended")));
                 }
                 Err(mpsc::TryRecvError::Empty) => {}
             }
-            let waited = attempt.patience.wait(&[done.as_fd()], PollFlags::IN, None);
-            waited.map_err(|e| {
-                attempt.failed("the lookup", "answer from the name servers", name.to_owned(), e)
+            patience.wait(&[done.as_fd()], PollFlags::IN, None).map_err(|e| {
+                let servers = format!("the name servers for {name}");
+                failed(patience, "waiting for an answer", "answer", &servers, e)
             })?;
         }
     }
 }
 
-/// One attempt: its deadline, and how to say that it passed.
-struct Attempt<'a> {
-    patience: &'a Patience,
-    time: Duration,
-}
-
-impl Attempt<'_> {
-    /// What `source` means: the attempt was given up, its deadline passed, or the connection was lost.
-    fn failed(
-        &self,
-        doing: &'static str,
-        waiting_for: &'static str,
-        peer: String,
-        source: io::Error,
-    ) -> Error {
-        if self.patience.given_up() {
-            Error::GivenUp
-        } else if self.patience.left().is_none() {
-            Error::Deadline { waiting_for, peer, after: self.time }
-        } else {
-            let source = if source.kind() == io::ErrorKind::UnexpectedEof {
-                io::Error::new(source.kind(), "the peer closed the connection")
-            } else {
-                source
-            };
-            Error::Lost { doing, peer, source }
-        }
-    }
+/// What `source` means: the attempt is over, or the connection was lost.
+fn failed(
+    patience: &Patience,
+    doing: &'static str,
+    waiting_for: &'static str,
+    peer: &str,
+    source: io::Error,
+) -> Error {
+    patience.ended(waiting_for, peer).unwrap_or_else(|| {
+        let closed = source.kind() == io::ErrorKind::UnexpectedEof;
+        let source =
+            if closed { io::Error::new(source.kind(), "the peer closed the connection") } else { source };
+        Error::Lost { doing, peer: peer.to_owned(), source }
+    })
 }
 
 fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
@@ -185,7 +169,7 @@ fn interleaved(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
 
 /// Connects to the first address that answers. The next one is tried when one fails, or has not answered for
 /// [`STAGGER`]; the earlier ones stay in the race.
-fn connect(addresses: &[SocketAddr], peer: &str, attempt: &Attempt<'_>) -> Result<Sock, Error> {
+fn connect(addresses: &[SocketAddr], peer: &str, patience: &Patience) -> Result<Sock, Error> {
     let mut waiting: Vec<(OwnedFd, SocketAddr)> = Vec::new();
     let mut tried: Vec<String> = Vec::new();
     let mut next = addresses.iter();
@@ -206,14 +190,13 @@ fn connect(addresses: &[SocketAddr], peer: &str, attempt: &Attempt<'_>) -> Resul
         }
         let fds: Vec<_> = waiting.iter().map(|(fd, _)| fd.as_fd()).collect();
         let until_next = (next.len() > 0).then(|| next_at.saturating_duration_since(Instant::now()));
-        let ready = attempt
-            .patience
+        let ready = patience
             .wait(&fds, PollFlags::OUT, until_next)
-            .map_err(|e| attempt.failed("connecting", "answer to the connection", peer.to_owned(), e))?;
+            .map_err(|e| failed(patience, "connecting", "answer to the connection", peer, e))?;
         for i in (0..waiting.len()).rev().filter(|i| ready[*i]) {
             let (fd, address) = waiting.swap_remove(i);
             match sockopt::socket_error(&fd).and_then(|inner| inner) {
-                Ok(()) => return Ok(Sock::new(prepared(fd), attempt.patience.clone())),
+                Ok(()) => return Ok(Sock::new(prepared(fd), patience.clone())),
                 Err(error) => {
                     tried.push(format!("{}: {}", address.ip(), io::Error::from(error)));
                     next_at = Instant::now();
@@ -244,9 +227,9 @@ fn prepared(fd: OwnedFd) -> TcpStream {
 }
 
 /// Asks the proxy for a tunnel. Read byte by byte, so that nothing of what follows is swallowed.
-fn tunnel(sock: &mut Sock, proxy: &Proxy, url: &Url, attempt: &Attempt<'_>) -> Result<(), Error> {
-    let at = || format!("{}:{}", proxy.host(), proxy.port());
-    let failed = |e| attempt.failed("asking the proxy for a tunnel", "answer to CONNECT", at(), e);
+fn tunnel(sock: &mut Sock, proxy: &Proxy, url: &Url, patience: &Patience) -> Result<(), Error> {
+    let at = format!("{}:{}", proxy.host(), proxy.port());
+    let failed = |e| failed(patience, "asking the proxy for a tunnel", "answer to CONNECT", &at, e);
     let request: Secret = proxy.connect_request(url.host(), url.port());
     sock.write_all(request.expose().as_bytes()).map_err(failed)?;
     let mut answer = Vec::new();
@@ -267,14 +250,13 @@ fn tunnel(sock: &mut Sock, proxy: &Proxy, url: &Url, attempt: &Attempt<'_>) -> R
         None => "its answer is not HTTP".to_owned(),
     };
     let printable = answer.chars().filter(|c| !c.is_control()).collect();
-    Err(Error::Proxy { proxy: at(), peer: format!("{}:{}", url.host(), url.port()), answer: printable })
+    Err(Error::Proxy { proxy: at.clone(), peer: format!("{}:{}", url.host(), url.port()), answer: printable })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::core::wire::LinkId;
-    use crate::link::DIAL_DEADLINE;
     use crate::link::wake::Wake;
 
     #[test]
@@ -298,8 +280,7 @@ mod tests {
         for _ in 0..16 {
             let wake = Wake::new().unwrap();
             let patience = Patience::attempt(Duration::from_millis(100), &wake, LinkId(1));
-            let attempt = Attempt { patience: &patience, time: Duration::ZERO };
-            match connect(&[address], "itself", &attempt) {
+            match connect(&[address], "itself", &patience) {
                 Ok(sock) => inside.push(sock),
                 Err(_) => return (fd, inside, address),
             }
@@ -323,10 +304,9 @@ mod tests {
         let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let check = |addresses: &[SocketAddr], at_least: Duration, good: bool| {
             let wake = Wake::new().unwrap();
-            let time = Duration::from_secs(2);
-            let patience = Patience::attempt(time, &wake, LinkId(1));
+            let patience = Patience::attempt(Duration::from_secs(2), &wake, LinkId(1));
             let began = Instant::now();
-            let connected = connect(addresses, "them", &Attempt { patience: &patience, time });
+            let connected = connect(addresses, "them", &patience);
             let took = began.elapsed();
             assert_eq!(connected.is_ok(), good, "{connected:?}");
             assert!(took >= at_least && took < at_least + Duration::from_secs(1), "{took:?}");
@@ -348,11 +328,10 @@ mod tests {
         let wake = Wake::new().unwrap();
         // No patience at all stands for a resolver that takes longer than there is.
         let patience = Patience::attempt(Duration::ZERO, &wake, LinkId(1));
-        let attempt = Attempt { patience: &patience, time: DIAL_DEADLINE };
-        let error = dialer.look_up("localhost", 1, &attempt).err().map(|e| e.to_string());
-        assert!(error.is_none_or(|text| text.contains("from the name servers")));
+        let error = dialer.look_up("localhost", 1, &patience).err().map(|e| e.to_string());
+        assert!(error.is_none_or(|text| text.contains("no answer from the name servers for localhost")));
         let hanging = vec![Arc::clone(&dialer.lookups); LOOKUPS_MAX];
-        let error = dialer.look_up("localhost", 1, &attempt).unwrap_err();
+        let error = dialer.look_up("localhost", 1, &patience).unwrap_err();
         assert!(matches!(error, Error::LookupsHang { .. }), "{error}");
         drop(hanging);
     }

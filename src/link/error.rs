@@ -156,6 +156,7 @@ impl fmt::Display for Error {
                     (300..=399, None) => {
                         f.write_str("redirects are not followed: set the URL that it leads to")
                     }
+                    (200..=299, _) => f.write_str("no socket is served there: check the URL"),
                     (401 | 403, _) => f.write_str("check the token, and that this node is still known there"),
                     (404 | 405 | 426, _) => f.write_str("check the path in the URL"),
                     (407, _) => f.write_str("a proxy wants credentials: put them into the proxy setting"),

@@ -243,8 +243,8 @@ impl Thread {
         if patience.given_up() {
             return Err(Error::GivenUp);
         }
-        let stream = self.dialer.open(&self.url, &patience, DIAL_DEADLINE)?;
-        let socket = upgrade::upgrade(stream, &self.url, node, credential, &patience, DIAL_DEADLINE)?;
+        let stream = self.dialer.open(&self.url, &patience)?;
+        let socket = upgrade::upgrade(stream, &self.url, node, credential, &patience)?;
         Ok(Connection::new(link, socket))
     }
 
@@ -253,7 +253,7 @@ impl Thread {
         if patience.given_up() {
             return Registration::Failed { retry_after: None, detail: Error::GivenUp.to_string() };
         }
-        let stream = match self.dialer.open(&self.register_url, &patience, REGISTER_DEADLINE) {
+        let stream = match self.dialer.open(&self.register_url, &patience) {
             Ok(stream) => stream,
             Err(error) => return Registration::Failed { retry_after: None, detail: error.to_string() },
         };

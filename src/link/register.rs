@@ -13,7 +13,6 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Agent, Body, config::Config, http};
 
-use super::REGISTER_DEADLINE;
 use super::error::Error;
 use super::sock::Patience;
 use super::tls::Stream;
@@ -54,17 +53,15 @@ pub(super) fn post(
     });
     match read {
         Ok((response, text)) => judge(url, response.status().as_u16(), response.headers(), text.as_deref()),
-        Err(_) if patience.given_up() => failed(Error::GivenUp.to_string()),
-        Err(_) if patience.left().is_none() => {
+        Err(error) => {
             let peer = format!("{}:{}", url.host(), url.port());
-            failed(
-                Error::Deadline { waiting_for: "answer to the registration", peer, after: REGISTER_DEADLINE }
-                    .to_string(),
-            )
+            failed(match patience.ended("answer to the registration", &peer) {
+                Some(ended) => ended.to_string(),
+                None => {
+                    format!("registering at {url}: {error}: check the URL and look at the server's own log")
+                }
+            })
         }
-        Err(error) => failed(format!(
-            "registering at {url}: {error}: check that the URL is right and look at the server's own log"
-        )),
     }
 }
 

@@ -12,12 +12,15 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::error::Error;
 use super::wake::Wake;
 use crate::core::wire::LinkId;
 
 /// How long an attempt may take, and who may end it sooner.
 #[derive(Debug, Clone)]
 pub(super) struct Patience {
+    /// What it began with.
+    whole: Duration,
     deadline: Instant,
     wake: Arc<Wake>,
     /// The link whose giving up ends it, if any.
@@ -27,12 +30,12 @@ pub(super) struct Patience {
 impl Patience {
     /// Until `time` has passed or `link` was given up.
     pub(super) fn attempt(time: Duration, wake: &Arc<Wake>, link: LinkId) -> Self {
-        Self { deadline: Instant::now() + time, wake: Arc::clone(wake), link: Some(link) }
+        Self { whole: time, deadline: Instant::now() + time, wake: Arc::clone(wake), link: Some(link) }
     }
 
     /// Until `time` has passed.
     pub(super) fn farewell(time: Duration, wake: &Arc<Wake>) -> Self {
-        Self { deadline: Instant::now() + time, wake: Arc::clone(wake), link: None }
+        Self { whole: time, deadline: Instant::now() + time, wake: Arc::clone(wake), link: None }
     }
 
     /// What is left of it; nothing when the link was given up.
@@ -44,6 +47,18 @@ impl Patience {
     /// Whether the attempt was ended from outside.
     pub(super) fn given_up(&self) -> bool {
         self.link.is_some_and(|link| self.wake.is_given_up(link))
+    }
+
+    /// Why the attempt is over, if it is: given up, or too late while waiting for something from `peer`. To be asked
+    /// when a step failed, for what a library makes of the socket's error is anybody's guess.
+    pub(super) fn ended(&self, waiting_for: &'static str, peer: &str) -> Option<Error> {
+        if self.given_up() {
+            Some(Error::GivenUp)
+        } else if self.left().is_none() {
+            Some(Error::Deadline { waiting_for, peer: peer.to_owned(), after: self.whole })
+        } else {
+            None
+        }
     }
 
     /// Waits until one of `fds` is ready for `flags`, at most `time`; says which are.

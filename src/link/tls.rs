@@ -29,10 +29,7 @@ pub(super) enum Stream {
 /// The configuration for one connection. The CA file is read anew each time, so that it can be replaced under a
 /// running agent.
 pub(super) fn config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    if let Some(path) = ca_file {
-        add_file(&mut roots, path)?;
-    }
+    let roots = roots(ca_file)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -42,6 +39,15 @@ pub(super) fn config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, Error>
     // Each connection has a configuration of its own: there is nothing to resume.
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
+}
+
+/// The built-in roots and those of the file, both.
+fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    if let Some(path) = ca_file {
+        add_file(&mut roots, path)?;
+    }
+    Ok(roots)
 }
 
 fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), Error> {
@@ -154,6 +160,31 @@ impl AsFd for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A CA of its own, made by `openssl req -x509`; its key was thrown away.
+    const CA: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBbzCCARWgAwIBAgIUOlZGYakHgxLvwI9kexMtYsMHoEAwCgYIKoZIzj0EAwIw
+DDEKMAgGA1UEAwwBdDAgFw0yNjExMjQwNjEzNDlaGA8yMTA5MDExMzA2MTM0OVow
+DDEKMAgGA1UEAwwBdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABNlUNY6cbeoQ
+UEPpUMT88wulJL0+9PurgEM4kZlQIKMdel+ICZktka0U+N64fuvkzMn/1/oNaeg1
+XqwKFikW83ujUzBRMB0GA1UdDgQWBBStJKLUvXGCEUcsnPokI6tMBn/vKDAfBgNV
+HSMEGDAWgBStJKLUvXGCEUcsnPokI6tMBn/vKDAPBgNVHRMBAf8EBTADAQH/MAoG
+CCqGSM49BAMCA0gAMEUCICRZAiSGwPTUzhalpvPoXSe6Nx1gHtyEKV8F/b8MquNu
+AiEAhZrt88VoI5evrF2cUwOgKMNAkBlZlgDS4zOtE+VsiSI=
+-----END CERTIFICATE-----
+";
+
+    #[test]
+    fn the_files_roots_come_on_top_of_the_built_in_ones() {
+        let built_in = webpki_roots::TLS_SERVER_ROOTS.len();
+        assert!(built_in > 100);
+        assert_eq!(roots(None).unwrap().len(), built_in);
+        let path = std::env::temp_dir().join(format!("vectorlay-roots-{}.pem", std::process::id()));
+        std::fs::write(&path, format!("# two of them\n{CA}{CA}")).unwrap();
+        assert_eq!(roots(Some(&path)).unwrap().len(), built_in + 2);
+        std::fs::remove_file(&path).unwrap();
+    }
 
     #[test]
     fn a_ca_file_that_is_none_is_named() {

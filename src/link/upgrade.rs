@@ -33,7 +33,7 @@ const _: () = assert!(FRAME_MAX * 4 <= UNSENT_MAX, "one frame must never be what
 /// How the agent names itself to servers.
 pub(super) const USER_AGENT: &str = concat!("vectorlay-agent/", env!("CARGO_PKG_VERSION"));
 
-/// Asks for the upgrade; `time` is what `patience` began with.
+/// Asks for the upgrade.
 ///
 /// # Errors
 /// [`Error`]: an HTTP status, or what was wrong with the answer.
@@ -43,7 +43,6 @@ pub(super) fn upgrade(
     node: Option<&NodeId>,
     credential: Option<&Secret>,
     patience: &Patience,
-    time: Duration,
 ) -> Result<WebSocket<Stream>, Error> {
     let request = request(url, node, credential)?;
     let config = WebSocketConfig::default()
@@ -58,17 +57,13 @@ pub(super) fn upgrade(
             socket.get_mut().sock_mut().set_patience(None);
             Ok(socket)
         }
-        Err(_) if patience.given_up() => Err(Error::GivenUp),
-        Err(_) if patience.left().is_none() => Err(Error::Deadline {
-            waiting_for: "answer to the upgrade",
-            peer: format!("{}:{}", url.host(), url.port()),
-            after: time,
-        }),
-        Err(HandshakeError::Failure(error)) => Err(refused(error, url)),
-        Err(HandshakeError::Interrupted(_)) => Err(Error::Upgrade {
-            url: url.to_string(),
-            why: "the socket did not wait for the answer".to_owned(),
-        }),
+        Err(error) => {
+            let peer = format!("{}:{}", url.host(), url.port());
+            Err(patience.ended("answer to the upgrade", &peer).unwrap_or_else(|| match error {
+                HandshakeError::Failure(error) => refused(error, url),
+                HandshakeError::Interrupted(_) => refused(WsError::AlreadyClosed, url),
+            }))
+        }
     }
 }
 

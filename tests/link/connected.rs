@@ -252,11 +252,8 @@ fn the_peers_word_for_the_end_is_heard_though_sending_fails() {
     for _ in 0..64 {
         rig.send(1, "x".repeat(65_536));
     }
-    // Either it was read before the reset threw it away or it was not; but it must end, and quickly.
-    let began = Instant::now();
     let down = rig.down(1);
-    assert!(matches!(down.why, DownReason::Closed(4410) | DownReason::Broken), "{down:?}");
-    assert!(began.elapsed() < Duration::from_secs(10));
+    assert_eq!(down.why, DownReason::Closed(4410), "{down:?}");
 }
 
 #[test]
@@ -310,7 +307,8 @@ fn abandoning_says_nothing_to_the_peer() {
     let rig = Rig::new(&peers::ws(move |mut socket| {
         let mut rest = Vec::new();
         let _ = socket.get_mut().read_to_end(&mut rest);
-        tx.send(rest).unwrap();
+        // Nobody listens to the second connection's.
+        let _ = tx.send(rest);
     }));
     rig.up(1);
     rig.link.order(LinkOrder::Abandon(LinkId(1)));

@@ -75,7 +75,7 @@ fn answers_that_are_no_upgrade() {
     );
     check("HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n", Http(401), None, "token");
     check("HTTP/1.1 410 Gone\r\n\r\n", Http(410), None, "removed");
-    check("HTTP/1.1 200 OK\r\n\r\nhello", Http(200), None, "200");
+    check("HTTP/1.1 200 OK\r\n\r\nhello", Http(200), None, "check the URL");
     check("", NoConnection, None, "without an answer");
     check("SSH-2.0-OpenSSH_9.2\r\n\r\n", NoConnection, None, "no upgrade");
     check(
@@ -99,7 +99,7 @@ fn servers_that_are_not_there() {
     check(&format!("ws://127.0.0.1:{port}/"), &["127.0.0.1: Connection refused"]);
     check(&format!("ws://localhost:{port}/"), &["127.0.0.1: Connection refused"]);
     // Where no name server answers, the deadline is as good.
-    check("wss://nothing.invalid/", &["looking up nothing.invalid", "name servers from nothing.invalid"]);
+    check("wss://nothing.invalid/", &["looking up nothing.invalid", "name servers for nothing.invalid"]);
 }
 
 #[test]

@@ -86,7 +86,7 @@ fn a_chunked_answer_in_pieces() {
 }
 
 #[test]
-fn with_tls_both_the_file_and_the_built_in_roots_count() {
+fn with_tls_the_ca_file_counts_as_it_does_for_the_socket() {
     let address = peers::tls(&certs().good, |mut stream| {
         peers::request(&mut stream);
         stream.write_all(GOOD.as_bytes()).unwrap();
