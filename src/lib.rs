@@ -1,3 +1,4 @@
 //! The VectorLay node agent.
 pub mod core;
+pub mod host;
 pub mod types;
