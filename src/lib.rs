@@ -1,4 +1,5 @@
 //! The VectorLay node agent.
 pub mod core;
 pub mod host;
+pub mod process;
 pub mod types;
