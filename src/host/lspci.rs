@@ -6,10 +6,19 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use super::pci::Function;
 use super::pci_ids;
+use crate::process::{self, Bounds, Ended, Program};
 use crate::types::PciAddress;
+
+/// How long `lspci` may take: it reads the config space of each device, and one that is dying answers slowly.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// From SIGTERM to SIGKILL.
+const GRACE: Duration = Duration::from_secs(1);
+/// Kept of its output, in bytes: 16,000 functions.
+const OUTPUT_MAX: usize = 4 * 1024 * 1024;
 
 /// A function's names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +55,21 @@ impl Named {
         };
         Self { class, device: text, known: vendor.is_some() }
     }
+}
+
+/// What `lspci -D -vmm` prints on this machine. `None` where it is missing, fails or hangs (busybox's fails), or when
+/// `root` is another machine's.
+pub fn run(root: &Path) -> Option<String> {
+    if root != Path::new("/") {
+        return None;
+    }
+    let dirs = ["/usr/bin", "/usr/sbin", "/bin", "/sbin", "/usr/local/bin", "/usr/local/sbin"].map(Path::new);
+    let path = process::find("lspci", &dirs)?;
+    let args = vec!["-D".into(), "-vmm".into()];
+    let program = Program { path, args, env: vec![("LC_ALL".into(), "C".into())], input: None };
+    let bounds = Bounds { deadline: DEADLINE, grace: GRACE, output: OUTPUT_MAX };
+    let finished = process::run(&program, &bounds, None).ok()?;
+    (finished.ended == Ended::Exit(0)).then(|| String::from_utf8_lossy(&finished.stdout).into_owned())
 }
 
 /// Names for each of `wanted`, in order. `output` is what `lspci -D -vmm` printed; what it does not name is looked

@@ -8,3 +8,4 @@ pub mod lspci;
 pub mod pci;
 pub mod pci_ids;
 pub mod sysfs;
+pub mod vfio;
