@@ -10,9 +10,14 @@ const ATTRIBUTE_MAX: u64 = 4096;
 
 /// The text of a small file, without white space around it.
 pub fn text(path: &Path) -> Option<String> {
+    long_text(path, ATTRIBUTE_MAX).map(|text| text.trim().to_owned())
+}
+
+/// The first `max` bytes of a file as text.
+pub fn long_text(path: &Path, max: u64) -> Option<String> {
     let mut bytes = Vec::new();
-    File::open(path).ok()?.take(ATTRIBUTE_MAX).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).trim().to_owned())
+    File::open(path).ok()?.take(max).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// A decimal number.
