@@ -1,0 +1,181 @@
+//! Command lines, and the texts made from the tables.
+
+#![allow(clippy::disallowed_methods, reason = "the completion is tried in a real bash")]
+
+use std::os::unix::ffi::OsStringExt;
+use std::process::Command as Process;
+
+use super::*;
+
+fn parsed(line: &str) -> Result<Invocation, UsageError> {
+    parse(line.split_whitespace().map(OsString::from))
+}
+
+fn gpu() -> PciAddress {
+    PciAddress::parse("0000:41:00.0").unwrap()
+}
+
+#[test]
+fn commands() {
+    let check = |line: &str, expected: Command| assert_eq!(parsed(line).unwrap().command, expected, "{line}");
+    check("", Command::Run);
+    check("run", Command::Run);
+    check("--workers 3", Command::Run);
+    check("config", Command::Config(Form::Text));
+    check("--json config", Command::Config(Form::Json));
+    check("check --json", Command::Check(Form::Json));
+    check("info", Command::Info(Form::Text));
+    check("status --json --control-socket /x", Command::Status(Form::Json));
+    check("drain", Command::Ask(Request::Drain));
+    check("maintenance", Command::Ask(Request::Maintenance));
+    check("resume", Command::Ask(Request::Resume));
+    check("recheck", Command::Ask(Request::Recheck));
+    check("gpu hold 41:00.0", Command::Ask(Request::GpuHold(gpu())));
+    check("gpu release 0000:41:00.0", Command::Ask(Request::GpuRelease(gpu())));
+    check("vfio status", Command::VfioStatus(Form::Text));
+    let change =
+        VfioChange { addresses: Some(vec![gpu(), gpu()]), dry_run: true, force: false, persist: false };
+    check("vfio bind 41:00.0 --dry-run 41:00.0", Command::VfioBind(change));
+    let change = VfioChange { addresses: None, dry_run: false, force: true, persist: true };
+    check("vfio unbind --all --force --persist", Command::VfioUnbind(change));
+    for line in ["--version", "-V", "version", "run --version"] {
+        check(line, Command::Print(text::version()));
+    }
+    for line in ["--help", "-h", "help", "--workers 3 -h"] {
+        check(line, Command::Print(text::help()));
+    }
+    let Command::Print(help) = parsed("vfio bind --help").unwrap().command else { panic!() };
+    assert!(help.starts_with("vectorlay-agent vfio bind ADDRESS…\n") && help.contains("--dry-run"), "{help}");
+    check("help vfio bind", Command::Print(help));
+}
+
+#[test]
+fn flags_of_settings() {
+    let check = |line: &str, expected: &[(&str, &str)]| {
+        let overrides = parsed(line).unwrap().overrides;
+        let flags: Vec<_> = overrides.flags.iter().map(|(row, value)| (row.name, value.as_str())).collect();
+        assert_eq!(flags, expected, "{line}");
+    };
+    check("--state-dir /a --state-dir=/b", &[("state_dir", "/a"), ("state_dir", "/b")]);
+    check("--allow-insecure run", &[("allow_insecure", "true")]);
+    check("--allow-insecure=false run", &[("allow_insecure", "false")]);
+    check("run --url=", &[("url", "")]);
+    check("--proxy http://host:1", &[("proxy", "http://host:1")]);
+    check("check --log debug --json", &[("log", "debug")]);
+    assert_eq!(parsed("--config /x").unwrap().overrides.file, Some(PathBuf::from("/x")));
+}
+
+#[test]
+fn wrong_lines_say_what_was_meant() {
+    let check = |line: &str, expected: &str| {
+        let error = parsed(line).unwrap_err().to_string();
+        assert!(error.contains(expected), "{line}: {error}");
+    };
+    check("--state-dri /x", "no flag --state-dri; did you mean --state-dir?");
+    check("--state_dir /x", "did you mean --state-dir?");
+    check("--jsno", "did you mean --json?");
+    check("--xyzzy", "see `vectorlay-agent help`");
+    check("-x", "no flag -x");
+    check("chekc", "\"chekc\" is no command; did you mean check?");
+    check("xyzzy", "see `vectorlay-agent help`");
+    check("help chekc", "did you mean check?");
+    check("vfio", "give one of status, bind, unbind");
+    check("vfio bnid", "did you mean bind?");
+    check("run --json", "run has no flag --json");
+    check("--json", "run has no flag --json");
+    check("check now", "\"now\" is one word too many");
+    check("gpu hold", "PCI address must be given");
+    check("gpu hold x", "\"x\" is not a PCI address");
+    check("gpu hold 41:00.0 42:00.0", "\"42:00.0\" is one word too many");
+    check("vfio bind", "or --all must be given");
+    check("vfio bind --all 41:00.0", "one word too many");
+    check("completions fish", "use bash");
+    check("completions", "bash");
+    check("--workers", "--workers needs a value");
+    check("--config", "--config needs a value");
+    check("check --json=1", "--json takes no value");
+    check("--token vtk_hunter2", "--token-file or VECTORLAY_TOKEN");
+    check("--token=vtk_hunter2", "--token-file or VECTORLAY_TOKEN");
+    check("--proxy http://u:hunter2@h:1", "VECTORLAY_PROXY");
+    for line in ["--token=hunter2", "--proxy=http://u:hunter2@h:1"] {
+        assert!(!format!("{0} {0:?}", parsed(line).unwrap_err()).contains("hunter2"), "{line}");
+    }
+}
+
+#[test]
+fn what_is_not_utf8_is_an_error() {
+    let bad = || OsString::from_vec(vec![b'a', 0xff]);
+    let check = |line: Vec<OsString>| assert!(parse(line.clone()).is_err(), "{line:?}");
+    check(vec![bad()]);
+    check(vec!["--url".into(), bad()]);
+    check(vec!["gpu".into(), "hold".into(), bad()]);
+    check(vec![OsString::from_vec(b"--url=\xff".to_vec())]);
+    check(vec![OsString::from_vec(b"--\xff".to_vec())]);
+    check(vec![OsString::from_vec(b"-\xff".to_vec())]);
+}
+
+#[test]
+fn help_and_man_page_have_all_of_it() {
+    let (help, man) = (text::help(), text::man());
+    for row in TABLE {
+        let name = if row.is_secret() { row.variable() } else { format!("--{}", row.flag()) };
+        assert!(help.contains(&name) && help.contains(row.doc), "{name}");
+        assert!(man.contains(&name.replace('-', "\\-")), "{name}");
+    }
+    for row in COMMANDS {
+        assert!(help.contains(&format!("  {}", row.words)) && !row.doc.ends_with('.'), "{}", row.words);
+        assert!(man.contains(&format!(".B {}", row.words)), "{}", row.words);
+        assert!(row.flags.iter().all(|flag| FLAGS.iter().any(|known| known.name == flag.name)));
+    }
+    assert!(!help.contains("--token ") && help.lines().all(|line| line.chars().count() <= 130), "{help}");
+}
+
+#[test]
+fn names_are_given_once() {
+    let mut names = flag_names();
+    let count = names.len();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), count);
+}
+
+#[test]
+fn bash_completes() {
+    let check = |words: &[&str], expected: &[&str]| {
+        let script = format!(
+            "{}\nCOMP_WORDS=(vectorlay-agent \"$@\"); COMP_CWORD=$#; _vectorlay_agent; echo \"${{COMPREPLY[@]}}\"",
+            text::bash()
+        );
+        let Ok(run) = Process::new("bash").arg("-c").arg(script).arg("bash").args(words).output() else {
+            println!("skipped: bash_completes needs bash");
+            return;
+        };
+        assert!(run.status.success() && run.stderr.is_empty(), "{run:?}");
+        let found = String::from_utf8(run.stdout).unwrap();
+        assert_eq!(found.split_whitespace().collect::<Vec<_>>(), expected, "{words:?}");
+    };
+    check(&["che"], &["check"]);
+    check(&["vfio", ""], &["status", "bind", "unbind"]);
+    check(&["gpu", "h"], &["hold"]);
+    check(&["--log-driver", "f"], &["file"]);
+    check(&["--state-d"], &["--state-dir"]);
+    check(&["--tok"], &["--token-file"]);
+    check(&["--state-dir", "/proc/self/statu"], &["/proc/self/status"]);
+    check(&["--workers", ""], &[]);
+    check(&["completions", ""], &["bash"]);
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    struct Failing(io::ErrorKind);
+    impl Write for Failing {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    assert!(print(&mut Failing(io::ErrorKind::BrokenPipe), "x").is_ok());
+    assert!(print(&mut Failing(io::ErrorKind::StorageFull), "x").is_err());
+}

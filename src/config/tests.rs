@@ -1,0 +1,306 @@
+//! Settings from real files in a folder of the test's own.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+
+/// A folder that is the host's root, with a kernel command line and a configuration file.
+struct Host {
+    root: PathBuf,
+    flags: Vec<(&'static Row, String)>,
+    environment: Vec<(OsString, OsString)>,
+}
+
+impl Host {
+    fn new(test: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let root = std::env::temp_dir().join(format!("vectorlay-{test}-{}-{count}", std::process::id()));
+        fs::create_dir_all(root.join("proc")).unwrap();
+        let flags = vec![(row("root").unwrap(), root.to_str().unwrap().to_owned())];
+        Self { root, flags, environment: Vec::new() }.file("{}").cmdline("ro quiet")
+    }
+
+    fn write(self, path: &str, text: &str) -> Self {
+        fs::write(self.root.join(path), text).unwrap();
+        self
+    }
+
+    fn file(self, text: &str) -> Self {
+        self.write("agent.json", text)
+    }
+
+    fn cmdline(self, text: &str) -> Self {
+        self.write("proc/cmdline", text)
+    }
+
+    fn flag(mut self, name: &str, value: &str) -> Self {
+        self.flags.push((row(name).unwrap(), value.to_owned()));
+        self
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.root.join(name).to_str().unwrap().to_owned()
+    }
+
+    fn load(&self) -> Result<Loaded, Error> {
+        let overrides = Overrides { file: Some(self.root.join("agent.json")), flags: self.flags.clone() };
+        load(&overrides, self.environment.clone())
+    }
+
+    fn error(&self) -> String {
+        self.load().unwrap_err().to_string()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+fn source_of(loaded: &Loaded, name: &str) -> Source {
+    loaded.settings.iter().find(|s| s.row.name == name).unwrap().source.clone()
+}
+
+#[test]
+fn the_strongest_source_wins() {
+    let mut host = Host::new("order");
+    let mut check = |change: fn(Host) -> Host, workers: usize, source: &str| {
+        host = change(std::mem::replace(&mut host, Host::new("unused")));
+        let loaded = host.load().unwrap();
+        assert_eq!(loaded.config.workers, workers);
+        let described = source_of(&loaded, "workers").describe(row("workers").unwrap());
+        assert!(described.starts_with(source), "{described}");
+        assert_eq!(loaded.warnings, Vec::<String>::new());
+    };
+    check(|host| host, 8, "default");
+    check(|host| host.file(r#"{"workers": 1}"#), 1, "workers in /");
+    check(|host| host.cmdline("vectorlay.workers=2"), 2, "vectorlay.workers on the kernel command line");
+    check(|host| host.env("VECTORLAY_WORKERS", "3"), 3, "VECTORLAY_WORKERS");
+    check(|host| host.flag("workers", "4"), 4, "--workers");
+    check(|host| host.flag("workers", "5"), 5, "--workers");
+}
+
+#[test]
+fn an_empty_variable_or_null_is_not_set() {
+    let host = Host::new("empty")
+        .env("VECTORLAY_WORKERS", "")
+        .cmdline("vectorlay.workers=")
+        .file(r#"{"workers": 3, "namespace": null}"#);
+    let loaded = host.load().unwrap();
+    assert_eq!((loaded.config.workers, loaded.config.namespace), (3, None));
+}
+
+#[test]
+fn wrong_values_name_setting_source_value_and_what_is_expected() {
+    let check = |host: Host, parts: &[&str]| {
+        let error = host.error();
+        for part in parts {
+            assert!(error.contains(part), "{error:?} lacks {part:?}");
+        }
+    };
+    let new = || Host::new("wrong");
+    check(new().flag("workers", "0"), &["workers", "--workers", "\"0\"", "from 1 to 64"]);
+    check(new().env("VECTORLAY_WORKERS", "x"), &["VECTORLAY_WORKERS", "\"x\"", "whole number"]);
+    check(new().cmdline("vectorlay.log=loud"), &["kernel command line", "\"loud\"", "off, error, warn"]);
+    check(new().file(r#"{"workers":"8"}"#), &["agent.json", "workers", "whole number"]);
+    check(new().file(r#"{"allow_insecure":"yes"}"#), &["allow_insecure", "true or false"]);
+    check(new().file(r#"{"state_dir":"state"}"#), &["state_dir", "\"state\"", "an absolute path"]);
+    check(new().flag("url", ""), &["--url", "1 to 4096 bytes"]);
+    check(new().flag("state_dir", "--json"), &["--state-dir", "\"--json\"", "absolute path"]);
+    check(new().file(r#"{"wrokers":1}"#), &["\"wrokers\"", "agent.json", "did you mean workers?"]);
+    check(new().file(r#"{"xyzzy":1}"#), &["\"xyzzy\"", "vectorlay-agent help"]);
+    check(new().file("{\"workers\":1"), &["agent.json", "line 1"]);
+    check(new().file("[]"), &["agent.json", "not one object"]);
+    check(new().file(&" ".repeat(FILE_MAX as usize + 1)), &["agent.json", "more than 1048576 bytes"]);
+    let docker = new().flag("namespace", "tenants").flag("container_cli", "/usr/bin/docker");
+    check(docker, &["namespace", "docker"]);
+    check(new().flag("image_high_percent", "80"), &["image_low_percent"]);
+    check(new().flag("image_high_percent", "80").flag("image_low_percent", "80"), &["image_low_percent"]);
+}
+
+#[test]
+fn only_running_needs_a_url() {
+    let check = |host: Host, expected: Option<&str>| {
+        let config = host.load().unwrap().config;
+        assert_eq!(config.required_url().ok(), expected);
+    };
+    check(Host::new("url"), None);
+    check(Host::new("url").flag("url", "wss://host/ws"), Some("wss://host/ws"));
+}
+
+#[test]
+fn a_named_file_must_exist_and_be_a_file() {
+    let host = Host::new("named");
+    fs::remove_file(host.root.join("agent.json")).unwrap();
+    assert!(host.error().contains("agent.json"));
+    fs::create_dir(host.root.join("agent.json")).unwrap();
+    assert!(host.error().contains("not a regular file"));
+}
+
+#[test]
+fn the_file_can_be_named_by_the_environment() {
+    let host = Host::new("variable").file(r#"{"workers": 3}"#);
+    let environment = [(FILE_VARIABLE.into(), host.path("agent.json").into())];
+    let overrides = Overrides { file: None, flags: host.flags.clone() };
+    let loaded = load(&overrides, environment).unwrap();
+    assert_eq!((loaded.config.workers, loaded.warnings.len()), (3, 0));
+}
+
+#[test]
+fn a_relative_path_is_taken_from_a_flag_alone() {
+    let loaded = Host::new("relative").flag("state_dir", "state").load().unwrap();
+    assert_eq!(loaded.config.state_dir, std::env::current_dir().unwrap().join("state"));
+}
+
+#[test]
+fn unknown_variables_and_kernel_words_only_warn() {
+    let host = Host::new("unknown")
+        .env("VECTORLAY_WORKRES", "2")
+        .env("VECTORLAY_CONFIG", "")
+        .cmdline("vectorlay.ulr=wss://x vectorlay.root=/mnt vectorlay.xyzzy");
+    assert_eq!(
+        host.load().unwrap().warnings,
+        [
+            "the environment's VECTORLAY_WORKRES is no setting; did you mean VECTORLAY_WORKERS?",
+            "vectorlay.root on the kernel command line has no effect: the line is read below root",
+            "vectorlay.ulr on the kernel command line is no setting; did you mean vectorlay.url?",
+            "vectorlay.xyzzy on the kernel command line is no setting",
+        ]
+    );
+}
+
+fn token(loaded: &Loaded) -> Option<&str> {
+    loaded.config.token.as_ref().map(|token| token.expose())
+}
+
+#[test]
+fn the_token_from_the_strongest_place() {
+    let host = Host::new("token").write("a", "from-file\n").write("token", "from-credentials\r\n");
+    let credentials = host.path("");
+    let host = host.env("CREDENTIALS_DIRECTORY", &credentials);
+    assert_eq!(token(&host.load().unwrap()), Some("from-credentials"));
+    let path = host.path("a");
+    let host = host.env("VECTORLAY_TOKEN_FILE", &path);
+    let loaded = host.load().unwrap();
+    assert_eq!(token(&loaded), Some("from-file"));
+    assert_eq!(source_of(&loaded, "token"), Source::Content(path.into()));
+    let host = host.env("VECTORLAY_TOKEN", "direct");
+    assert_eq!(token(&host.load().unwrap()), Some("direct"));
+}
+
+#[test]
+fn a_token_file_that_is_gone_is_no_error() {
+    let host = Host::new("gone").flag("token_file", "/nonexistent/token");
+    let loaded = host.load().unwrap();
+    assert_eq!(token(&loaded), None);
+    assert!(loaded.warnings[0].contains("/nonexistent/token"), "{:?}", loaded.warnings);
+}
+
+#[test]
+fn a_token_file_without_a_token_is_an_error_that_does_not_show_it() {
+    for content in ["", "\n", "se cret", "sécret", "secret\nsecret2\n", &"s".repeat(VALUE_MAX + 1)] {
+        let host = Host::new("bad").write("token", content);
+        let path = host.path("token");
+        let error = host.flag("token_file", &path).error();
+        assert!(error.contains(&path) && !error.contains("cret"), "{error}");
+    }
+    let error = Host::new("bad").env("VECTORLAY_TOKEN", "se cret").error();
+    assert!(error.contains("VECTORLAY_TOKEN") && !error.contains("cret\""), "{error}");
+}
+
+#[test]
+fn a_token_that_everyone_can_read_is_warned_of() {
+    let check = |mode: u32, warnings: usize| {
+        let host = Host::new("mode").write("token", "t\n");
+        let path = host.path("token");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let host = host.flag("token_file", &path);
+        assert_eq!(host.load().unwrap().warnings.len(), warnings, "{mode:o}");
+    };
+    check(0o600, 0);
+    check(0o640, 0);
+    check(0o644, 1);
+    let host = Host::new("mode").file(r#"{"token":"t"}"#);
+    fs::set_permissions(host.path("agent.json"), fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(host.load().unwrap().warnings.len(), 1);
+}
+
+#[test]
+fn proxies_of_the_environment() {
+    let host = Host::new("proxy").env("https_proxy", "http://u:pw@low:1").env("NO_PROXY", "a,b");
+    let loaded = host.load().unwrap();
+    assert_eq!(loaded.config.proxy.as_ref().unwrap().expose(), "http://u:pw@low:1");
+    assert_eq!(loaded.config.no_proxy.as_deref(), Some("a,b"));
+    let host = host.env("HTTPS_PROXY", "http://up:1").env("VECTORLAY_PROXY", "http://own:1");
+    assert_eq!(host.load().unwrap().config.proxy.unwrap().expose(), "http://own:1");
+}
+
+#[test]
+fn what_is_shown_has_no_secret() {
+    let host = Host::new("show")
+        .env("VECTORLAY_TOKEN", "hunter2")
+        .env("VECTORLAY_PROXY", "http://u:hunter2@proxy:1")
+        .flag("workers", "4");
+    let loaded = host.load().unwrap();
+    let text = text(&loaded.settings);
+    let shown = |name: &str| -> Vec<&str> {
+        let line = text.lines().find(|line| line.split_whitespace().next() == Some(name)).unwrap();
+        line.split_whitespace().skip(1).collect()
+    };
+    assert_eq!(shown("workers"), ["4", "--workers"]);
+    assert_eq!(shown("token"), ["***", "VECTORLAY_TOKEN"]);
+    assert_eq!(shown("proxy"), ["http://***@proxy:1", "VECTORLAY_PROXY"]);
+    assert_eq!(shown("namespace"), ["-", "default"]);
+    assert_eq!(text.lines().count(), TABLE.len());
+    let json = json(&loaded.settings);
+    assert_eq!(json["workers"], serde_json::json!({"value": 4, "source": "--workers"}));
+    assert_eq!(json["token"]["value"], "***");
+    for all in [text, json.to_string(), format!("{loaded:?}")] {
+        assert!(!all.contains("hunter2"), "{all}");
+    }
+}
+
+#[test]
+fn defaults_and_limits_fit_their_fields() {
+    for row in TABLE {
+        let values: Vec<String> = match row.kind {
+            Kind::Whole { min, max } => vec![min.to_string(), max.to_string()],
+            Kind::Words(words) => words.iter().map(|word| (*word).to_owned()).collect(),
+            Kind::Bool => vec!["true".to_owned()],
+            Kind::Text | Kind::Path | Kind::Secret | Kind::Proxy => vec!["/x".to_owned()],
+        };
+        if row.name == "root" {
+            continue;
+        }
+        for value in values {
+            let host = Host::new("limits").flag(row.name, &value);
+            let host = match row.name {
+                "image_high_percent" if value != "0" => host.flag("image_low_percent", "1"),
+                _ => host,
+            };
+            let loaded = host.load();
+            assert!(loaded.is_ok(), "{} {value}: {}", row.name, loaded.unwrap_err());
+        }
+    }
+}
+
+#[test]
+fn the_table_is_in_order() {
+    for row in TABLE {
+        assert!(!row.doc.is_empty() && !row.doc.ends_with('.') && row.doc.len() <= 90, "{row:?}");
+        let plain = row.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        assert!(plain && TABLE.iter().filter(|other| other.name == row.name).count() == 1, "{row:?}");
+        if let Some(default) = row.default {
+            assert!(Value::read(row.kind, default).is_some(), "{row:?}");
+        }
+    }
+}

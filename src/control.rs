@@ -1,0 +1,476 @@
+//! The operator's Unix socket: how `vectorlay-agent status`, `drain` and the like reach the running agent.
+//!
+//! One conversation at a time, each under one deadline: a line of JSON in (`{"request":"gpu-hold","address":
+//! "0000:41:00.0"}`), a line of JSON out (the core's answer, or `{"error": …}`). Only root and the agent's own user
+//! are heard. It decides nothing: the request becomes an event, the core's answer comes back by [`Control::reply`].
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "it starts its one thread, and a conversation's deadline needs a clock"
+)]
+
+use std::fmt;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use serde_json::Value;
+
+use crate::core::operator::{ControlId, Request};
+use crate::types::PciAddress;
+
+/// How long one conversation may take, the core's answer included.
+const CONVERSATION: Duration = Duration::from_secs(2);
+/// How much of it is kept for saying that the core did not answer.
+const LAST_WORD: Duration = Duration::from_millis(500);
+/// How long a command waits for its answer.
+const ANSWER: Duration = Duration::from_secs(5);
+// Another conversation may have to end first.
+const _: () = assert!(ANSWER.as_millis() > 2 * CONVERSATION.as_millis());
+/// The longest request, in bytes.
+const REQUEST_MAX: usize = 4096;
+/// The longest answer, in bytes.
+const ANSWER_MAX: usize = 1024 * 1024;
+/// How long to leave the socket alone when accepting fails (no descriptors are free, for instance).
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// The control thread, seen from the main loop. Dropping it removes the socket.
+#[derive(Debug)]
+pub struct Control {
+    replies: SyncSender<(ControlId, String)>,
+    path: PathBuf,
+}
+
+impl Control {
+    /// Makes the socket (mode 0600; its folder, if missing, 0700) and starts the thread. A socket that is left from
+    /// an agent that ended is replaced; one at which somebody listens is not. `emit` is called on the thread.
+    ///
+    /// # Errors
+    /// When the socket cannot be made, or somebody else's is in its place.
+    pub fn start(path: &Path, emit: impl Fn(ControlId, Request) + Send + 'static) -> Result<Self, Error> {
+        let listener = listen(path)?;
+        // One reply is awaited at a time; late ones are thrown away before the next request is passed on.
+        let (replies, received) = sync_channel(1);
+        Builder::new()
+            .name("control".to_owned())
+            .spawn(move || serve(&listener, &received, &emit))
+            .map_err(|source| Error::Thread { source })?;
+        Ok(Self { replies, path: path.to_owned() })
+    }
+
+    /// Answers a request with one line of JSON. Never blocks; an answer that nobody waits for any more is dropped.
+    pub fn reply(&self, id: ControlId, line: String) {
+        let _ = self.replies.try_send((id, line));
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Asks the running agent, and waits for its answer.
+///
+/// # Errors
+/// When it does not listen or answer, or refuses.
+pub fn ask(path: &Path, request: Request) -> Result<Value, Error> {
+    let deadline = Instant::now() + ANSWER;
+    let mut stream = match connect(path) {
+        Ok(stream) => stream,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Err(Error::NotRunning { path: path.to_owned() });
+        }
+        Err(source) => return Err(Error::Ask { path: path.to_owned(), source }),
+    };
+    let talk = |stream: &mut UnixStream| {
+        write_line(stream, &request_line(request), deadline)?;
+        read_line(stream, ANSWER_MAX, deadline)
+    };
+    let line = talk(&mut stream).map_err(|source| Error::Ask { path: path.to_owned(), source })?;
+    let answer: Value =
+        serde_json::from_slice(&line).map_err(|_| Error::NotAnAnswer { path: path.to_owned() })?;
+    match answer.get("error").and_then(Value::as_str) {
+        Some(error) => Err(Error::Refused { request, error: error.to_owned() }),
+        None => Ok(answer),
+    }
+}
+
+fn listen(path: &Path) -> Result<UnixListener, Error> {
+    let failed = |source| Error::Listen { path: path.to_owned(), source };
+    if let Some(parent) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(failed)?;
+    }
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(Error::NotASocket { path: path.to_owned() });
+        }
+        Ok(_) => match connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path).map_err(failed)?;
+            }
+            Ok(_) | Err(_) => return Err(Error::InUse { path: path.to_owned() }),
+        },
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Connects without waiting: where the listener's queue is full, connect(2) would wait for as long as it is.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// The thread: one conversation after the other, for as long as the process lives.
+fn serve(
+    listener: &UnixListener,
+    replies: &Receiver<(ControlId, String)>,
+    emit: &impl Fn(ControlId, Request),
+) {
+    let mut id = ControlId(0);
+    loop {
+        match listener.accept() {
+            Ok((mut stream, _)) => {
+                id.0 += 1;
+                let deadline = Instant::now() + CONVERSATION;
+                let line = answer(&mut stream, id, deadline, replies, emit);
+                if let Err(error) = line.and_then(|line| write_line(&mut stream, &line, deadline)) {
+                    log::debug!("control: {id} ended early: {error}");
+                }
+            }
+            Err(error) => {
+                log::warn!("control: accepting an operator's connection: {error}");
+                std::thread::sleep(ACCEPT_PAUSE);
+            }
+        }
+    }
+}
+
+/// Hears one request, and gives the line that answers it.
+fn answer(
+    stream: &mut UnixStream,
+    id: ControlId,
+    deadline: Instant,
+    replies: &Receiver<(ControlId, String)>,
+    emit: &impl Fn(ControlId, Request),
+) -> io::Result<String> {
+    let peer = rustix::net::sockopt::socket_peercred(&*stream)?;
+    if !peer.uid.is_root() && peer.uid != rustix::process::geteuid() {
+        return Ok(refusal("only root and the agent's own user are heard"));
+    }
+    let request = match read_request(&read_line(stream, REQUEST_MAX, deadline)?) {
+        Ok(request) => request,
+        Err(error) => return Ok(refusal(&error)),
+    };
+    while replies.try_recv().is_ok() {}
+    emit(id, request);
+    loop {
+        match replies.recv_timeout(left(deadline).saturating_sub(LAST_WORD)) {
+            Ok((of, line)) if of == id => return Ok(line),
+            Ok(_) => {}
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                return Ok(refusal("the agent is too busy to answer; try again, and look at its log"));
+            }
+        }
+    }
+}
+
+fn refusal(error: &str) -> String {
+    Value::Object([("error".to_owned(), error.into())].into_iter().collect()).to_string()
+}
+
+fn request_line(request: Request) -> String {
+    let mut object = serde_json::Map::new();
+    object.insert("request".to_owned(), request.word().into());
+    if let Some(address) = request.address() {
+        object.insert("address".to_owned(), address.to_string().into());
+    }
+    Value::Object(object).to_string()
+}
+
+fn read_request(line: &[u8]) -> Result<Request, String> {
+    let value: Value =
+        serde_json::from_slice(line).map_err(|error| format!("the request is no JSON: {error}"))?;
+    let word = value.get("request").and_then(Value::as_str).ok_or("the request has no word")?;
+    let address = || {
+        let text = value.get("address").and_then(Value::as_str).ok_or("the request has no address")?;
+        PciAddress::parse(text).map_err(|error| error.to_string())
+    };
+    match word {
+        "status" => Ok(Request::Status),
+        "drain" => Ok(Request::Drain),
+        "maintenance" => Ok(Request::Maintenance),
+        "resume" => Ok(Request::Resume),
+        "gpu-hold" => address().map(Request::GpuHold),
+        "gpu-release" => address().map(Request::GpuRelease),
+        "recheck" => Ok(Request::Recheck),
+        _ => Err("the agent does not know this request; is it older than the command?".to_owned()),
+    }
+}
+
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+/// What is left until the deadline, for a socket's timeout, which cannot be zero.
+fn timeout(deadline: Instant) -> io::Result<Option<Duration>> {
+    match left(deadline) {
+        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+        left => Ok(Some(left)),
+    }
+}
+
+/// Reads up to a newline or the end, at most `most` bytes.
+fn read_line(stream: &mut UnixStream, most: usize, deadline: Instant) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    let mut part = [0; 1024];
+    loop {
+        stream.set_read_timeout(timeout(deadline)?)?;
+        let count = match stream.read(&mut part) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(timed_out(error)),
+        };
+        let end = part[..count].iter().position(|byte| *byte == b'\n');
+        line.extend_from_slice(&part[..end.unwrap_or(count)]);
+        if line.len() > most {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the line is too long"));
+        }
+        if count == 0 || end.is_some() {
+            return Ok(line);
+        }
+    }
+}
+
+fn write_line(stream: &mut UnixStream, line: &str, deadline: Instant) -> io::Result<()> {
+    let line = format!("{line}\n");
+    let mut rest = line.as_bytes();
+    while !rest.is_empty() {
+        stream.set_write_timeout(timeout(deadline)?)?;
+        match stream.write(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(timed_out(error)),
+        }
+    }
+    Ok(())
+}
+
+/// A socket's timeout shows as `WouldBlock`, whose text would mislead.
+fn timed_out(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { error }
+}
+
+/// What went wrong with the operator's socket.
+#[derive(Debug)]
+pub enum Error {
+    /// The socket cannot be made.
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Somebody listens there already.
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something else is in the socket's place.
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The thread cannot be started.
+    Thread {
+        /// Why.
+        source: io::Error,
+    },
+    /// Nobody listens there.
+    NotRunning {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The agent did not take the request or did not answer.
+    Ask {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The answer is no JSON.
+    NotAnAnswer {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The agent refused.
+    Refused {
+        /// The request.
+        request: Request,
+        /// The agent's words.
+        error: String,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listen { path, source } => {
+                let path = path.display();
+                write!(
+                    f,
+                    "making the operator's socket {path}: {source}; set control_socket to a path that works"
+                )
+            }
+            Self::InUse { path } => {
+                let path = path.display();
+                write!(f, "another agent listens at {path}; stop it, or set another control_socket")
+            }
+            Self::NotASocket { path } => {
+                let path = path.display();
+                write!(f, "{path} is no socket; move it away, or set another control_socket")
+            }
+            Self::Thread { source } => {
+                write!(f, "starting the thread control: {source}; raise the limit of tasks")
+            }
+            Self::NotRunning { path } => {
+                let path = path.display();
+                write!(f, "no agent listens at {path}; start it, or name its socket with --control-socket")
+            }
+            Self::Ask { path, source } => {
+                write!(f, "asking the agent at {}: {source}; ", path.display())?;
+                match source.kind() {
+                    io::ErrorKind::PermissionDenied => f.write_str("run this as root"),
+                    _ => f.write_str("try again, and look at its log"),
+                }
+            }
+            Self::NotAnAnswer { path } => {
+                let path = path.display();
+                write!(f, "what listens at {path} did not answer as an agent does; see what it is")
+            }
+            Self::Refused { request, error } => write!(f, "{request}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Listen { source, .. } | Self::Thread { source } | Self::Ask { source, .. } => Some(source),
+            Self::InUse { .. }
+            | Self::NotASocket { .. }
+            | Self::NotRunning { .. }
+            | Self::NotAnAnswer { .. }
+            | Self::Refused { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Sender, channel};
+
+    use super::*;
+
+    fn place(test: &str) -> PathBuf {
+        std::env::temp_dir()
+            .join(format!("vectorlay-control-{test}-{}", std::process::id()))
+            .join("agent.sock")
+    }
+
+    /// An agent that answers what `answers` says, and forgets `drain`.
+    fn agent(path: &Path) -> (Control, Receiver<(ControlId, Request)>) {
+        let (events, received): (Sender<_>, _) = channel();
+        let control = Control::start(path, move |id, request| events.send((id, request)).unwrap()).unwrap();
+        (control, received)
+    }
+
+    const SOON: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn a_request_is_asked_and_answered() {
+        let path = place("talk");
+        let (control, received) = agent(&path);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        let gpu = PciAddress::parse("0000:41:00.0").unwrap();
+        for request in [
+            Request::Status,
+            Request::Drain,
+            Request::Maintenance,
+            Request::Resume,
+            Request::GpuHold(gpu),
+            Request::GpuRelease(gpu),
+            Request::Recheck,
+        ] {
+            let asked = path.clone();
+            let client = std::thread::spawn(move || ask(&asked, request));
+            let (id, heard) = received.recv_timeout(SOON).unwrap();
+            assert_eq!(heard, request);
+            control.reply(ControlId(id.0 + 100), "{\"of\":\"another\"}".to_owned());
+            // The first of two replies fills the channel until the thread has taken it.
+            let reply = (id, "{\"ok\":true}".to_owned());
+            control.replies.send(reply).unwrap();
+            assert_eq!(client.join().unwrap().unwrap()["ok"], true);
+        }
+        drop(control);
+        assert!(matches!(ask(&path, Request::Status), Err(Error::NotRunning { .. })));
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn bad_requests_are_refused_and_silent_ones_ended() {
+        let path = place("bad");
+        let (control, received) = agent(&path);
+        let check = |sent: &[u8], expected: &str| {
+            let mut stream = connect(&path).unwrap();
+            stream.write_all(sent).unwrap();
+            // Nothing comes back on a connection that is reset because not all of the request was read.
+            let line = read_line(&mut stream, ANSWER_MAX, Instant::now() + SOON).unwrap_or_default();
+            let line = String::from_utf8(line).unwrap();
+            assert!(line.contains(expected), "{sent:?}: {line}");
+        };
+        check(b"\n", "no JSON");
+        check(b"{\"request\":1}\n", "no word");
+        check(b"{\"request\":\"fly\"}\n", "does not know");
+        check(b"{\"request\":\"gpu-hold\"}\n", "no address");
+        check(b"{\"request\":\"gpu-hold\",\"address\":\"x\"}\n", "PCI address");
+        check(&[b'x'; 2 * REQUEST_MAX], "");
+        check(b"{\"request\":", "");
+        assert!(received.try_recv().is_err());
+        // One that the core does not answer, either.
+        check(b"{\"request\":\"status\"}\n", "too busy");
+        assert_eq!(received.recv_timeout(SOON).unwrap().1, Request::Status);
+        drop(control);
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn only_a_socket_without_a_listener_is_replaced() {
+        let path = place("stale");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        drop(UnixListener::bind(&path).unwrap());
+        let (control, _received) = agent(&path);
+        assert!(matches!(listen(&path), Err(Error::InUse { .. })));
+        drop(control);
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(listen(&path), Err(Error::NotASocket { .. })));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
+}

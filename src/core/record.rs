@@ -1,0 +1,89 @@
+//! What the core has kept in the state directory, and what it hears of it.
+
+use std::fmt;
+
+use crate::types::{NodeId, Secret};
+
+/// Who this node is: the content of `node.json`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The ID that the control plane gave it.
+    pub node_id: NodeId,
+    /// The node's own token, where the control plane issues one.
+    pub node_token: Option<Secret>,
+    /// The key of the specifications' hash. `None` only in a file that was written by hand: the agent then makes a
+    /// key and saves the identity again.
+    pub spec_key: Option<[u8; 32]>,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Identity({})", self.node_id)
+    }
+}
+
+/// A file of the state directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RecordFile {
+    /// `node.json`.
+    Node,
+    /// `state.json`.
+    State,
+}
+
+impl RecordFile {
+    /// Its name in the directory.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Node => "node.json",
+            Self::State => "state.json",
+        }
+    }
+}
+
+impl fmt::Display for RecordFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A file's whole new content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// Of `node.json`.
+    Node(Identity),
+    /// Of `state.json`: one JSON value, at most [`STATE_MAX`] bytes.
+    State(String),
+}
+
+/// The most bytes of `state.json`.
+pub const STATE_MAX: usize = 4 * 1024 * 1024;
+
+impl Record {
+    /// The file that it is for.
+    pub fn file(&self) -> RecordFile {
+        match self {
+            Self::Node(_) => RecordFile::Node,
+            Self::State(_) => RecordFile::State,
+        }
+    }
+}
+
+/// What became of saving. The number is the one that the record was given; it stands for all earlier ones of the
+/// same file too, which were not saved one by one if they came too fast.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreEvent {
+    /// It is on the disk.
+    Saved(RecordFile, u64),
+    /// It is not known to be on the disk; what was there before still is, whole. Says why and what to do.
+    SaveFailed(RecordFile, u64, String),
+}
+
+impl fmt::Display for StoreEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Saved(file, seq) => write!(f, "saved {file} {seq}"),
+            Self::SaveFailed(file, seq, _) => write!(f, "save failed {file} {seq}"),
+        }
+    }
+}

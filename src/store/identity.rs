@@ -1,0 +1,109 @@
+//! The text of `node.json`: `{"node_id": …, "node_token"?: …, "spec_key": 64 hexadecimal digits}`. Other keys are
+//! ignored, and a file written by hand needs `node_id` alone.
+
+use serde_json::{Map, Value};
+
+use crate::core::record::Identity;
+use crate::types::{NodeId, Secret};
+
+/// The longest node token, in bytes.
+const TOKEN_MAX: usize = 4096;
+
+/// The file's content.
+pub(super) fn write(identity: &Identity) -> Secret {
+    let mut object = Map::new();
+    object.insert("node_id".to_owned(), identity.node_id.as_str().into());
+    if let Some(token) = &identity.node_token {
+        object.insert("node_token".to_owned(), token.expose().into());
+    }
+    if let Some(key) = &identity.spec_key {
+        object.insert("spec_key".to_owned(), hex(key).into());
+    }
+    Secret::new(format!("{}\n", Value::Object(object)))
+}
+
+/// Reads the file's content.
+///
+/// # Errors
+/// Says what is wrong with it, without quoting it.
+pub(super) fn read(text: &str) -> Result<Identity, String> {
+    let value: Value = serde_json::from_str(text).map_err(|error| format!("it is no JSON: {error}"))?;
+    let text_of = |key: &str| match value.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str())),
+        Some(_) => Err(format!("its {key} is not text")),
+    };
+    let node_id = text_of("node_id")?.ok_or("it has no node_id")?;
+    let node_id = NodeId::new(node_id).map_err(|error| error.to_string())?;
+    let node_token = match text_of("node_token")? {
+        None => None,
+        Some(token)
+            if !token.is_empty()
+                && token.len() <= TOKEN_MAX
+                && token.bytes().all(|byte| byte.is_ascii_graphic()) =>
+        {
+            Some(Secret::new(token.to_owned()))
+        }
+        Some(_) => return Err("its node_token is not printable ASCII".to_owned()),
+    };
+    let spec_key = match text_of("spec_key")? {
+        None => None,
+        Some(digits) => Some(from_hex(digits).ok_or("its spec_key is not 64 hexadecimal digits")?),
+    };
+    Ok(Identity { node_id, node_token, spec_key })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(digits: &str) -> Option<[u8; 32]> {
+    let mut key = [0; 32];
+    if digits.len() != 2 * key.len() || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, pair) in key.iter_mut().zip(digits.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read() {
+        for token in [None, Some("nt_\"quoted\\\"")] {
+            for spec_key in [None, Some(std::array::from_fn(|i| (i * 8) as u8))] {
+                let identity = Identity {
+                    node_id: NodeId::new("node-1").unwrap(),
+                    node_token: token.map(|token| Secret::new(token.to_owned())),
+                    spec_key,
+                };
+                assert_eq!(read(write(&identity).expose()), Ok(identity));
+            }
+        }
+    }
+
+    #[test]
+    fn files_of_other_hands() {
+        let key = "0f".repeat(32);
+        let check = |text: &str, good: bool| assert_eq!(read(text).is_ok(), good, "{text}");
+        check(r#"{"node_id":"a"}"#, true);
+        check(r#"{"node_id":"a","node_token":null,"later":{"x":[1]}}"#, true);
+        check(&format!(r#"{{"node_id":"a","spec_key":"{key}"}}"#), true);
+        check("", false);
+        check("\0\0\0\0", false);
+        check("{}", false);
+        check("[]", false);
+        check(r#"{"node_id":"a""#, false);
+        check(r#"{"node_id":1}"#, false);
+        check(r#"{"node_id":"a b"}"#, false);
+        check(r#"{"node_id":"a","node_token":"a\nb"}"#, false);
+        check(r#"{"node_id":"a","node_token":""}"#, false);
+        check(r#"{"node_id":"a","spec_key":"0f"}"#, false);
+        check(&format!(r#"{{"node_id":"a","spec_key":"+{}"}}"#, &key[1..]), false);
+        assert!(!read(r#"{"node_id":"a","node_token":"hunter2 "}"#).unwrap_err().contains("hunter2"));
+    }
+}

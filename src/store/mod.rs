@@ -1,0 +1,184 @@
+//! The state directory's files: `node.json` (who this node is) and `state.json` (what the core must not forget).
+//!
+//! A thread of its own does the writing, so that a disk that hangs in fsync hangs nothing else. What to do about a
+//! failed save is the core's business: the store tries once and reports. It never overwrites a file whose content
+//! it did not understand, and never writes anything else than these two files.
+
+#![allow(clippy::disallowed_methods, reason = "the store starts its one thread")]
+
+mod directory;
+mod identity;
+
+use std::fs::File;
+use std::io::Read;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::Builder;
+
+pub use directory::{Directory, Error, Found, Step};
+
+use crate::core::record::{Record, RecordFile, StoreEvent};
+use crate::types::Secret;
+
+/// A new key for the specifications' hash.
+///
+/// # Errors
+/// [`Error::Random`] when /dev/urandom cannot be read.
+pub fn new_key() -> Result<[u8; 32], Error> {
+    let mut key = [0; 32];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut key))
+        .map_err(|source| Error::Random { source })?;
+    Ok(key)
+}
+
+/// The store thread, seen from the main loop.
+#[derive(Debug)]
+pub struct Store {
+    orders: SyncSender<Order>,
+    waiting: Waiting,
+}
+
+impl Store {
+    /// Starts the thread, which holds the directory and its lock until the store is dropped (or the process ends).
+    /// `emit` is called on the thread, once for each save.
+    ///
+    /// # Errors
+    /// [`Error::Thread`].
+    pub fn start(directory: Directory, emit: impl Fn(StoreEvent) + Send + 'static) -> Result<Self, Error> {
+        // At most one order is under way: the channel is never full.
+        let (orders, received) = sync_channel(1);
+        Builder::new()
+            .name("store".to_owned())
+            .spawn(move || serve(directory, &received, &emit))
+            .map_err(|source| Error::Thread { source })?;
+        Ok(Self { orders, waiting: Waiting::default() })
+    }
+
+    /// Has `record` saved; `seq` comes back in the event. Never blocks. While a save is under way one record of each
+    /// file waits, the newest: an older one is dropped, as the newer holds all that it held.
+    pub fn save(&mut self, record: Record, seq: u64) {
+        self.waiting.put(record, seq);
+        self.hand_over();
+    }
+
+    /// To be called for each event that the thread emitted: the next record can go.
+    pub fn answered(&mut self) {
+        self.waiting.under_way = false;
+        self.hand_over();
+    }
+
+    fn hand_over(&mut self) {
+        if let Some(order) = self.waiting.next() {
+            self.orders.try_send(order).expect("the thread lives as long as the process, and one order fits");
+        }
+    }
+}
+
+/// A record on its way to the disk.
+#[derive(Debug)]
+struct Order {
+    record: Record,
+    seq: u64,
+}
+
+/// What waits for the thread: bounded, because a newer record takes the place of an older one of its file.
+#[derive(Debug, Default)]
+struct Waiting {
+    node: Option<Order>,
+    state: Option<Order>,
+    under_way: bool,
+}
+
+impl Waiting {
+    fn put(&mut self, record: Record, seq: u64) {
+        let place = match record.file() {
+            RecordFile::Node => &mut self.node,
+            RecordFile::State => &mut self.state,
+        };
+        *place = Some(Order { record, seq });
+    }
+
+    /// The order that goes now, if one can. The identity goes first.
+    fn next(&mut self) -> Option<Order> {
+        if self.under_way {
+            return None;
+        }
+        let order = self.node.take().or_else(|| self.state.take());
+        self.under_way = order.is_some();
+        order
+    }
+}
+
+/// The thread: one order after the other, until the store is dropped.
+fn serve(mut directory: Directory, orders: &Receiver<Order>, emit: &impl Fn(StoreEvent)) {
+    for Order { record, seq } in orders {
+        let file = record.file();
+        let content = match record {
+            Record::Node(identity) => identity::write(&identity),
+            Record::State(text) => Secret::new(text),
+        };
+        emit(match directory.save(file, &content) {
+            Ok(()) => StoreEvent::Saved(file, seq),
+            Err(error) => StoreEvent::SaveFailed(file, seq, error.to_string()),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::core::record::Identity;
+    use crate::types::NodeId;
+
+    fn identity() -> Identity {
+        Identity { node_id: NodeId::new("node-1").unwrap(), node_token: None, spec_key: Some([7; 32]) }
+    }
+
+    #[test]
+    fn the_newest_of_each_file_waits() {
+        let mut waiting = Waiting::default();
+        let mut next = |put: &[(bool, u64)], answered: bool| {
+            for (node, seq) in put {
+                let state = Record::State(seq.to_string());
+                waiting.put(if *node { Record::Node(identity()) } else { state }, *seq);
+            }
+            waiting.under_way &= !answered;
+            waiting.next().map(|order| order.seq)
+        };
+        assert_eq!(next(&[], false), None);
+        assert_eq!(next(&[(false, 1)], false), Some(1));
+        assert_eq!(next(&[(false, 2), (true, 3), (false, 4)], false), None);
+        assert_eq!(next(&[], true), Some(3));
+        assert_eq!(next(&[(false, 5)], true), Some(5));
+        assert_eq!(next(&[], true), None);
+    }
+
+    #[test]
+    fn what_is_saved_is_there_for_the_next_start() {
+        let path = std::env::temp_dir().join(format!("vectorlay-store-{}", std::process::id()));
+        let (events, received) = channel();
+        let emit = move |event| events.send(event).unwrap();
+        let mut store = Store::start(Directory::open(&path).unwrap(), emit).unwrap();
+        let answer = |store: &mut Store| {
+            let event = received.recv_timeout(Duration::from_secs(30)).unwrap();
+            store.answered();
+            event
+        };
+        store.save(Record::Node(identity()), 1);
+        store.save(Record::State("{\"a\":1}".to_owned()), 2);
+        assert_eq!(answer(&mut store), StoreEvent::Saved(RecordFile::Node, 1));
+        assert_eq!(answer(&mut store), StoreEvent::Saved(RecordFile::State, 2));
+        std::fs::remove_dir_all(&path).unwrap();
+        store.save(Record::State("{}".to_owned()), 3);
+        let StoreEvent::SaveFailed(RecordFile::State, 3, why) = answer(&mut store) else { panic!() };
+        assert!(why.contains("state.json") && why.contains("restart the agent"), "{why}");
+    }
+
+    #[test]
+    fn keys_differ() {
+        assert_ne!(new_key().unwrap(), new_key().unwrap());
+    }
+}
