@@ -1,8 +1,10 @@
 //! Hosts of all kinds: which GPUs each has, whether they can be handed out and why not, and how well they are.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 #[path = "support/host.rs"]
 mod host;
+
+use std::time::{Duration, Instant};
 
 use host::Host;
 use vectorlay::core::facts::{Gpu, Health, Verdict};
@@ -13,7 +15,7 @@ use vectorlay::host::health::Limits;
 fn look(facts: &str, lspci: Option<&str>) -> Vec<Gpu> {
     let host = Host::new(facts);
     let mut watch = Watch::new(host.root(), Limits::default());
-    watch.read(&mut || lspci.map(str::to_owned)).unwrap().facts()
+    watch.read(Instant::now(), &mut || lspci.map(str::to_owned)).unwrap().facts()
 }
 
 /// Compares a host's GPUs with `expected`: for each, the plain line, the verdict (`free` with the device node, or a part
@@ -322,9 +324,15 @@ fn machines_without_gpus() {
     // No PCI at all, which is no error; and no sysfs, which is one.
     let host = Host::new("cpu 0x41");
     std::fs::remove_dir_all(host.root().join("sys/bus/pci")).unwrap();
-    assert!(Watch::new(host.root(), Limits::default()).read(&mut || None).unwrap().gpus.is_empty());
+    assert!(
+        Watch::new(host.root(), Limits::default())
+            .read(Instant::now(), &mut || None)
+            .unwrap()
+            .gpus
+            .is_empty()
+    );
     std::fs::remove_dir_all(host.root().join("sys/bus")).unwrap();
-    let error = Watch::new(host.root(), Limits::default()).read(&mut || None).unwrap_err();
+    let error = Watch::new(host.root(), Limits::default()).read(Instant::now(), &mut || None).unwrap_err();
     assert!(error.to_string().contains("see that /sys is mounted"), "{error}");
 }
 
@@ -411,7 +419,7 @@ fn lspci_is_asked_once_for_the_same_gpus() {
     let mut asked = 0;
     for _ in 0..3 {
         watch
-            .read(&mut || {
+            .read(Instant::now(), &mut || {
                 asked += 1;
                 None
             })
@@ -419,7 +427,7 @@ fn lspci_is_asked_once_for_the_same_gpus() {
     }
     host.fact("pci 0000:02:00.0 10de:2684 0300 driver=vfio-pci group=19");
     watch
-        .read(&mut || {
+        .read(Instant::now(), &mut || {
             asked += 1;
             None
         })
@@ -454,7 +462,7 @@ fn health_comes_and_goes() {
         "{CONSUMER}\nkmsg 3,5,1,-;vfio-pci 0000:01:00.0: not ready 65535ms after FLR; giving up"
     ));
     let mut watch = Watch::new(host.root(), Limits::default());
-    let mut health = || watch.read(&mut || None).unwrap().gpus.remove(0).gpu.health;
+    let mut health = || watch.read(Instant::now(), &mut || None).unwrap().gpus.remove(0).gpu.health;
     assert!(matches!(health(), Health::Suspect(text) if text.contains("said since boot")));
     assert_eq!(health(), Health::Ok);
     host.fact("kmsg 3,6,2,-;vfio-pci 0000:01:00.0: not ready 65535ms after bus reset; giving up");
@@ -467,12 +475,39 @@ fn health_comes_and_goes() {
     assert_eq!(health(), Health::Ok);
 }
 
+#[test]
+fn corrected_errors_are_counted_by_the_hour() {
+    let start = Instant::now();
+    let host = Host::new(CONSUMER);
+    let mut watch = Watch::new(host.root(), Limits::default());
+    let mut health = |minute: u64, corrected: u32| {
+        let path = "sys/bus/pci/devices/0000:01:00.0/aer_dev_";
+        for (name, total, count) in
+            [("correctable", "COR", corrected), ("nonfatal", "NONFATAL", 0), ("fatal", "FATAL", 0)]
+        {
+            host.write(&format!("{path}{name}"), &format!("RxErr 0\nTOTAL_ERR_{total} {count}\n"));
+        }
+        let now = start + Duration::from_secs(minute * 60);
+        watch.read(now, &mut || None).unwrap().gpus.remove(0).gpu.health
+    };
+    // What was before the first reading does not count; then 400 in each hour are well.
+    for (minute, corrected) in [(0, 100_000), (30, 100_200), (60, 100_400), (90, 100_600), (120, 100_800)] {
+        assert_eq!(health(minute, corrected), Health::Ok, "minute {minute}");
+    }
+    assert_eq!(health(130, 101_279), Health::Ok);
+    assert!(matches!(health(140, 101_280), Health::Suspect(text) if text.contains("480 corrected")));
+    // Quiet again, it is well with the next hour; counters that begin again are no errors.
+    assert!(matches!(health(180, 101_280), Health::Suspect(_)));
+    assert_eq!(health(190, 101_280), Health::Ok);
+    assert_eq!(health(200, 0), Health::Ok);
+    assert_eq!(health(210, 479), Health::Ok);
+}
+
 /// What this machine's own lspci prints is what is composed here, for each of its functions.
 #[test]
 fn lines_are_as_lspci_prints_them() {
     use vectorlay::host::{lspci, pci};
     let run = |args: &[&str]| {
-        #[allow(clippy::disallowed_methods, reason = "a test asks the program itself")]
         let output = std::process::Command::new("lspci").args(args).output().ok()?;
         output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
     };

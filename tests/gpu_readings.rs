@@ -1,8 +1,10 @@
 //! What is read beside the GPUs themselves: how busy they are, and whether Kata would take them.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 #[path = "support/host.rs"]
 mod host;
+
+use std::time::Instant;
 
 use host::Host;
 use vectorlay::host::gpus::Watch;
@@ -19,7 +21,7 @@ fn use_is_known_where_the_hosts_driver_has_the_gpu() {
         pci 0000:85:00.0 1002:74a1 1200 driver=amdgpu group=3
     ";
     let host = Host::new(facts);
-    let gpus = Watch::new(host.root(), Limits::default()).read(&mut || None).unwrap().facts();
+    let gpus = Watch::new(host.root(), Limits::default()).read(Instant::now(), &mut || None).unwrap().facts();
     // The second line is of a GPU that vfio-pci took meanwhile.
     let printed = "00000000:41:00.0, 90, 100, 6144\n00000000:42:00.0, 1, 1, 6144\n";
     let with = |smi: Option<&str>| utilization::read(host.root(), &gpus, &mut || smi.map(str::to_owned));

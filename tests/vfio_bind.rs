@@ -1,13 +1,14 @@
 //! `vfio status|bind|unbind` on hosts in a folder, where a few lines play the kernel.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 #[path = "support/host.rs"]
 mod host;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use host::Host;
-use vectorlay::commands::vfio::{self, Error, Failure, Request, What};
+use vectorlay::cli::{Form, VfioChange, VfioTarget};
+use vectorlay::commands::vfio::{self, Error, Failure};
 use vectorlay::core::facts::Verdict;
 use vectorlay::host::gpus::Watch;
 use vectorlay::host::health::Limits;
@@ -34,14 +35,30 @@ fn native(address: &str) -> Option<&'static str> {
     }
 }
 
+/// What is asked for.
+#[derive(Clone)]
+enum Request {
+    Bind(VfioChange),
+    Unbind(VfioChange),
+}
+
 /// Runs a command; the kernel refuses a write of which `refuses` says so.
 fn run(
     host: &Host,
     request: &Request,
     refuses: &dyn Fn(&Step) -> Option<Failure>,
 ) -> (Result<(), Error>, String) {
+    run_with(host, request, None, refuses)
+}
+
+fn run_with(
+    host: &Host,
+    request: &Request,
+    setting: Option<&str>,
+    refuses: &dyn Fn(&Step) -> Option<Failure>,
+) -> (Result<(), Error>, String) {
     let mut out = Vec::new();
-    let result = vfio::run_with(request, host.root(), &mut out, &mut |step| {
+    let mut perform = |step: &Step| {
         if let Some(failure) = refuses(step) {
             return Err(failure);
         }
@@ -56,25 +73,37 @@ fn run(
                 Ok(())
             }
         }
-    });
+    };
+    let result = match request {
+        Request::Bind(change) => vfio::bind_with(change, setting, host.root(), &mut out, &mut perform),
+        Request::Unbind(change) => vfio::unbind_with(change, host.root(), &mut out, &mut perform),
+    };
     (result, String::from_utf8(out).unwrap().replace(host.root().to_str().unwrap(), ""))
 }
 
-fn these(addresses: &[&str]) -> What {
-    What::These(addresses.iter().map(|a| PciAddress::parse(a).unwrap()).collect())
+fn change(what: VfioTarget) -> VfioChange {
+    VfioChange { what, dry_run: false, force: false, persist: false }
+}
+
+fn these(addresses: &[&str]) -> VfioChange {
+    change(VfioTarget::These(addresses.iter().map(|a| PciAddress::parse(a).unwrap()).collect()))
 }
 
 fn bind(addresses: &[&str]) -> Request {
-    Request::Bind { what: these(addresses), dry_run: false, force: false, boot: false }
+    Request::Bind(these(addresses))
+}
+
+fn forced(addresses: &[&str]) -> Request {
+    Request::Bind(VfioChange { force: true, ..these(addresses) })
 }
 
 fn unbind(addresses: &[&str]) -> Request {
-    Request::Unbind { what: these(addresses), dry_run: false, boot: false }
+    Request::Unbind(these(addresses))
 }
 
 /// Which driver has each function, and which GPUs are free.
 fn state(host: &Host) -> String {
-    let inventory = Watch::new(host.root(), Limits::default()).read(&mut || None).unwrap();
+    let inventory = Watch::new(host.root(), Limits::default()).read(Instant::now(), &mut || None).unwrap();
     let free = inventory.gpus.iter().filter(|s| s.gpu.verdict == Verdict::Assignable).count();
     let drivers: Vec<_> = inventory.functions.iter().map(|f| f.driver.as_deref().unwrap_or("-")).collect();
     format!("{} free {free}", drivers.join(" "))
@@ -118,13 +147,12 @@ fn binds_the_whole_group_and_gives_it_back() {
 #[test]
 fn a_dry_run_prints_the_same_and_changes_nothing() {
     let (dry, wet) = (Host::new(DESKTOP), Host::new(DESKTOP));
-    let request = Request::Bind { what: What::All, dry_run: true, force: false, boot: true };
+    let request = Request::Bind(VfioChange { dry_run: true, persist: true, ..change(VfioTarget::All) });
     let (result, printed) = run(&dry, &request, &|step| panic!("performed {step}"));
     result.unwrap();
     assert_eq!(state(&dry), BEFORE);
     assert!(!dry.root().join("etc").exists());
-    let (result, done) =
-        run(&wet, &Request::Bind { what: What::All, dry_run: false, force: false, boot: false }, OK);
+    let (result, done) = run(&wet, &Request::Bind(change(VfioTarget::All)), OK);
     result.unwrap();
     // All but the boot display.
     assert_eq!(state(&wet), "pcieport vfio-pci vfio-pci vfio-pci amdgpu free 2");
@@ -148,8 +176,7 @@ fn refuses_what_would_hurt() {
     refused(&host, &bind(&["01:00.0", "09:00.0"]), "there is no PCI device 0000:09:00.0");
     // All or nothing.
     refused(&host, &bind(&["01:00.0", "c5:00.0"]), "boot display");
-    let force = Request::Bind { what: these(&["c5:00.0"]), dry_run: false, force: true, boot: false };
-    run(&host, &force, OK).0.unwrap();
+    run(&host, &forced(&["c5:00.0"]), OK).0.unwrap();
     assert_eq!(state(&host), "pcieport nvidia snd_hda_intel - vfio-pci free 1");
 
     let facts = "
@@ -180,8 +207,7 @@ fn refuses_what_a_process_uses() {
     host.fact("holder 812 nvidia-persiste /dev/nvidia3");
     refused(&host, &bind(&["01:00.0"]), "/dev/nvidia3 is open in process 812 (nvidia-persiste)");
     // Not even when forced.
-    let force = Request::Bind { what: these(&["01:00.0"]), dry_run: false, force: true, boot: false };
-    refused(&host, &force, "/dev/nvidia3 is open");
+    refused(&host, &forced(&["01:00.0"]), "/dev/nvidia3 is open");
     std::fs::remove_dir_all(host.root().join("proc/812")).unwrap();
 
     host.write("sys/bus/pci/devices/0000:01:00.1/sound/card1/pcmC1D3p/dev", "");
@@ -233,19 +259,19 @@ fn a_failure_on_the_way_is_undone() {
 #[test]
 fn what_was_noted_is_bound_at_boot() {
     let host = Host::new(DESKTOP);
-    let boot = |what| Request::Bind { what, dry_run: false, force: false, boot: true };
-    let (result, said) = run(&host, &boot(these(&["02:00.0"])), OK);
+    let persist = |addresses| Request::Bind(VfioChange { persist: true, ..these(addresses) });
+    let (result, said) = run(&host, &persist(&["02:00.0"]), OK);
     result.unwrap();
     assert!(
         said.contains("vfio bind --saved") && said.contains("vectorlay.vfio_bind=0000:02:00.0"),
         "{said}"
     );
-    run(&host, &boot(these(&["01:00.0"])), OK).0.unwrap();
+    run(&host, &persist(&["01:00.0"]), OK).0.unwrap();
     let noted = || std::fs::read_to_string(host.root().join(vfio::boot::SAVED)).unwrap();
     assert_eq!(noted(), "0000:01:00.0 10de:2204\n0000:02:00.0 10de:2684\n");
 
     // The next boot: another card sits at one of the addresses.
-    let saved = Request::Bind { what: What::Saved, dry_run: false, force: false, boot: false };
+    let saved = Request::Bind(change(VfioTarget::Saved));
     let next = Host::new(&DESKTOP.replace("10de:2684", "10de:2330"));
     next.write(vfio::boot::SAVED, &noted());
     let (result, said) = run(&next, &saved, OK);
@@ -253,35 +279,37 @@ fn what_was_noted_is_bound_at_boot() {
     assert!(said.starts_with("0000:02:00.0 10de:2684: no such device any more"), "{said}");
     assert_eq!(state(&next), "pcieport vfio-pci vfio-pci - amdgpu free 1");
 
-    let (result, _) =
-        run(&host, &Request::Unbind { what: these(&["01:00.0"]), dry_run: false, boot: true }, OK);
+    let (result, _) = run(&host, &Request::Unbind(VfioChange { persist: true, ..these(&["01:00.0"]) }), OK);
     result.unwrap();
     assert_eq!(noted(), "0000:02:00.0 10de:2684\n");
 
-    // A diskless image has the kernel parameter alone.
+    // A diskless image has the setting alone, on the kernel's command line.
     let cases = [
-        ("quiet", "pcieport nvidia snd_hda_intel - amdgpu free 0"),
-        ("vectorlay.vfio_bind=0000:02:00.0", "pcieport nvidia snd_hda_intel vfio-pci amdgpu free 1"),
-        ("vectorlay.vfio-bind=01:00.0,nonsense,77:00.0", "pcieport vfio-pci vfio-pci - amdgpu free 1"),
-        (
-            "vectorlay.vfio_bind=x vectorlay.vfio_bind=all",
-            "pcieport vfio-pci vfio-pci vfio-pci amdgpu free 2",
-        ),
+        (None, BEFORE),
+        (Some("0000:02:00.0"), "pcieport nvidia snd_hda_intel vfio-pci amdgpu free 1"),
+        (Some("01:00.0,nonsense,77:00.0,"), "pcieport vfio-pci vfio-pci - amdgpu free 1"),
+        (Some("all"), "pcieport vfio-pci vfio-pci vfio-pci amdgpu free 2"),
     ];
-    for (parameters, expected) in cases {
-        let host = Host::new(&format!("{DESKTOP}\ncmdline ro {parameters}"));
-        let (result, said) = run(&host, &saved, OK);
+    for (setting, expected) in cases {
+        let host = Host::new(DESKTOP);
+        let (result, said) = run_with(&host, &saved, setting, OK);
         result.unwrap();
-        assert_eq!(state(&host), expected, "{parameters}: {said}");
+        assert_eq!(state(&host), expected, "{setting:?}: {said}");
     }
+}
+
+/// What `vfio status` prints.
+fn status(host: &Host, form: Form) -> String {
+    let mut out = Vec::new();
+    vfio::status(host.root(), form, &mut out).unwrap();
+    String::from_utf8(out).unwrap()
 }
 
 #[test]
 fn status_tells_each_gpu_and_its_obstacle() {
     let host = Host::new(DESKTOP);
     run(&host, &bind(&["01:00.0"]), OK).0.unwrap();
-    let (result, said) = run(&host, &Request::Status, OK);
-    result.unwrap();
+    let said = status(&host, Form::Text);
     for part in [
         "IOMMU: on\n",
         "0000:01:00.0 NVIDIA Corporation GA102 [GeForce RTX 3090]: assignable as /dev/vfio/18\n    driver vfio-pci, IOMMU \
@@ -291,42 +319,18 @@ fn status_tells_each_gpu_and_its_obstacle() {
     ] {
         assert!(said.contains(part), "{said} lacks {part:?}");
     }
-    let host = Host::new("cpu GenuineIntel\ncmdline quiet\npci 0000:01:00.0 10de:2204 0300 driver=nvidia");
-    let (_, said) = run(&host, &Request::Status, OK);
-    assert!(said.contains("missing kernel parameters: intel_iommu=on iommu=pt\n"), "{said}");
-}
+    let json: serde_json::Value = serde_json::from_str(&status(&host, Form::Json)).unwrap();
+    assert_eq!((&json["iommu"]["on"], json["gpus"].as_array().unwrap().len()), (&true.into(), 3));
+    let gpu = &json["gpus"][0];
+    assert_eq!(
+        (&gpu["assignable"], &gpu["device_node"], &gpu["class"]),
+        (&true.into(), &"/dev/vfio/18".into(), &"0300".into())
+    );
+    assert!(json["gpus"][2]["reason"].as_str().unwrap().contains("boot display"));
 
-#[test]
-fn command_lines() {
-    let check = |line: &str, expected: Option<Request>| {
-        let words = line.split_whitespace().map(str::to_owned);
-        let parsed = vfio::parse(&mut lexopt::Parser::from_args(words));
-        assert_eq!(parsed.ok(), expected, "{line}");
-    };
-    check("status", Some(Request::Status));
-    check("bind 01:00.0", Some(bind(&["01:00.0"])));
-    check("unbind 01:00.0 0000:02:00.0", Some(unbind(&["01:00.0", "02:00.0"])));
-    let all = Request::Bind { what: What::All, dry_run: true, force: true, boot: true };
-    check("bind --dry-run all --force --boot", Some(all));
-    let saved = Request::Bind { what: What::Saved, dry_run: false, force: false, boot: false };
-    check("bind --saved", Some(saved));
-    for wrong in [
-        "",
-        "frob 01:00.0",
-        "bind",
-        "unbind",
-        "bind 41:0",
-        "bind all 01:00.0",
-        "unbind --force 01:00.0",
-        "bind --saved all",
-        "status 01:00.0",
-        "status --dry-run",
-        "bind --what 01:00.0",
-        "--dry-run",
-        "unbind --saved",
-    ] {
-        check(wrong, None);
-    }
+    let host = Host::new("cpu GenuineIntel\ncmdline quiet\npci 0000:01:00.0 10de:2204 0300 driver=nvidia");
+    let said = status(&host, Form::Text);
+    assert!(said.contains("missing kernel parameters: intel_iommu=on iommu=pt\n"), "{said}");
 }
 
 #[test]
@@ -341,4 +345,16 @@ fn the_hidden_command_writes_to_these_files_alone() {
         host.write(wrong, "");
         assert!(write(&host.root().join(wrong), "x").is_err(), "{wrong}");
     }
+}
+
+#[test]
+fn only_the_hidden_command_is_a_writer() {
+    let check = |arguments: &[&str], is: bool| {
+        let arguments: Vec<_> = arguments.iter().map(Into::into).collect();
+        assert_eq!(vfio::as_writer(&arguments).is_some(), is, "{arguments:?}");
+    };
+    check(&["vfio-write", "/nowhere/sys/bus/pci/drivers_probe", "x"], true);
+    check(&["vfio-write", "/nowhere"], false);
+    check(&["vfio", "bind", "01:00.0"], false);
+    check(&[], false);
 }

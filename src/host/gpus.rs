@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::health::{self, Errors, Limits, Reading};
 use super::holders::{self, Holders};
@@ -15,6 +16,9 @@ use super::pci::{self, Function, Unreadable};
 use crate::core::facts::Gpu;
 use crate::types::PciAddress;
 
+/// Corrected errors are counted in this time.
+const HOUR: Duration = Duration::from_secs(3600);
+
 /// Watches the GPUs: takes an inventory again and again, and knows what was so at the last one.
 #[derive(Debug)]
 pub struct Watch {
@@ -22,8 +26,15 @@ pub struct Watch {
     limits: Limits,
     /// Names do not change while the device at an address is the same.
     names: BTreeMap<(PciAddress, u16, u16), Named>,
-    errors: BTreeMap<PciAddress, Errors>,
+    errors: BTreeMap<PciAddress, Counted>,
     log: kernel_log::Reader,
+}
+
+/// What a GPU's error counters were: at the last reading, but for corrected errors at the last full hour.
+#[derive(Debug)]
+struct Counted {
+    before: Errors,
+    hour_began: Instant,
 }
 
 /// All GPUs at one moment.
@@ -71,12 +82,16 @@ impl Watch {
         }
     }
 
-    /// Takes an inventory. `lspci` gives what `lspci -D -vmm` prints, `None` where that is missing; it is called only
+    /// Takes an inventory at the time `now`. `lspci` gives what `lspci -D -vmm` prints, `None` where that is missing; it is called only
     /// when a GPU has no name yet.
     ///
     /// # Errors
     /// [`Unreadable`] when the PCI bus cannot be listed: then nothing is known about any GPU.
-    pub fn read(&mut self, lspci: &mut dyn FnMut() -> Option<String>) -> Result<Inventory, Unreadable> {
+    pub fn read(
+        &mut self,
+        now: Instant,
+        lspci: &mut dyn FnMut() -> Option<String>,
+    ) -> Result<Inventory, Unreadable> {
         let functions = pci::functions(&self.root)?;
         let iommu = Iommu::read(&self.root);
         let gpus: Vec<&Function> = functions.iter().filter(|f| f.is_gpu()).collect();
@@ -94,10 +109,10 @@ impl Watch {
             let address = function.address;
             let reading = health::read(&self.root, function, &functions);
             let about: Vec<_> = log.findings.iter().filter(|f| f.address == address).collect();
-            let before = self.errors.get(&address).copied();
+            let before = self.errors.get(&address).map(|c| c.before);
             let health = health::judge(&reading, before, &about, log.history, &self.limits);
             if let Some(errors) = reading.errors {
-                self.errors.insert(address, errors);
+                self.count(address, errors, now);
             }
             let node = iommu::device_node(&self.root, function);
             let verdict = iommu::verdict(&self.root, &iommu, function, &members, node.as_deref(), &holders);
@@ -120,6 +135,18 @@ impl Watch {
             seen.push(Seen { gpu, function: function.clone(), members, reading });
         }
         Ok(Inventory { gpus: seen, functions, iommu, holders })
+    }
+
+    /// Keeps `errors` for the next reading to compare with.
+    fn count(&mut self, address: PciAddress, errors: Errors, now: Instant) {
+        let counted = self.errors.entry(address).or_insert(Counted { before: errors, hour_began: now });
+        let hour_over = now.saturating_duration_since(counted.hour_began) >= HOUR;
+        // Less than before: the device was found anew, and its counters began again.
+        if hour_over || errors.correctable < counted.before.correctable {
+            *counted = Counted { before: errors, hour_began: now };
+        } else {
+            counted.before = Errors { correctable: counted.before.correctable, ..errors };
+        }
     }
 
     /// Sees to it that each of `gpus` has a name.

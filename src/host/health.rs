@@ -27,7 +27,7 @@ pub struct Limits {
     /// The same for the link's speed. By default it is not judged: idle cards slow their links down to save power,
     /// with a driver in a guest too, and are well.
     pub link_speed_percent: u8,
-    /// So many corrected errors between two readings are suspect.
+    /// So many corrected errors in an hour are suspect.
     pub correctable_errors: u64,
     /// So many uncorrected errors that are not fatal between two readings are suspect.
     pub nonfatal_errors: u64,
@@ -42,7 +42,8 @@ impl Default for Limits {
         Self {
             link_width_percent: 100,
             link_speed_percent: 0,
-            correctable_errors: 1000,
+            // 8 a minute is where NVIDIA's own health check begins to warn of PCIe replays (DCGM).
+            correctable_errors: 480,
             nonfatal_errors: 1,
             fatal_errors: 1,
             require_reset: false,
@@ -187,7 +188,8 @@ struct Complaints {
     suspect: Vec<String>,
 }
 
-/// Judges a reading. `before`: the error counters of the reading before, `None` at the first one. `log`: what the
+/// Judges a reading. `before`: the error counters of the reading before (of corrected errors,
+/// of an hour ago), `None` at the first one. `log`: what the
 /// kernel said about the device since then; `history`: whether that goes back to the boot.
 pub fn judge(
     reading: &Reading,
@@ -281,7 +283,7 @@ fn counters(now: Option<Errors>, before: Option<Errors>, limits: &Limits, compla
         complaints.suspect.push(format!("{new} uncorrected PCIe errors since the last reading"));
     }
     if let Some(new) = more(now.correctable, before.correctable, limits.correctable_errors) {
-        complaints.suspect.push(format!("{new} corrected PCIe errors since the last reading"));
+        complaints.suspect.push(format!("{new} corrected PCIe errors within an hour"));
     }
 }
 
@@ -340,8 +342,8 @@ mod tests {
         check(|r| r.errors = None, "ok", "");
         check(|r| r.errors = Some(Errors { fatal: 1, ..Errors::default() }), "failed", "1 fatal");
         check(|r| r.errors = Some(Errors { nonfatal: 1, ..Errors::default() }), "suspect", "1 uncorrected");
-        check(|r| r.errors = Some(Errors { correctable: 999, ..Errors::default() }), "ok", "");
-        check(|r| r.errors = Some(Errors { correctable: 1000, ..Errors::default() }), "suspect", "corrected");
+        check(|r| r.errors = Some(Errors { correctable: 479, ..Errors::default() }), "ok", "");
+        check(|r| r.errors = Some(Errors { correctable: 480, ..Errors::default() }), "suspect", "corrected");
         check(|r| r.reset = Reset::None, "suspect", "cannot be reset");
         check(|r| r.reset = Reset::WithCard, "ok", "");
         // The worst is what is said.

@@ -4,19 +4,19 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-use super::{Error, What, say};
+use super::{Error, say};
+use crate::cli::VfioTarget;
 use crate::host::gpus::Inventory;
 use crate::host::{pci, sysfs};
 use crate::types::PciAddress;
 
-/// Where `bind --boot` notes the devices, below the root: a line `0000:41:00.0 10de:2204` each.
+/// Where `bind --persist` notes the devices, below the root: a line `0000:41:00.0 10de:2204` each.
 pub const SAVED: &str = "etc/vectorlay/vfio-bind";
-/// The kernel parameter with devices to bind at boot.
-const PARAMETER: &str = "vectorlay.vfio_bind";
 
-/// The devices that are meant.
+/// The devices that are meant. `setting` is the setting `vfio_bind`.
 pub(super) fn wanted(
-    what: &What,
+    what: &VfioTarget,
+    setting: Option<&str>,
     inventory: &Inventory,
     root: &Path,
     out: &mut dyn Write,
@@ -26,24 +26,17 @@ pub(super) fn wanted(
         gpus.filter(|f| !f.boot_display || f.has_vfio_driver()).map(|f| f.address).collect()
     };
     match what {
-        What::These(addresses) => Ok(addresses.clone()),
-        What::All => Ok(all()),
-        What::Saved => {
-            let parameters = sysfs::text(&root.join("proc/cmdline")).unwrap_or_default();
-            let of_parameter = |word: &str| {
-                let (name, value) = word.split_once('=')?;
-                (name.replace('-', "_") == PARAMETER).then(|| value.trim_matches('"').to_owned())
-            };
+        VfioTarget::These(addresses) => Ok(addresses.clone()),
+        VfioTarget::All => Ok(all()),
+        VfioTarget::Saved => {
             let mut wanted = saved(root, inventory, out)?;
-            match parameters.split_whitespace().filter_map(of_parameter).next_back().as_deref() {
+            match setting {
                 Some("all") => wanted.extend(all()),
                 Some(list) => {
                     for word in list.split(',').filter(|w| !w.is_empty()) {
                         match PciAddress::parse(word) {
                             Ok(address) => wanted.push(address),
-                            Err(e) => {
-                                say(out, &format!("{PARAMETER}: {e}; left out")).map_err(Error::Print)?
-                            }
+                            Err(e) => say(out, &format!("vfio_bind: {e}; left out")).map_err(Error::Print)?,
                         }
                     }
                 }
@@ -108,8 +101,8 @@ pub(super) fn note(
 pub(super) fn help(wanted: &[PciAddress]) -> String {
     let list: Vec<String> = wanted.iter().map(ToString::to_string).collect();
     format!(
-        "noted in /{SAVED}; at boot, before the agent, run `vectorlay-agent vfio bind --saved`\n\
-         an image without a disk takes the kernel parameter {PARAMETER}={} instead",
+        "noted in /{SAVED}; at each boot, before the agent, run `vectorlay-agent vfio bind --saved`\n\
+         an image without a disk takes the kernel parameter vectorlay.vfio_bind={} instead",
         list.join(",")
     )
 }

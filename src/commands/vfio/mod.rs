@@ -5,20 +5,22 @@
 //! executable, started again with [`WRITE_COMMAND`] and a deadline, because the kernel can block the writer for ever;
 //! when one hangs or fails, what was done before is undone, except for the device that hangs.
 //!
-//! To survive a reboot, `bind --boot` notes the devices in [`boot::SAVED`] with their IDs (an address can belong to another
-//! device after a card was added), and `bind --saved` binds what is noted there and named by the kernel parameter
-//! `vectorlay.vfio_bind=` (addresses joined by commas, or `all`): run it before the agent, as `ExecStartPre=` in its
-//! unit or in a boot script. An image that is booted over the network needs the parameter alone.
+//! To survive a reboot, `bind --persist` notes the devices in [`boot::SAVED`] with their IDs (an address can belong to
+//! another device after a card was added), and `bind --saved` binds those and what the setting `vfio_bind` names: run it
+//! before the agent, as `ExecStartPre=` in its unit or in a boot script. An image that is booted over the network needs
+//! the setting alone, as the kernel parameter `vectorlay.vfio_bind=` (addresses joined by commas, or `all`).
 
 pub mod boot;
 mod status;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::host::gpus::Watch;
+use crate::cli::{Form, VfioChange};
+use crate::host::gpus::{Inventory, Watch};
 use crate::host::health::Limits;
 use crate::host::vfio::{self, Refusal, Step};
 use crate::host::{lspci, pci};
@@ -39,85 +41,6 @@ const NODE_LOOK: Duration = Duration::from_millis(50);
 const GRACE: Duration = Duration::from_secs(1);
 /// Kept of what a program says, in bytes.
 const OUTPUT_MAX: usize = 4096;
-
-/// What is asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Request {
-    /// Show each GPU and what stands in its way.
-    Status,
-    /// Bind to vfio-pci.
-    Bind {
-        /// Which.
-        what: What,
-        /// Print the steps, do nothing.
-        dry_run: bool,
-        /// Take the boot display and groups with disks and networks too.
-        force: bool,
-        /// Note the devices for the next boot.
-        boot: bool,
-    },
-    /// Give back to the host's drivers.
-    Unbind {
-        /// Which.
-        what: What,
-        /// Print the steps, do nothing.
-        dry_run: bool,
-        /// Strike the devices from the note for the next boot.
-        boot: bool,
-    },
-}
-
-/// Which devices.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
-    /// These.
-    These(Vec<PciAddress>),
-    /// All GPUs, the boot display left out.
-    All,
-    /// Those noted for the boot.
-    Saved,
-}
-
-/// Reads what follows `vfio` on the command line: `status`, `bind` or `unbind`, then addresses, `all`, and flags.
-///
-/// # Errors
-/// lexopt's, which says what is wrong with which argument.
-pub fn parse(arguments: &mut lexopt::Parser) -> Result<Request, lexopt::Error> {
-    use lexopt::prelude::*;
-
-    let command = match arguments.next()? {
-        Some(Value(word)) => word.string()?,
-        Some(other) => return Err(other.unexpected()),
-        None => return Err("say what to do: vfio status, vfio bind or vfio unbind".into()),
-    };
-    let (mut dry_run, mut force, mut boot, mut saved, mut all) = (false, false, false, false, false);
-    let mut addresses = Vec::new();
-    let binds = command == "bind";
-    while let Some(argument) = arguments.next()? {
-        match argument {
-            Long("dry-run") => dry_run = true,
-            Long("boot") => boot = true,
-            Long("force") if binds => force = true,
-            Long("saved") if binds => saved = true,
-            Value(word) if word == "all" => all = true,
-            Value(word) => addresses.push(word.parse_with(PciAddress::parse)?),
-            other => return Err(other.unexpected()),
-        }
-    }
-    let what = match (all, saved) {
-        (true, false) if addresses.is_empty() => What::All,
-        (false, true) if addresses.is_empty() => What::Saved,
-        (false, false) if !addresses.is_empty() => What::These(addresses),
-        (false, false) if command == "status" && !dry_run && !boot => return Ok(Request::Status),
-        _ => return Err("give either PCI addresses or `all` (or --saved, for bind)".into()),
-    };
-    match command.as_str() {
-        "bind" => Ok(Request::Bind { what, dry_run, force, boot }),
-        "unbind" => Ok(Request::Unbind { what, dry_run, boot }),
-        "status" => Err("vfio status takes no arguments".into()),
-        _ => Err("say what to do: vfio status, vfio bind or vfio unbind".into()),
-    }
-}
 
 /// Why the command could not do what was asked.
 #[derive(Debug)]
@@ -145,6 +68,9 @@ pub enum Error {
     /// The result could not be printed.
     Print(io::Error),
 }
+
+/// What performs a step.
+pub type Perform<'a> = dyn FnMut(&Step) -> Result<(), Failure> + 'a;
 
 /// Why a step failed.
 #[derive(Debug)]
@@ -209,49 +135,99 @@ impl std::error::Error for Error {
     }
 }
 
-/// Does what is asked for on the host under `root` and says on `out` what was done.
+/// Shows each GPU and what stands in its way.
+///
+/// # Errors
+/// [`Error::Unreadable`], [`Error::Print`].
+pub fn status(root: &Path, form: Form, out: &mut dyn Write) -> Result<(), Error> {
+    let inventory = inventory(root)?;
+    match form {
+        Form::Text => status::print(&inventory, root, out),
+        Form::Json => status::print_json(&inventory, out),
+    }
+    .map_err(Error::Print)
+}
+
+/// Binds what is asked for to vfio-pci, on the host under `root`, and says on `out` what was done. `setting` is the
+/// value of the setting `vfio_bind`.
 ///
 /// # Errors
 /// [`Error`]; for a refusal nothing was changed.
-pub fn run(request: &Request, root: &Path, out: &mut dyn Write) -> Result<(), Error> {
-    run_with(request, root, out, &mut |step| perform(step))
+pub fn bind(
+    change: &VfioChange,
+    setting: Option<&str>,
+    root: &Path,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
+    bind_with(change, setting, root, out, &mut perform)
 }
 
 /// The same with another way to perform a step.
 ///
 /// # Errors
-/// As [`run`].
-pub fn run_with(
-    request: &Request,
+/// As [`bind`].
+pub fn bind_with(
+    change: &VfioChange,
+    setting: Option<&str>,
     root: &Path,
     out: &mut dyn Write,
-    perform: &mut dyn FnMut(&Step) -> Result<(), Failure>,
+    perform: &mut Perform<'_>,
 ) -> Result<(), Error> {
-    let mut watch = Watch::new(root, Limits::default());
-    let inventory = watch.read(&mut || lspci::run(root)).map_err(Error::Unreadable)?;
-    match request {
-        Request::Status => status::print(&inventory, root, out).map_err(Error::Print),
-        Request::Bind { what, dry_run, force, boot } => {
-            let wanted = boot::wanted(what, &inventory, root, out)?;
-            let steps = vfio::bind(root, &inventory.functions, &inventory.iommu, &wanted, *force)
-                .map_err(Error::Refused)?;
-            carry_out(&steps, *dry_run, root, out, perform)?;
-            if *boot && !dry_run {
-                boot::note(root, &inventory, |noted| noted.extend(&wanted))?;
-                say(out, &boot::help(&wanted)).map_err(Error::Print)?;
-            }
-            Ok(())
-        }
-        Request::Unbind { what, dry_run, boot } => {
-            let wanted = boot::wanted(what, &inventory, root, out)?;
-            let steps = vfio::unbind(root, &inventory.functions, &wanted).map_err(Error::Refused)?;
-            carry_out(&steps, *dry_run, root, out, perform)?;
-            if *boot && !dry_run {
-                boot::note(root, &inventory, |noted| noted.retain(|a| !wanted.contains(a)))?;
-            }
-            Ok(())
-        }
+    let inventory = inventory(root)?;
+    let wanted = boot::wanted(&change.what, setting, &inventory, root, out)?;
+    let steps = vfio::bind(root, &inventory.functions, &inventory.iommu, &wanted, change.force)
+        .map_err(Error::Refused)?;
+    carry_out(&steps, change.dry_run, root, out, perform)?;
+    if change.persist && !change.dry_run {
+        boot::note(root, &inventory, |noted| noted.extend(&wanted))?;
+        say(out, &boot::help(&wanted)).map_err(Error::Print)?;
     }
+    Ok(())
+}
+
+/// Gives what is asked for back to the host's drivers.
+///
+/// # Errors
+/// As [`bind`].
+pub fn unbind(change: &VfioChange, root: &Path, out: &mut dyn Write) -> Result<(), Error> {
+    unbind_with(change, root, out, &mut perform)
+}
+
+/// The same with another way to perform a step.
+///
+/// # Errors
+/// As [`bind`].
+pub fn unbind_with(
+    change: &VfioChange,
+    root: &Path,
+    out: &mut dyn Write,
+    perform: &mut Perform<'_>,
+) -> Result<(), Error> {
+    let inventory = inventory(root)?;
+    let wanted = boot::wanted(&change.what, None, &inventory, root, out)?;
+    let steps = vfio::unbind(root, &inventory.functions, &wanted).map_err(Error::Refused)?;
+    carry_out(&steps, change.dry_run, root, out, perform)?;
+    if change.persist && !change.dry_run {
+        boot::note(root, &inventory, |noted| noted.retain(|a| !wanted.contains(a)))?;
+    }
+    Ok(())
+}
+
+/// Does the one write that this executable was started again for, if `arguments` (without the program's name) say so.
+/// `None`: they are an ordinary command line.
+pub fn as_writer(arguments: &[OsString]) -> Option<io::Result<()>> {
+    match arguments {
+        [command, path, value] if command == WRITE_COMMAND => Some(match value.to_str() {
+            Some(value) => vfio::write(Path::new(path), value),
+            None => Err(io::ErrorKind::InvalidInput.into()),
+        }),
+        _ => None,
+    }
+}
+
+fn inventory(root: &Path) -> Result<Inventory, Error> {
+    let mut watch = Watch::new(root, Limits::default());
+    watch.read(Instant::now(), &mut || lspci::run(root)).map_err(Error::Unreadable)
 }
 
 fn say(out: &mut dyn Write, line: &str) -> io::Result<()> {
@@ -264,7 +240,7 @@ fn carry_out(
     dry_run: bool,
     root: &Path,
     out: &mut dyn Write,
-    perform: &mut dyn FnMut(&Step) -> Result<(), Failure>,
+    perform: &mut Perform<'_>,
 ) -> Result<(), Error> {
     if steps.is_empty() {
         return say(out, "nothing to do").map_err(Error::Print);
@@ -291,11 +267,7 @@ fn carry_out(
 }
 
 /// Undoes what was done for `touched`. Returns the steps that failed.
-fn take_back(
-    root: &Path,
-    touched: &[PciAddress],
-    perform: &mut dyn FnMut(&Step) -> Result<(), Failure>,
-) -> Vec<String> {
+fn take_back(root: &Path, touched: &[PciAddress], perform: &mut Perform<'_>) -> Vec<String> {
     match pci::functions(root) {
         Ok(now) => {
             let steps = vfio::undo(root, &now, touched);
@@ -331,7 +303,7 @@ fn perform(step: &Step) -> Result<(), Failure> {
     }
 }
 
-fn start(path: PathBuf, args: Vec<std::ffi::OsString>, deadline: Duration) -> Result<(), Failure> {
+fn start(path: PathBuf, args: Vec<OsString>, deadline: Duration) -> Result<(), Failure> {
     // modprobe runs `install` lines of modprobe.d with a shell.
     let env = vec![("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into())];
     let program = Program { path, args, env, input: None };
