@@ -66,14 +66,25 @@ pub enum Form {
 /// What to bind or unbind, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VfioChange {
-    /// The GPUs; `None`: all of them.
-    pub addresses: Option<Vec<PciAddress>>,
+    /// Which GPUs.
+    pub what: VfioTarget,
     /// Only show what would be written.
     pub dry_run: bool,
-    /// The boot display too.
+    /// The boot display, and groups with disks or networks, too.
     pub force: bool,
     /// At each boot from now on, too.
     pub persist: bool,
+}
+
+/// Which GPUs to bind or unbind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VfioTarget {
+    /// These, with all else in their groups.
+    These(Vec<PciAddress>),
+    /// All but the boot display.
+    All,
+    /// Those noted for each boot, and those that the setting `vfio_bind` names.
+    Saved,
 }
 
 /// Understands `arguments` (without the program's name).
@@ -131,8 +142,12 @@ struct Flag {
 const JSON: Flag = Flag { name: "json", doc: "Answer in JSON" };
 const ALL: Flag = Flag { name: "all", doc: "All GPUs instead of single ones" };
 const DRY_RUN: Flag = Flag { name: "dry-run", doc: "Only show what would be written" };
-const FORCE: Flag = Flag { name: "force", doc: "The boot display too" };
+const FORCE: Flag = Flag { name: "force", doc: "The boot display, and groups with disks or networks, too" };
 const PERSIST: Flag = Flag { name: "persist", doc: "At each boot from now on, too" };
+const SAVED: Flag = Flag {
+    name: "saved",
+    doc: "Those of --persist and of the setting vfio_bind: for the boot, before the agent",
+};
 const HELP: Flag = Flag { name: "help", doc: "Show help, for a command where one is given" };
 const SHOW_VERSION: Flag = Flag { name: "version", doc: "Show the version" };
 /// Stands in the help with these, but takes a value.
@@ -140,7 +155,7 @@ const CONFIG: Flag =
     Flag { name: "config", doc: "The configuration file; by default /etc/vectorlay/agent.json" };
 
 /// All of them that take no value.
-const FLAGS: &[&Flag] = &[&JSON, &ALL, &DRY_RUN, &FORCE, &PERSIST, &HELP, &SHOW_VERSION];
+const FLAGS: &[&Flag] = &[&JSON, &ALL, &DRY_RUN, &FORCE, &PERSIST, &SAVED, &HELP, &SHOW_VERSION];
 
 /// What a command takes after its words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,7 +199,8 @@ const fn command(
     CommandRow { words, takes, flags, doc, make }
 }
 
-const CHANGE_FLAGS: &[&Flag] = &[&ALL, &DRY_RUN, &FORCE, &PERSIST];
+const BIND_FLAGS: &[&Flag] = &[&ALL, &SAVED, &DRY_RUN, &FORCE, &PERSIST];
+const UNBIND_FLAGS: &[&Flag] = &[&ALL, &DRY_RUN, &PERSIST];
 
 /// All commands; the first is the one that is meant when none is given.
 const COMMANDS: &[CommandRow] = &[
@@ -230,13 +246,13 @@ const COMMANDS: &[CommandRow] = &[
     command("vfio status", Takes::Nothing, &[&JSON], "Show what is bound to VFIO", |given, _| {
         Ok(Command::VfioStatus(given.form()))
     }),
-    command("vfio bind", Takes::Addresses, CHANGE_FLAGS, "Bind GPUs' groups to VFIO", |given, arguments| {
+    command("vfio bind", Takes::Addresses, BIND_FLAGS, "Bind GPUs' groups to VFIO", |given, arguments| {
         Ok(Command::VfioBind(given.change(arguments)?))
     }),
     command(
         "vfio unbind",
         Takes::Addresses,
-        CHANGE_FLAGS,
+        UNBIND_FLAGS,
         "Give GPUs back to their own drivers",
         |given, arguments| Ok(Command::VfioUnbind(given.change(arguments)?)),
     ),
@@ -274,14 +290,18 @@ impl Given {
     }
 
     fn change(&self, arguments: &[String]) -> Result<VfioChange, UsageError> {
-        let addresses = match (arguments.is_empty(), self.has(&ALL)) {
-            (false, false) => Some(arguments.iter().map(|text| address(text)).collect::<Result<_, _>>()?),
-            (true, true) => None,
-            (true, false) => return Err(UsageError::Missing("the GPUs' PCI addresses or --all")),
-            (false, true) => return Err(UsageError::Unexpected(arguments[0].clone())),
+        let what = match (arguments.first(), self.has(&ALL), self.has(&SAVED)) {
+            (Some(_), false, false) => {
+                VfioTarget::These(arguments.iter().map(|text| address(text)).collect::<Result<_, _>>()?)
+            }
+            (None, true, false) => VfioTarget::All,
+            (None, false, true) => VfioTarget::Saved,
+            (Some(extra), _, _) => return Err(UsageError::Unexpected(extra.clone())),
+            (None, true, true) => return Err(UsageError::Unexpected("--saved".to_owned())),
+            (None, false, false) => return Err(UsageError::Missing("the GPUs' PCI addresses or --all")),
         };
         let (dry_run, force, persist) = (self.has(&DRY_RUN), self.has(&FORCE), self.has(&PERSIST));
-        Ok(VfioChange { addresses, dry_run, force, persist })
+        Ok(VfioChange { what, dry_run, force, persist })
     }
 
     fn command(&self) -> Result<Command, UsageError> {

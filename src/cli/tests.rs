@@ -33,11 +33,17 @@ fn commands() {
     check("gpu hold 41:00.0", Command::Ask(Request::GpuHold(gpu())));
     check("gpu release 0000:41:00.0", Command::Ask(Request::GpuRelease(gpu())));
     check("vfio status", Command::VfioStatus(Form::Text));
-    let change =
-        VfioChange { addresses: Some(vec![gpu(), gpu()]), dry_run: true, force: false, persist: false };
+    let change = VfioChange {
+        what: VfioTarget::These(vec![gpu(), gpu()]),
+        dry_run: true,
+        force: false,
+        persist: false,
+    };
     check("vfio bind 41:00.0 --dry-run 41:00.0", Command::VfioBind(change));
-    let change = VfioChange { addresses: None, dry_run: false, force: true, persist: true };
-    check("vfio unbind --all --force --persist", Command::VfioUnbind(change));
+    let change = VfioChange { what: VfioTarget::All, dry_run: false, force: false, persist: true };
+    check("vfio unbind --all --persist", Command::VfioUnbind(change));
+    let change = VfioChange { what: VfioTarget::Saved, dry_run: false, force: true, persist: false };
+    check("vfio bind --saved --force", Command::VfioBind(change));
     for line in ["--version", "-V", "version", "run --version"] {
         check(line, Command::Print(text::version()));
     }
@@ -89,6 +95,7 @@ fn wrong_lines_say_what_was_meant() {
     check("gpu hold 41:00.0 42:00.0", "\"42:00.0\" is one word too many");
     check("vfio bind", "or --all must be given");
     check("vfio bind --all 41:00.0", "one word too many");
+    check("vfio bind --all --saved", "one word too many");
     check("completions fish", "use bash");
     check("completions", "bash");
     check("--workers", "--workers needs a value");

@@ -197,6 +197,8 @@ settings! {
     // 8 a minute is where NVIDIA's own health check begins to warn of PCIe replays (DCGM).
     /// Correctable PCIe errors in an hour that make a GPU suspect
     gpu_aer_limit: u64, whole(1, 1_000_000), Some("480");
+    /// GPUs for `vfio bind --saved`: PCI addresses joined by commas, or all
+    vfio_bind: Option<String>, Kind::Text, None;
     /// Where /proc, /sys and /dev are read
     root: PathBuf, Kind::Path, Some("/");
     /// The least severe messages that are logged

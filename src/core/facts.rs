@@ -62,6 +62,8 @@ pub struct Gpu {
 pub enum Verdict {
     /// Nothing stands in the way.
     Assignable,
+    /// Nothing but that a process has its group open, which may well be a replica's microVM: says which process.
+    Held(String),
     /// Something does: the exact obstacle and device, with what to do.
     Obstructed(String),
 }

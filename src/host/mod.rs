@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! What the host is and how full it is. Everything is read, nothing is ever changed, and nothing is guessed: what could
 //! not be read is absent.
 //!
@@ -31,3 +32,18 @@ pub fn hardware(root: &Path, gpus: Vec<Gpu>) -> Hardware {
         gpus,
     }
 }
+=======
+//! The host as it is: pure parsers, and readers of files under a root folder.
+pub mod gpus;
+pub mod health;
+pub mod holders;
+pub mod iommu;
+pub mod kata_config;
+pub mod kernel_log;
+pub mod lspci;
+pub mod pci;
+pub mod pci_ids;
+pub mod sysfs;
+pub mod utilization;
+pub mod vfio;
+>>>>>>> room/gpu

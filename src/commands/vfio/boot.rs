@@ -1,0 +1,108 @@
+//! Which devices are meant, and the note of those that are to be bound at each boot.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::{Error, say};
+use crate::cli::VfioTarget;
+use crate::host::gpus::Inventory;
+use crate::host::{pci, sysfs};
+use crate::types::PciAddress;
+
+/// Where `bind --persist` notes the devices, below the root: a line `0000:41:00.0 10de:2204` each.
+pub const SAVED: &str = "etc/vectorlay/vfio-bind";
+
+/// The devices that are meant. `setting` is the setting `vfio_bind`.
+pub(super) fn wanted(
+    what: &VfioTarget,
+    setting: Option<&str>,
+    inventory: &Inventory,
+    root: &Path,
+    out: &mut dyn Write,
+) -> Result<Vec<PciAddress>, Error> {
+    let all = || -> Vec<PciAddress> {
+        let gpus = inventory.gpus.iter().map(|s| &s.function);
+        gpus.filter(|f| !f.boot_display || f.has_vfio_driver()).map(|f| f.address).collect()
+    };
+    match what {
+        VfioTarget::These(addresses) => Ok(addresses.clone()),
+        VfioTarget::All => Ok(all()),
+        VfioTarget::Saved => {
+            let mut wanted = saved(root, inventory, out)?;
+            match setting {
+                Some("all") => wanted.extend(all()),
+                Some(list) => {
+                    for word in list.split(',').filter(|w| !w.is_empty()) {
+                        match PciAddress::parse(word) {
+                            Ok(address) => wanted.push(address),
+                            Err(e) => say(out, &format!("vfio_bind: {e}; left out")).map_err(Error::Print)?,
+                        }
+                    }
+                }
+                None => {}
+            }
+            // A card that was taken out is no reason not to bind the others.
+            wanted.retain(|a| inventory.functions.iter().any(|f| f.address == *a));
+            wanted.sort_unstable();
+            wanted.dedup();
+            Ok(wanted)
+        }
+    }
+}
+
+/// The devices that are noted and still there.
+fn saved(root: &Path, inventory: &Inventory, out: &mut dyn Write) -> Result<Vec<PciAddress>, Error> {
+    let mut found = Vec::new();
+    let text = sysfs::text(&root.join(SAVED)).unwrap_or_default();
+    for line in text.lines().filter(|l| !l.trim_start().starts_with('#')) {
+        let Some((address, ids)) = line.split_once(' ') else { continue };
+        let same = |f: &&pci::Function| f.address.to_string() == address && ids_of(f) == ids.trim();
+        match inventory.functions.iter().find(same) {
+            Some(function) => found.push(function.address),
+            None => say(out, &format!("{line}: no such device any more; left out")).map_err(Error::Print)?,
+        }
+    }
+    Ok(found)
+}
+
+fn ids_of(f: &pci::Function) -> String {
+    format!("{:04x}:{:04x}", f.vendor, f.device)
+}
+
+/// Changes the note for the boot: a new file is put in the old one's place.
+pub(super) fn note(
+    root: &Path,
+    inventory: &Inventory,
+    change: impl FnOnce(&mut Vec<PciAddress>),
+) -> Result<(), Error> {
+    let path = root.join(SAVED);
+    let failed = |source| Error::Note { path: path.clone(), source };
+    let mut noted = saved(root, inventory, &mut io::sink())?;
+    change(&mut noted);
+    noted.sort_unstable();
+    noted.dedup();
+    let line = |a: &PciAddress| {
+        let function = inventory.functions.iter().find(|f| f.address == *a)?;
+        Some(format!("{a} {}\n", ids_of(function)))
+    };
+    let text: String = noted.iter().filter_map(line).collect();
+    let new = path.with_extension("new");
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(failed)?;
+    }
+    fs::File::create(&new)
+        .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&new, &path))
+        .map_err(failed)
+}
+
+/// What to do so that the note is used.
+pub(super) fn help(wanted: &[PciAddress]) -> String {
+    let list: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+    format!(
+        "noted in /{SAVED}; at each boot, before the agent, run `vectorlay-agent vfio bind --saved`\n\
+         an image without a disk takes the kernel parameter vectorlay.vfio_bind={} instead",
+        list.join(",")
+    )
+}

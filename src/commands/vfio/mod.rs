@@ -1,0 +1,323 @@
+#![allow(clippy::disallowed_methods, reason = "waits for a node in /dev that udev makes")]
+//! `vectorlay-agent vfio status|bind|unbind`: prepares a host so that its GPUs can be handed to microVMs.
+//!
+//! Nothing is bound unless asked. `--dry-run` prints each step as a shell line. Each write is done by the agent's own
+//! executable, started again with [`WRITE_COMMAND`] and a deadline, because the kernel can block the writer for ever;
+//! when one hangs or fails, what was done before is undone, except for the device that hangs.
+//!
+//! To survive a reboot, `bind --persist` notes the devices in [`boot::SAVED`] with their IDs (an address can belong to
+//! another device after a card was added), and `bind --saved` binds those and what the setting `vfio_bind` names: run it
+//! before the agent, as `ExecStartPre=` in its unit or in a boot script. An image that is booted over the network needs
+//! the setting alone, as the kernel parameter `vectorlay.vfio_bind=` (addresses joined by commas, or `all`).
+
+pub mod boot;
+mod status;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::cli::{Form, VfioChange};
+use crate::host::gpus::{Inventory, Watch};
+use crate::host::health::Limits;
+use crate::host::vfio::{self, Refusal, Step};
+use crate::host::{lspci, pci};
+use crate::process::{self, Bounds, Ended, Program};
+use crate::types::PciAddress;
+
+/// The hidden command that does one write: `vectorlay-agent vfio-write PATH VALUE`.
+pub const WRITE_COMMAND: &str = "vfio-write";
+/// How long a write may take: drivers of large GPUs take their time to let go.
+const WRITE_DEADLINE: Duration = Duration::from_secs(60);
+/// How long modprobe may take.
+const LOAD_DEADLINE: Duration = Duration::from_secs(30);
+/// How long udev may take to make a node.
+const NODE_DEADLINE: Duration = Duration::from_secs(10);
+/// How often a node is looked for.
+const NODE_LOOK: Duration = Duration::from_millis(50);
+/// From SIGTERM to SIGKILL.
+const GRACE: Duration = Duration::from_secs(1);
+/// Kept of what a program says, in bytes.
+const OUTPUT_MAX: usize = 4096;
+
+/// Why the command could not do what was asked.
+#[derive(Debug)]
+pub enum Error {
+    /// The devices could not be listed.
+    Unreadable(pci::Unreadable),
+    /// The host must not, or need not, be changed so.
+    Refused(Refusal),
+    /// A step failed.
+    Step {
+        /// The step.
+        step: Step,
+        /// Why.
+        why: Failure,
+        /// What could not be undone, as shell lines; empty when all was.
+        left: Vec<String>,
+    },
+    /// The note for the boot could not be written.
+    Note {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The result could not be printed.
+    Print(io::Error),
+}
+
+/// What performs a step.
+pub type Perform<'a> = dyn FnMut(&Step) -> Result<(), Failure> + 'a;
+
+/// Why a step failed.
+#[derive(Debug)]
+pub enum Failure {
+    /// It did not end in time.
+    Hung(Duration),
+    /// The kernel, or the program that did it, said no.
+    Said(String),
+    /// The program that does it is missing.
+    NoModprobe,
+    /// The program that does it could not be run.
+    Program(process::Error),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hung(limit) => {
+                write!(
+                    f,
+                    "not done in {} s: something still uses the device; see the kernel's log",
+                    limit.as_secs()
+                )
+            }
+            Self::Said(text) => f.write_str(text),
+            Self::NoModprobe => f.write_str("there is no modprobe; install kmod, or load vfio-pci at boot"),
+            Self::Program(error) => error.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(error) => error.fmt(f),
+            Self::Refused(refusal) => refusal.fmt(f),
+            Self::Step { step, why, left } => {
+                write!(f, "`{step}` failed: {why}; ")?;
+                if left.is_empty() {
+                    f.write_str("what was done before is undone")
+                } else {
+                    write!(f, "undo by hand: {}", left.join("; "))
+                }
+            }
+            Self::Note { path, source } => {
+                write!(f, "cannot note the devices in {}: {source}; see that it is writable", path.display())
+            }
+            Self::Print(source) => write!(f, "cannot print the result: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Unreadable(error) => Some(error),
+            Self::Refused(refusal) => Some(refusal),
+            Self::Note { source, .. } | Self::Print(source) => Some(source),
+            Self::Step { why: Failure::Program(error), .. } => Some(error),
+            Self::Step { .. } => None,
+        }
+    }
+}
+
+/// Shows each GPU and what stands in its way.
+///
+/// # Errors
+/// [`Error::Unreadable`], [`Error::Print`].
+pub fn status(root: &Path, form: Form, out: &mut dyn Write) -> Result<(), Error> {
+    let inventory = inventory(root)?;
+    match form {
+        Form::Text => status::print(&inventory, root, out),
+        Form::Json => status::print_json(&inventory, out),
+    }
+    .map_err(Error::Print)
+}
+
+/// Binds what is asked for to vfio-pci, on the host under `root`, and says on `out` what was done. `setting` is the
+/// value of the setting `vfio_bind`.
+///
+/// # Errors
+/// [`Error`]; for a refusal nothing was changed.
+pub fn bind(
+    change: &VfioChange,
+    setting: Option<&str>,
+    root: &Path,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
+    bind_with(change, setting, root, out, &mut perform)
+}
+
+/// The same with another way to perform a step.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_with(
+    change: &VfioChange,
+    setting: Option<&str>,
+    root: &Path,
+    out: &mut dyn Write,
+    perform: &mut Perform<'_>,
+) -> Result<(), Error> {
+    let inventory = inventory(root)?;
+    let wanted = boot::wanted(&change.what, setting, &inventory, root, out)?;
+    let steps = vfio::bind(root, &inventory.functions, &inventory.iommu, &wanted, change.force)
+        .map_err(Error::Refused)?;
+    carry_out(&steps, change.dry_run, root, out, perform)?;
+    if change.persist && !change.dry_run {
+        boot::note(root, &inventory, |noted| noted.extend(&wanted))?;
+        say(out, &boot::help(&wanted)).map_err(Error::Print)?;
+    }
+    Ok(())
+}
+
+/// Gives what is asked for back to the host's drivers.
+///
+/// # Errors
+/// As [`bind`].
+pub fn unbind(change: &VfioChange, root: &Path, out: &mut dyn Write) -> Result<(), Error> {
+    unbind_with(change, root, out, &mut perform)
+}
+
+/// The same with another way to perform a step.
+///
+/// # Errors
+/// As [`bind`].
+pub fn unbind_with(
+    change: &VfioChange,
+    root: &Path,
+    out: &mut dyn Write,
+    perform: &mut Perform<'_>,
+) -> Result<(), Error> {
+    let inventory = inventory(root)?;
+    let wanted = boot::wanted(&change.what, None, &inventory, root, out)?;
+    let steps = vfio::unbind(root, &inventory.functions, &wanted).map_err(Error::Refused)?;
+    carry_out(&steps, change.dry_run, root, out, perform)?;
+    if change.persist && !change.dry_run {
+        boot::note(root, &inventory, |noted| noted.retain(|a| !wanted.contains(a)))?;
+    }
+    Ok(())
+}
+
+/// Does the one write that this executable was started again for, if `arguments` (without the program's name) say so.
+/// `None`: they are an ordinary command line.
+pub fn as_writer(arguments: &[OsString]) -> Option<io::Result<()>> {
+    match arguments {
+        [command, path, value] if command == WRITE_COMMAND => Some(match value.to_str() {
+            Some(value) => vfio::write(Path::new(path), value),
+            None => Err(io::ErrorKind::InvalidInput.into()),
+        }),
+        _ => None,
+    }
+}
+
+fn inventory(root: &Path) -> Result<Inventory, Error> {
+    let mut watch = Watch::new(root, Limits::default());
+    watch.read(Instant::now(), &mut || lspci::run(root)).map_err(Error::Unreadable)
+}
+
+fn say(out: &mut dyn Write, line: &str) -> io::Result<()> {
+    writeln!(out, "{line}")
+}
+
+/// Performs the steps, or prints them. After a failure it undoes what was done.
+fn carry_out(
+    steps: &[Step],
+    dry_run: bool,
+    root: &Path,
+    out: &mut dyn Write,
+    perform: &mut Perform<'_>,
+) -> Result<(), Error> {
+    if steps.is_empty() {
+        return say(out, "nothing to do").map_err(Error::Print);
+    }
+    let mut touched = Vec::new();
+    for step in steps {
+        say(out, &step.to_string()).map_err(Error::Print)?;
+        if dry_run {
+            continue;
+        }
+        if let Step::Write { device, .. } = step {
+            touched.push(*device);
+        }
+        if let Err(why) = perform(step) {
+            if let (Failure::Hung(_), Step::Write { device, .. }) = (&why, step) {
+                // The kernel holds this one: another write to it would hang as well.
+                touched.retain(|t| t != device);
+            }
+            let left = take_back(root, &touched, perform);
+            return Err(Error::Step { step: step.clone(), why, left });
+        }
+    }
+    Ok(())
+}
+
+/// Undoes what was done for `touched`. Returns the steps that failed.
+fn take_back(root: &Path, touched: &[PciAddress], perform: &mut Perform<'_>) -> Vec<String> {
+    match pci::functions(root) {
+        Ok(now) => {
+            let steps = vfio::undo(root, &now, touched);
+            steps.iter().filter(|s| perform(s).is_err()).map(ToString::to_string).collect()
+        }
+        Err(_) => touched.iter().map(|t| format!("vectorlay-agent vfio unbind {t}")).collect(),
+    }
+}
+
+/// Performs one step on this machine.
+fn perform(step: &Step) -> Result<(), Failure> {
+    match step {
+        Step::Load => {
+            let dirs = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Path::new);
+            let path = process::find("modprobe", &dirs).ok_or(Failure::NoModprobe)?;
+            start(path, vec![vfio::DRIVER.into()], LOAD_DEADLINE)
+        }
+        Step::Write { path, value, .. } => {
+            // This very executable, also when its file was replaced meanwhile.
+            let args = vec![WRITE_COMMAND.into(), path.into(), value.into()];
+            start("/proc/self/exe".into(), args, WRITE_DEADLINE)
+        }
+        Step::Await { node } => {
+            let end = Instant::now() + NODE_DEADLINE;
+            while !node.exists() {
+                if Instant::now() >= end {
+                    return Err(Failure::Hung(NODE_DEADLINE));
+                }
+                std::thread::sleep(NODE_LOOK);
+            }
+            Ok(())
+        }
+    }
+}
+
+fn start(path: PathBuf, args: Vec<OsString>, deadline: Duration) -> Result<(), Failure> {
+    // modprobe runs `install` lines of modprobe.d with a shell.
+    let env = vec![("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into())];
+    let program = Program { path, args, env, input: None };
+    let bounds = Bounds { deadline, grace: GRACE, output: OUTPUT_MAX };
+    let finished = process::run(&program, &bounds, None).map_err(Failure::Program)?;
+    match finished.ended {
+        Ended::Exit(0) => Ok(()),
+        Ended::Deadline | Ended::Cancelled => Err(Failure::Hung(deadline)),
+        Ended::Exit(status) => {
+            let text = String::from_utf8_lossy(&finished.stderr);
+            let text = text.trim();
+            let text = if text.is_empty() { format!("exit status {status}") } else { text.to_owned() };
+            Err(Failure::Said(text))
+        }
+        Ended::Signal(signal) => Err(Failure::Said(format!("ended by signal {signal}"))),
+    }
+}

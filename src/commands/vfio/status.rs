@@ -1,0 +1,134 @@
+//! What `vfio status` prints.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde_json::json;
+
+use super::say;
+use crate::core::facts::{Health, Verdict};
+use crate::host::gpus::{Inventory, Seen};
+use crate::host::health::Reset;
+use crate::host::sysfs;
+
+/// Prints the IOMMU's state and each GPU's.
+pub(super) fn print(inventory: &Inventory, root: &Path, out: &mut dyn Write) -> io::Result<()> {
+    match inventory.iommu.advice() {
+        None => say(out, "IOMMU: on")?,
+        Some(advice) => say(out, &format!("IOMMU: off; {advice}"))?,
+    }
+    let missing = inventory.iommu.missing_parameters();
+    if !missing.is_empty() {
+        say(out, &format!("missing kernel parameters: {missing}"))?;
+    }
+    let unsafe_interrupts = root.join("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts");
+    if sysfs::text(&unsafe_interrupts).is_some_and(|t| t == "Y") {
+        say(
+            out,
+            "warning: vfio_iommu_type1.allow_unsafe_interrupts lets a guest send interrupts to the host",
+        )?;
+    }
+    if !inventory.holders.complete {
+        say(out, "note: without root's rights it is not known which GPUs are in use")?;
+    }
+    if inventory.gpus.is_empty() {
+        say(out, "no GPU by NVIDIA or AMD was found")?;
+    }
+    for seen in &inventory.gpus {
+        say(out, &gpu_status(seen))?;
+    }
+    Ok(())
+}
+
+/// Prints the same for machines.
+pub(super) fn print_json(inventory: &Inventory, out: &mut dyn Write) -> io::Result<()> {
+    let gpus: Vec<_> = inventory.gpus.iter().map(gpu_json).collect();
+    let iommu = json!({"on": inventory.iommu.on, "advice": inventory.iommu.advice()});
+    say(out, &json!({"iommu": iommu, "complete": inventory.holders.complete, "gpus": gpus}).to_string())
+}
+
+fn gpu_json(seen: &Seen) -> serde_json::Value {
+    let gpu = &seen.gpu;
+    let (assignable, reason) = match &gpu.verdict {
+        Verdict::Assignable => (true, None),
+        Verdict::Held(why) | Verdict::Obstructed(why) => (false, Some(why)),
+    };
+    let (health, health_reason) = match &gpu.health {
+        Health::Ok => ("ok", None),
+        Health::Suspect(why) => ("suspect", Some(why)),
+        Health::Failed(why) => ("failed", Some(why)),
+        Health::Unknown(why) => ("unknown", Some(why)),
+    };
+    let members = seen.members.iter().map(|m| {
+        json!({"pci_address": m.address.to_string(), "class": format!("{:04x}", m.class), "driver": m.driver})
+    });
+    let reset = match &seen.reading.reset {
+        Reset::Alone(methods) => methods,
+        Reset::WithCard => "card",
+        Reset::None => "none",
+    };
+    json!({
+        "pci_address": gpu.address.to_string(),
+        "vendor_id": format!("{:04x}", gpu.vendor_id),
+        "device_id": format!("{:04x}", gpu.device_id),
+        "name": gpu.name,
+        "class": format!("{:04x}", gpu.class),
+        "driver": gpu.driver,
+        "iommu_group": gpu.iommu_group,
+        "members": members.collect::<Vec<_>>(),
+        "numa_node": gpu.numa_node,
+        "boot_display": seen.function.boot_display,
+        "virtual_functions": seen.function.sriov.map(|s| s.on),
+        "link": seen.reading.link.map(|l| l.to_string()),
+        "best_link": seen.reading.best.map(|l| l.to_string()),
+        "power_state": seen.reading.power,
+        "reset": reset,
+        "device_node": gpu.device_node,
+        "assignable": assignable,
+        "reason": reason,
+        "health": health,
+        "health_reason": health_reason,
+    })
+}
+
+/// A GPU in two lines: what it is and whether it can be handed out; what is known about it.
+fn gpu_status(seen: &Seen) -> String {
+    let gpu = &seen.gpu;
+    let verdict = match &gpu.verdict {
+        Verdict::Assignable => {
+            format!("assignable as {}", gpu.device_node.as_deref().unwrap_or("an unknown node"))
+        }
+        Verdict::Held(why) => format!("in use: {why}"),
+        Verdict::Obstructed(why) => format!("not assignable: {why}"),
+    };
+    let health = match &gpu.health {
+        Health::Ok => "health ok".to_owned(),
+        Health::Suspect(why) => format!("health suspect: {why}"),
+        Health::Failed(why) => format!("health failed: {why}"),
+        Health::Unknown(why) => format!("health unknown: {why}"),
+    };
+    let mut facts = vec![format!("driver {}", gpu.driver.as_deref().unwrap_or("none"))];
+    if let Some(group) = gpu.iommu_group {
+        let others = seen.members.iter().filter(|m| !m.is_bridge());
+        let others: Vec<String> = others
+            .map(|m| format!("{} {}", m.label(), m.driver.as_deref().unwrap_or("without a driver")))
+            .collect();
+        let with = if others.is_empty() { String::new() } else { format!(" with {}", others.join(", ")) };
+        facts.push(format!("IOMMU group {group}{with}"));
+    }
+    facts.extend(gpu.numa_node.map(|n| format!("NUMA node {n}")));
+    facts.extend(seen.function.boot_display.then(|| "boot display".to_owned()));
+    facts.extend(seen.function.sriov.map(|s| format!("{} of {} virtual functions on", s.on, s.most)));
+    facts.extend(seen.function.physical.map(|p| format!("virtual function of {p}")));
+    if let (Some(link), Some(best)) = (seen.reading.link, seen.reading.best) {
+        facts.push(format!("link {link} of {best}"));
+    }
+    facts.extend(seen.reading.power.clone());
+    facts.push(match &seen.reading.reset {
+        Reset::Alone(methods) => format!("reset by {methods}"),
+        Reset::WithCard => "reset with its whole card".to_owned(),
+        Reset::None => "no reset".to_owned(),
+    });
+    facts.push(health);
+    format!("{} {}: {verdict}\n    {}", gpu.address, gpu.name, facts.join(", "))
+}

@@ -1,0 +1,340 @@
+//! Binding GPUs to vfio-pci and giving them back: which files are to be written, in which order, and why not.
+//!
+//! A plan is a list of steps made from an inventory; making one changes nothing. It covers whole IOMMU groups, for
+//! that is what is handed out. `driver_override` names the driver for one device; `new_id` is never used, since it
+//! grabs every device of that kind.
+//!
+//! Unbinding a device that a process has open blocks until that process lets go, and not even SIGKILL ends the
+//! writer. So holders are looked for first, and each write is done by a process of its own with a deadline: see
+//! [`write`] and `commands::vfio`.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::holders::{self, Holder};
+use super::iommu::{self, Iommu};
+use super::pci::{self, Function};
+use super::sysfs;
+use crate::types::PciAddress;
+
+/// The driver that devices are bound to.
+pub const DRIVER: &str = "vfio-pci";
+/// The base class of bridges; of them only "other" ones (0680, NVSwitches) are devices to hand out.
+const BRIDGE_BASE: u16 = 0x06;
+/// NVSwitches and the like.
+const OTHER_BRIDGE: u16 = 0x0680;
+
+/// One step of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Load the kernel module vfio-pci.
+    Load,
+    /// Write `value` to the file `path`.
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What is written, byte for byte.
+        value: String,
+        /// The device that it is about.
+        device: PciAddress,
+    },
+    /// Wait until the group's node exists: udev makes it a moment later.
+    Await {
+        /// The node in /dev.
+        node: PathBuf,
+    },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Load => write!(f, "modprobe {DRIVER}"),
+            // As a shell would have it: an empty echo is the newline that resets an override.
+            Self::Write { path, value, .. } => {
+                let (space, value) = if value.trim().is_empty() { ("", "") } else { (" ", value.as_str()) };
+                write!(f, "echo{space}{value} > {}", path.display())
+            }
+            Self::Await { node } => write!(f, "wait for {}", node.display()),
+        }
+    }
+}
+
+/// Why nothing is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// No such device.
+    Missing(PciAddress),
+    /// The IOMMU is off.
+    NoIommu {
+        /// What turns it on.
+        advice: String,
+    },
+    /// The device is in no group, or in one that isolates nothing.
+    NoGroup(PciAddress),
+    /// The boot display is in the group.
+    BootDisplay {
+        /// The boot display.
+        device: PciAddress,
+    },
+    /// Something that the host lives on is in the group: a disk's or a network's controller.
+    HostDevice {
+        /// Which.
+        label: String,
+        /// Its driver.
+        driver: String,
+        /// The group.
+        group: u32,
+    },
+    /// Virtual functions are on.
+    VirtualFunctions {
+        /// The physical function.
+        device: PciAddress,
+    },
+    /// A process has one of the group's devices open.
+    Held {
+        /// By which node.
+        node: String,
+        /// Which process.
+        holder: Holder,
+    },
+    /// Not every process could be looked at.
+    Unseen,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(device) => {
+                write!(f, "there is no PCI device {device}; `vectorlay-agent vfio status` lists the GPUs")
+            }
+            Self::NoIommu { advice } => write!(f, "the IOMMU is off; {advice}, then reboot"),
+            Self::NoGroup(device) => write!(
+                f,
+                "{device} is in no IOMMU group that isolates it; `vectorlay-agent vfio status` says what is missing"
+            ),
+            Self::BootDisplay { device } => write!(
+                f,
+                "{device} is the boot display: without it the console goes dark; make another one primary in the \
+                 firmware, or add --force (and boot with video=efifb:off, since Linux 5.15 with \
+                 initcall_blacklist=sysfb_init)"
+            ),
+            Self::HostDevice { label, driver, group } => write!(
+                f,
+                "{label} ({driver}) is in the same IOMMU group {group}, and the host would lose it; move the card to \
+                 another slot, or add --force"
+            ),
+            Self::VirtualFunctions { device } => write!(
+                f,
+                "{device} has virtual functions switched on; bind those instead, or write 0 to its sriov_numvfs first"
+            ),
+            Self::Held { node, holder } => {
+                write!(
+                    f,
+                    "{node} is open in {holder}, and the kernel would wait for it; stop that process first"
+                )
+            }
+            Self::Unseen => f.write_str(
+                "cannot see which processes have the devices open; run this as root, outside of containers",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// The steps that bind `wanted` and all else in their groups to vfio-pci; none when they are bound already.
+/// `force` takes the boot display, and groups with devices that the host may live on, but never one that is in use.
+///
+/// # Errors
+/// [`Refusal`]: then nothing is to be done for any of them.
+pub fn bind(
+    root: &Path,
+    all: &[Function],
+    iommu: &Iommu,
+    wanted: &[PciAddress],
+    force: bool,
+) -> Result<Vec<Step>, Refusal> {
+    let groups = groups(all, wanted)?;
+    if let Some(advice) = iommu.advice() {
+        return Err(Refusal::NoIommu { advice });
+    }
+    if let Some(device) = wanted.iter().find(|w| lacks_isolation(root, all, **w)) {
+        return Err(Refusal::NoGroup(*device));
+    }
+    let devices: Vec<&Function> = members(all, &groups).filter(|f| !f.has_vfio_driver()).collect();
+    for device in &devices {
+        may_take(device, force)?;
+    }
+    nobody_holds(root, &devices)?;
+
+    let mut steps = Vec::new();
+    if !devices.is_empty() && !root.join("sys/bus/pci/drivers").join(DRIVER).exists() {
+        steps.push(Step::Load);
+    }
+    for device in devices {
+        steps.push(write_to(root, device, "driver_override", DRIVER));
+        if device.driver.is_some() {
+            steps.push(write_to(root, device, "driver/unbind", &device.address.to_string()));
+        }
+        steps.push(probe(root, device));
+    }
+    if !steps.is_empty() {
+        let node = |group| Step::Await { node: root.join("dev/vfio").join(u32::to_string(group)) };
+        steps.extend(groups.iter().map(node));
+    }
+    Ok(steps)
+}
+
+/// The steps that give `wanted` and all else in their groups back to the drivers that the kernel picks; none when
+/// vfio-pci has none of them.
+///
+/// # Errors
+/// [`Refusal`]: then nothing is to be done for any of them.
+pub fn unbind(root: &Path, all: &[Function], wanted: &[PciAddress]) -> Result<Vec<Step>, Refusal> {
+    let groups = groups(all, wanted)?;
+    let devices: Vec<&Function> = members(all, &groups).collect();
+    nobody_holds(root, &devices)?;
+    Ok(restore(root, &devices))
+}
+
+/// The steps that undo what has been done for `touched` so far. Nothing is checked: they were free a moment ago.
+pub fn undo(root: &Path, all: &[Function], touched: &[PciAddress]) -> Vec<Step> {
+    let devices: Vec<&Function> = all.iter().filter(|f| touched.contains(&f.address)).collect();
+    restore(root, &devices)
+}
+
+/// First all are let go, then each is offered to its own driver: the kernel gives no member of a group to a driver of
+/// the host's while another is in a user's hands.
+fn restore(root: &Path, devices: &[&Function]) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut probes = Vec::new();
+    for device in devices {
+        let path = pci::folder(root, device.address).join("driver_override");
+        let overridden = sysfs::text(&path).is_some_and(|t| pci::is_vfio_driver(&t));
+        if overridden {
+            // A newline resets it: an empty write is no write.
+            steps.push(write_to(root, device, "driver_override", "\n"));
+        }
+        if device.has_vfio_driver() {
+            steps.push(write_to(root, device, "driver/unbind", &device.address.to_string()));
+        }
+        if overridden || device.has_vfio_driver() {
+            probes.push(probe(root, device));
+        }
+    }
+    steps.append(&mut probes);
+    steps
+}
+
+fn write_to(root: &Path, device: &Function, file: &str, value: &str) -> Step {
+    let path = pci::folder(root, device.address).join(file);
+    Step::Write { path, value: value.to_owned(), device: device.address }
+}
+
+fn probe(root: &Path, device: &Function) -> Step {
+    let path = root.join("sys/bus/pci/drivers_probe");
+    Step::Write { path, value: device.address.to_string(), device: device.address }
+}
+
+/// The groups of `wanted`.
+fn groups(all: &[Function], wanted: &[PciAddress]) -> Result<BTreeSet<u32>, Refusal> {
+    let mut groups = BTreeSet::new();
+    for address in wanted {
+        let device = all.iter().find(|f| f.address == *address).ok_or(Refusal::Missing(*address))?;
+        groups.extend(device.group);
+    }
+    Ok(groups)
+}
+
+fn lacks_isolation(root: &Path, all: &[Function], address: PciAddress) -> bool {
+    let group = all.iter().find(|f| f.address == address).and_then(|f| f.group);
+    group.is_none_or(|g| iommu::is_noiommu(root, g))
+}
+
+/// The functions of `groups` that are handed out: all but bridges.
+fn members<'a>(all: &'a [Function], groups: &'a BTreeSet<u32>) -> impl Iterator<Item = &'a Function> {
+    let bridge = |f: &Function| f.class >> 8 == BRIDGE_BASE && f.class != OTHER_BRIDGE;
+    all.iter().filter(|f| f.group.is_some_and(|g| groups.contains(&g))).filter(move |f| !bridge(f))
+}
+
+fn may_take(device: &Function, force: bool) -> Result<(), Refusal> {
+    if device.sriov.is_some_and(|s| s.on > 0) {
+        return Err(Refusal::VirtualFunctions { device: device.address });
+    }
+    if force {
+        return Ok(());
+    }
+    if device.boot_display {
+        return Err(Refusal::BootDisplay { device: device.address });
+    }
+    // Mass storage and network controllers.
+    let lives_on = matches!(device.class >> 8, 0x01 | 0x02);
+    match (&device.driver, device.group) {
+        (Some(driver), Some(group)) if lives_on && driver != "pci-stub" => {
+            Err(Refusal::HostDevice { label: device.label(), driver: driver.clone(), group })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn nobody_holds(root: &Path, devices: &[&Function]) -> Result<(), Refusal> {
+    let nodes: Vec<String> = devices
+        .iter()
+        .flat_map(|d| iommu::vfio_nodes(d).chain(host_nodes(root, d)))
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    let holders = holders::find(root, &nodes);
+    match nodes.into_iter().find_map(|node| Some((holders.of(&node)?.clone(), node))) {
+        Some((holder, node)) => Err(Refusal::Held { node, holder }),
+        None if !holders.complete => Err(Refusal::Unseen),
+        None => Ok(()),
+    }
+}
+
+/// The nodes by which processes use a device through the host's driver: DRM, sound, NVIDIA's and AMD's own. The driver
+/// waits for them when it is unbound.
+fn host_nodes(root: &Path, device: &Function) -> Vec<String> {
+    let folder = pci::folder(root, device.address);
+    let mut nodes: Vec<String> = sysfs::names(&folder.join("drm"))
+        .into_iter()
+        .filter(|n| n.starts_with("card") || n.starts_with("renderD"))
+        .map(|n| format!("/dev/dri/{n}"))
+        .collect();
+    for card in sysfs::names(&folder.join("sound")) {
+        if let Some(number) = card.strip_prefix("card") {
+            let of_card = sysfs::names(&folder.join("sound").join(&card));
+            let streams = of_card.into_iter().filter(|n| n.starts_with("pcmC"));
+            nodes.extend(streams.chain([format!("controlC{number}")]).map(|n| format!("/dev/snd/{n}")));
+        }
+    }
+    // Lines of `Key: <tabs>value`, one of them the number in the node's name.
+    let information = format!("proc/driver/nvidia/gpus/{}/information", device.address);
+    let information = sysfs::text(&root.join(information)).unwrap_or_default();
+    let minor = information.lines().find_map(|l| l.strip_prefix("Device Minor:")?.trim().parse::<u32>().ok());
+    nodes.extend(minor.map(|m| format!("/dev/nvidia{m}")));
+    nodes
+}
+
+/// Does one write of a plan: what the agent's own executable is started again for. Only the files that plans have are
+/// written.
+///
+/// # Errors
+/// What the kernel says; `InvalidInput` for another file.
+pub fn write(path: &Path, value: &str) -> io::Result<()> {
+    let known = ["driver_override", "unbind", "drivers_probe"];
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let in_bus = path.to_str().is_some_and(|p| p.contains("/sys/bus/pci/") && !p.contains("/../"));
+    if !in_bus || !known.contains(&name) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // One write: sysfs takes each for a whole value.
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    match file.write(value.as_bytes())? {
+        n if n == value.len() => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
+    }
+}

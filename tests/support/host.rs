@@ -1,0 +1,254 @@
+//! Hosts made of short tables of facts: the files and links of /sys, /proc and /dev that the agent reads, in a
+//! temporary folder. One fact a line:
+//!
+//! ```text
+//! cpu GenuineIntel                    vendor of the processor, and flags
+//! cmdline intel_iommu=on              the kernel's command line
+//! iommu dmar0                         a unit of the IOMMU
+//! ids                                 a pci.ids file
+//! pci 0000:01:00.0 10de:2204 0300 …   a function: address, vendor and device, class, then KEY=VALUE:
+//!     under= (its port) rev= driver= group= numa= boot_vga= sriov=on/most of=(its physical function) cdev=
+//!     link= max= (16.0x16) power= reset= (none, or names joined by +) config= (ones, none) aer=cor/nonfatal/fatal
+//! noiommu 3                           group 3 is one of VFIO's no-IOMMU mode
+//! nonode 18                           /dev/vfio/18 is missing
+//! holder 4242 qemu /dev/vfio/18       a process that has a file open
+//! kmsg 3,1,1,-;vfio-pci …             a record of the kernel's log
+//! ```
+//! A group with a member that vfio-pci or a variant has gets its node in /dev/vfio.
+#![allow(dead_code, clippy::unwrap_used, reason = "each test uses a part of it")]
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A host's files; they go when it is dropped.
+pub struct Host {
+    root: PathBuf,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+impl Host {
+    /// Builds the host that `facts` describe.
+    pub fn new(facts: &str) -> Self {
+        let name = format!("vectorlay-host-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let host = Self { root: std::env::temp_dir().join(name) };
+        for folder in ["sys/bus/pci/devices", "sys/class/iommu", "sys/kernel/iommu_groups", "dev", "proc"] {
+            fs::create_dir_all(host.root.join(folder)).unwrap();
+        }
+        for line in facts.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
+            host.fact(line);
+        }
+        host
+    }
+
+    /// The folder to read instead of `/`.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Adds one fact, or changes it.
+    pub fn fact(&self, line: &str) {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match word {
+            "cpu" => {
+                let (vendor, flags) = rest.split_once(' ').unwrap_or((rest, "fpu"));
+                let key = if vendor.starts_with("0x") { "CPU implementer" } else { "vendor_id" };
+                self.write(
+                    "proc/cpuinfo",
+                    &format!("processor\t: 0\n{key}\t: {vendor}\nflags\t\t: {flags}\n"),
+                );
+            }
+            "cmdline" => self.write("proc/cmdline", &format!("{rest}\n")),
+            "iommu" => fs::create_dir_all(self.root.join("sys/class/iommu").join(rest)).unwrap(),
+            "ids" => self.write("usr/share/misc/pci.ids", PCI_IDS),
+            "pci" => self.function(rest),
+            "noiommu" => self.write(&format!("sys/kernel/iommu_groups/{rest}/name"), "vfio-noiommu\n"),
+            "nonode" => fs::remove_file(self.root.join("dev/vfio").join(rest)).unwrap(),
+            "holder" => {
+                let words: Vec<&str> = rest.split(' ').collect();
+                self.write(&format!("proc/{}/comm", words[0]), &format!("{}\n", words[1]));
+                let folder = self.root.join("proc").join(words[0]).join("fd");
+                fs::create_dir_all(&folder).unwrap();
+                let number = fs::read_dir(&folder).unwrap().count();
+                symlink(words[2], folder.join(number.to_string())).unwrap();
+            }
+            "kmsg" => {
+                let before = fs::read_to_string(self.root.join("dev/kmsg")).unwrap_or_default();
+                self.write("dev/kmsg", &format!("{before}{rest}\n"));
+            }
+            _ => panic!("no such fact: {line}"),
+        }
+    }
+
+    /// Writes a file below the root.
+    pub fn write(&self, path: &str, text: &str) {
+        let path = self.root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// Takes a function away, as one that fell out of its slot.
+    pub fn remove(&self, address: &str) {
+        fs::remove_file(self.root.join("sys/bus/pci/devices").join(address)).unwrap();
+    }
+
+    fn function(&self, rest: &str) {
+        let words: Vec<&str> = rest.split_whitespace().collect();
+        let (address, (vendor, device), class) = (words[0], words[1].split_once(':').unwrap(), words[2]);
+        let get = |key: &str| words[3..].iter().find_map(|w| w.strip_prefix(key)?.strip_prefix('='));
+        let link = self.root.join("sys/bus/pci/devices").join(address);
+        let bus = self.root.join("sys/bus/pci/devices");
+        let parent = match get("under") {
+            Some(port) => fs::canonicalize(bus.join(port)).unwrap(),
+            None => self.root.join(format!("sys/devices/pci{}", &address[..address.len() - 5])),
+        };
+        let folder = parent.join(address);
+        fs::create_dir_all(&folder).unwrap();
+        if !link.exists() {
+            symlink(&folder, &link).unwrap();
+        }
+        let put = |name: &str, text: &str| fs::write(folder.join(name), format!("{text}\n")).unwrap();
+        put("class", &format!("0x{class}00"));
+        put("vendor", &format!("0x{vendor}"));
+        put("device", &format!("0x{device}"));
+        put("revision", &format!("0x{}", get("rev").unwrap_or("00")));
+        put("numa_node", get("numa").unwrap_or("-1"));
+        put("driver_override", "(null)");
+        put("power_state", get("power").unwrap_or("D0"));
+        if class == "0300" {
+            put("boot_vga", get("boot_vga").unwrap_or("0"));
+        }
+        match get("reset").unwrap_or("flr") {
+            "none" => {}
+            methods => put("reset_method", &methods.replace('+', " ")),
+        }
+        match get("config") {
+            None => fs::write(folder.join("config"), [0x10; 256]).unwrap(),
+            Some("ones") => fs::write(folder.join("config"), [0xff; 256]).unwrap(),
+            Some(_) => {}
+        }
+        if let Some((on, most)) = get("sriov").and_then(|v| v.split_once('/')) {
+            put("sriov_numvfs", on);
+            put("sriov_totalvfs", most);
+        }
+        for (key, prefix) in [("link", "current_link"), ("max", "max_link")] {
+            if let Some((speed, width)) = get(key).and_then(|v| v.split_once('x')) {
+                put(&format!("{prefix}_speed"), &format!("{speed} GT/s PCIe"));
+                put(&format!("{prefix}_width"), width);
+            }
+        }
+        if let Some(aer) = get("aer") {
+            let names = [("correctable", "COR"), ("nonfatal", "NONFATAL"), ("fatal", "FATAL")];
+            for (count, (file, total)) in aer.split('/').zip(names) {
+                put(&format!("aer_dev_{file}"), &format!("RxErr {count}\nTOTAL_ERR_{total} {count}"));
+            }
+        }
+        if let Some(physical) = get("of") {
+            symlink(bus.join(physical), folder.join("physfn")).unwrap();
+        }
+        if let Some(cdev) = get("cdev") {
+            fs::create_dir_all(folder.join("vfio-dev").join(cdev)).unwrap();
+            self.write(&format!("dev/vfio/devices/{cdev}"), "");
+        }
+        self.group(&folder, address, get("group"), get("driver"));
+        if let Some(driver) = get("driver") {
+            self.bind(&folder, driver);
+        }
+    }
+
+    fn group(&self, folder: &Path, address: &str, group: Option<&str>, driver: Option<&str>) {
+        let Some(group) = group else { return };
+        let path = self.root.join("sys/kernel/iommu_groups").join(group);
+        fs::create_dir_all(path.join("devices")).unwrap();
+        let _ = symlink(folder, path.join("devices").join(address));
+        let _ = symlink(&path, folder.join("iommu_group"));
+        if driver.is_some_and(|d| d.ends_with("vfio-pci") || d.ends_with("vfio_pci")) {
+            self.write(&format!("dev/vfio/{group}"), "");
+        }
+    }
+
+    /// Makes `driver` the driver of the function in `folder`.
+    fn bind(&self, folder: &Path, driver: &str) {
+        let path = self.root.join("sys/bus/pci/drivers").join(driver);
+        fs::create_dir_all(&path).unwrap();
+        let link = folder.join("driver");
+        let _ = fs::remove_file(&link);
+        symlink(path, link).unwrap();
+    }
+
+    /// What the kernel does when `text` is written to one of the files by which drivers are bound. `native` names the
+    /// driver that takes a function without an override.
+    pub fn kernel(
+        &self,
+        path: &Path,
+        text: &str,
+        native: &dyn Fn(&str) -> Option<&'static str>,
+    ) -> Result<(), String> {
+        let devices = self.root.join("sys/bus/pci/devices");
+        match path.file_name().unwrap().to_str().unwrap() {
+            "driver_override" => {
+                let text = if text.trim().is_empty() { "(null)" } else { text.trim() };
+                fs::write(path, format!("{text}\n")).map_err(|e| e.to_string())
+            }
+            "unbind" => {
+                let link = devices.join(text.trim()).join("driver");
+                let bound = fs::read_link(&link).map_err(|e| e.to_string())?;
+                let group = fs::read_link(link.with_file_name("iommu_group")).unwrap();
+                fs::remove_file(&link).map_err(|e| e.to_string())?;
+                if bound.ends_with("vfio-pci") {
+                    let _ = fs::remove_file(self.root.join("dev/vfio").join(group.file_name().unwrap()));
+                }
+                Ok(())
+            }
+            "drivers_probe" => {
+                let folder = devices.join(text.trim());
+                let set = fs::read_to_string(folder.join("driver_override")).map_err(|e| e.to_string())?;
+                let set = Some(set.trim()).filter(|t| *t != "(null)");
+                if let Some(driver) = set.or_else(|| native(text.trim())) {
+                    self.bind(&folder, driver);
+                    let group = fs::read_link(folder.join("iommu_group")).unwrap();
+                    let group = group.file_name().unwrap().to_str();
+                    self.group(&folder, text.trim(), group, Some(driver));
+                }
+                Ok(())
+            }
+            other => Err(format!("{other}: no such attribute")),
+        }
+    }
+}
+
+/// The names of the devices that the tables use, as pci.ids has them.
+pub const PCI_IDS: &str = "\
+# The list of PCI IDs, a few lines of it
+1002  Advanced Micro Devices, Inc. [AMD/ATI]
+\t1586  Strix Halo [Radeon Graphics / Radeon 8050S Graphics / Radeon 8060S Graphics]
+\t740f  Aldebaran/MI200 [Instinct MI210]
+\t74a1  Aqua Vanjaram [Instinct MI300X]
+\t74b5  Aqua Vanjaram [Instinct MI300X VF]
+\t7448  Navi 31 [Radeon Pro W7900]
+10de  NVIDIA Corporation
+\t1aef  GA102 High Definition Audio Controller
+\t1db6  GV100GL [Tesla V100 PCIe 32GB]
+\t2204  GA102 [GeForce RTX 3090]
+\t\t10de 147d  GeForce RTX 3090 Founders Edition
+\t22a3  GH100 [H100 NVSwitch]
+\t2330  GH100 [H100 SXM5 80GB]
+\t2684  AD102 [GeForce RTX 4090]
+1a03  ASPEED Technology, Inc.
+\t2000  ASPEED Graphics Family
+C 03  Display controller
+\t00  VGA compatible controller
+\t\t00  VGA controller
+\t02  3D controller
+\t80  Display controller
+C 12  Processing accelerators
+\t00  Processing accelerators
+";
