@@ -201,7 +201,7 @@ pub enum End {
 
 /// What a job is for.
 #[derive(Debug)]
-enum Purpose {
+pub(super) enum Purpose {
     Replica(ReplicaId),
     /// Asked for at this tick.
     List(u64),

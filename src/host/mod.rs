@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! What the host is and how full it is. Everything is read, nothing is ever changed, and nothing is guessed: what could
 //! not be read is absent.
 //!
@@ -9,9 +8,21 @@ pub mod apart;
 pub mod cpu;
 pub mod dependencies;
 pub mod files;
+pub mod gpus;
+pub mod health;
+pub mod holders;
 pub mod identity;
+pub mod iommu;
+pub mod kata_config;
+pub mod kernel_log;
+pub mod lspci;
 pub mod memory;
+pub mod pci;
+pub mod pci_ids;
 pub mod storage;
+pub mod sysfs;
+pub mod utilization;
+pub mod vfio;
 
 use std::path::Path;
 
@@ -32,18 +43,3 @@ pub fn hardware(root: &Path, gpus: Vec<Gpu>) -> Hardware {
         gpus,
     }
 }
-=======
-//! The host as it is: pure parsers, and readers of files under a root folder.
-pub mod gpus;
-pub mod health;
-pub mod holders;
-pub mod iommu;
-pub mod kata_config;
-pub mod kernel_log;
-pub mod lspci;
-pub mod pci;
-pub mod pci_ids;
-pub mod sysfs;
-pub mod utilization;
-pub mod vfio;
->>>>>>> room/gpu
