@@ -55,10 +55,9 @@ pub use self::proxy::Proxy;
 pub use self::upgrade::{FRAME_MAX, MESSAGE_MAX, UNSENT_MAX};
 pub use self::url::{BadUrl, Host, Url};
 
-/// How long name lookup, connect, proxy, TLS and upgrade may take together (protocol.md, "Time").
+/// How long one attempt may take (protocol.md, "Time"): name lookup, connect, proxy, TLS and upgrade together, and
+/// likewise a registration with its answer.
 pub const DIAL_DEADLINE: Duration = Duration::from_secs(8);
-/// How long a registration may take in all: a control plane may have to make a node first.
-pub const REGISTER_DEADLINE: Duration = Duration::from_secs(15);
 /// How long a close may take: sending it, and hearing the answer.
 pub const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -249,7 +248,7 @@ impl Thread {
     }
 
     fn register(&self, link: LinkId, token: &Secret, body: String) -> Registration {
-        let patience = Patience::attempt(REGISTER_DEADLINE, &self.wake, link);
+        let patience = Patience::attempt(DIAL_DEADLINE, &self.wake, link);
         if patience.given_up() {
             return Registration::Failed { retry_after: None, detail: Error::GivenUp.to_string() };
         }
