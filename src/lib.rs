@@ -1,4 +1,5 @@
 //! The VectorLay node agent.
+pub mod agent;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -7,9 +8,12 @@ pub mod core;
 pub mod digest;
 pub mod engine;
 pub mod host;
+pub mod janitor;
 pub mod link;
+pub mod logging;
 pub mod process;
 pub mod protocol;
 pub mod sampler;
+pub mod setup;
 pub mod store;
 pub mod types;

@@ -100,7 +100,7 @@ fn usable(gpu: &Gpu) -> bool {
 /// What is wrong with it, in words.
 fn reason(gpu: &Gpu) -> Option<String> {
     match (&gpu.verdict, &gpu.health) {
-        (Verdict::Obstructed(why), _) => Some(why.clone()),
+        (Verdict::Obstructed(why) | Verdict::Held(why), _) => Some(why.clone()),
         (Verdict::Assignable, Health::Failed(why) | Health::Suspect(why) | Health::Unknown(why)) => {
             Some(why.clone())
         }

@@ -167,7 +167,9 @@ impl Gpus {
             }
         };
         // A holder of our own makes the host call it busy: that is no obstacle worth a word.
-        if let (Verdict::Obstructed(why), None) = (&slot.gpu.verdict, self.held.get(&address)) {
+        if let (Verdict::Obstructed(why) | Verdict::Held(why), None) =
+            (&slot.gpu.verdict, self.held.get(&address))
+        {
             reason = Some(match reason {
                 None => why.clone(),
                 Some(first) => format!("{first}; {why}"),

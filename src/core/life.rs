@@ -53,6 +53,7 @@ impl Core {
         let doomed = matches!(replica.stage(), Stage::Going { .. });
         match (replica.phase.clone(), outcome) {
             (Phase::Starting(_), Outcome::Ran(Ok(container))) => {
+                self.ours.see(&container, tick);
                 if doomed {
                     replica.enter(Phase::Clearing(Step::Look(tick)), tick);
                     return;

@@ -35,6 +35,7 @@ impl Core {
             }
         };
         self.listing_over(now, true);
+        self.tidy(began, &listed, out);
         let mut by_replica: BTreeMap<ReplicaId, Vec<Listed>> = BTreeMap::new();
         for container in listed {
             match ReplicaId::new(&container.replica) {

@@ -27,6 +27,7 @@ use self::random::Random;
 use self::record::Identity;
 use self::replica::{Phase, Replica};
 use self::session::Session;
+pub use self::tidy::Tidy;
 use self::wire::{LinkEvent, LinkId, LinkOrder};
 use crate::digest::{hex, keyed_hash};
 use crate::protocol::Inbound;
@@ -50,6 +51,7 @@ pub mod record;
 pub mod replica;
 pub mod session;
 mod telling;
+mod tidy;
 pub mod wire;
 
 /// How often the CLI calls of an earlier process are looked for while one is waited for.
@@ -164,6 +166,8 @@ pub enum Action {
     FindOrphans,
     /// End the CLI calls of an earlier process for this deploy.
     EndOrphan(String),
+    /// Tidy up.
+    Tidy(Tidy),
     /// Read something of the host.
     Sample(Sample),
     /// Save the record under this number.
@@ -283,6 +287,7 @@ pub struct Core {
     orphans_known: bool,
     orphans_due: Option<Instant>,
     gpus: gpus::Gpus,
+    ours: tidy::Ours,
     outbox: Outbox,
     /// Answers by request ID, oldest first.
     answered: VecDeque<(RequestId, Kind, ReplicaId, Map<String, Value>)>,
@@ -319,6 +324,7 @@ impl Core {
             orphans_known: false,
             orphans_due: None,
             gpus: gpus::Gpus::default(),
+            ours: tidy::Ours::default(),
             outbox: Outbox::default(),
             answered: VecDeque::new(),
             jobs: BTreeMap::new(),
@@ -536,6 +542,7 @@ impl fmt::Display for Action {
             Self::Unwatch(container) => write!(f, "watch nothing for {}", container.short()),
             Self::FindOrphans => f.write_str("look for calls of an earlier process"),
             Self::EndOrphan(deploy) => write!(f, "end the calls for deploy {deploy}"),
+            Self::Tidy(tidy) => write!(f, "tidy up after {} containers", tidy.gone.len()),
             Self::Sample(sample) => write!(f, "read {sample:?}"),
             Self::Save(seq, _) => write!(f, "save record {seq}"),
             Self::SaveIdentity(_) => f.write_str("save the identity"),

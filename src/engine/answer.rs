@@ -48,6 +48,7 @@ pub fn outcome(job: &Job, result: &Result<Finished, Error>) -> Outcome {
         Job::Stop(..) => Outcome::Stopped(succeeded(job, result).map(|_| ())),
         Job::Remove(id) => Outcome::Removed(removed(job, id, result)),
         Job::Logs(_, lines) => Outcome::Logs(succeeded(job, result).map(|f| logs(f, *lines))),
+        Job::Probe => Outcome::Probed(succeeded(job, result).map(|_| ())),
     }
 }
 
@@ -61,6 +62,7 @@ pub fn failed(job: &Job, failure: Failure) -> Outcome {
         Job::Stop(..) => Outcome::Stopped(Err(failure)),
         Job::Remove(_) => Outcome::Removed(Err(failure)),
         Job::Logs(..) => Outcome::Logs(Err(failure)),
+        Job::Probe => Outcome::Probed(Err(failure)),
     }
 }
 
@@ -134,9 +136,13 @@ fn failure(job: &Job, finished: &Finished) -> Failure {
 fn kind(job: &Job, error: &str) -> FailureKind {
     let tenants: Vec<&str> = match job {
         Job::Run(run) => run.spec.command.iter().map(String::as_str).collect(),
-        Job::Pull(_) | Job::List | Job::Inspect(_) | Job::Stop(..) | Job::Remove(_) | Job::Logs(..) => {
-            Vec::new()
-        }
+        Job::Pull(_)
+        | Job::List
+        | Job::Inspect(_)
+        | Job::Stop(..)
+        | Job::Remove(_)
+        | Job::Logs(..)
+        | Job::Probe => Vec::new(),
     };
     let error = words::without_secrets(error, &tenants);
     let says = |parts: &[&str]| parts.iter().any(|part| error.contains(part));
@@ -170,6 +176,7 @@ fn verb(job: &Job) -> &'static str {
         Job::Stop(..) => "the engine's stop",
         Job::Remove(_) => "the engine's rm",
         Job::Logs(..) => "the engine's logs",
+        Job::Probe => "the engine's version",
     }
 }
 
@@ -177,7 +184,9 @@ fn secrets(job: &Job) -> Vec<&str> {
     match job {
         Job::Run(run) => values(run),
         Job::Pull(pull) => pull.auth.iter().map(|auth| auth.password.expose()).collect(),
-        Job::List | Job::Inspect(_) | Job::Stop(..) | Job::Remove(_) | Job::Logs(..) => Vec::new(),
+        Job::List | Job::Inspect(_) | Job::Stop(..) | Job::Remove(_) | Job::Logs(..) | Job::Probe => {
+            Vec::new()
+        }
     }
 }
 

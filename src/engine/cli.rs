@@ -25,6 +25,8 @@ pub const MARK: &str = "VECTORLAY_CHILD";
 
 /// How long a look (list, inspect, logs) may take. The CLI itself gives up on a silent engine after 10 s.
 const LOOK_DEADLINE: Duration = Duration::from_secs(20);
+/// How long the engine may take to say that it is there.
+const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a stop may take beyond the time that the container has for itself.
 const STOP_EXTRA: Duration = Duration::from_secs(30);
 /// How long a removal may take. Ending one leaks the shim, so it is long.
@@ -209,6 +211,11 @@ impl Cli {
                 let tail = format!("--tail={lines}");
                 let args = ["logs".into(), "--timestamps".into(), tail, id.as_str().to_owned()];
                 (self.marked("logs", args), bounds(LOOK_DEADLINE, LOGS_OUTPUT))
+            }
+            Job::Probe => {
+                // Both CLIs ask the engine for its version and fail where it does not answer.
+                let args = ["version".into(), "--format={{json .}}".to_owned()];
+                (self.marked("version", args), bounds(PROBE_DEADLINE, OUTPUT))
             }
         })
     }

@@ -120,7 +120,7 @@ fn lane_of(job: &Job) -> usize {
     match job {
         Job::Run(_) | Job::Pull(_) => DEPLOYS,
         Job::Stop(..) | Job::Remove(_) => STOPS,
-        Job::List | Job::Inspect(_) | Job::Logs(..) => LOOKS,
+        Job::List | Job::Inspect(_) | Job::Logs(..) | Job::Probe => LOOKS,
     }
 }
 
@@ -192,7 +192,7 @@ impl Manager {
 
     fn start(&mut self, lane: usize, id: JobId, job: Job) {
         let endable = match job {
-            Job::Pull(_) | Job::List | Job::Inspect(_) | Job::Logs(..) => true,
+            Job::Pull(_) | Job::List | Job::Inspect(_) | Job::Logs(..) | Job::Probe => true,
             Job::Run(_) | Job::Stop(..) | Job::Remove(_) => false,
         };
         // Without a descriptor for the flag the call can start all the same; only its deadline ends it then.
@@ -282,7 +282,13 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
     };
     let auth = match job {
         Job::Pull(pull) => pull.auth.as_ref(),
-        Job::Run(_) | Job::List | Job::Inspect(_) | Job::Stop(..) | Job::Remove(_) | Job::Logs(..) => None,
+        Job::Run(_)
+        | Job::List
+        | Job::Inspect(_)
+        | Job::Stop(..)
+        | Job::Remove(_)
+        | Job::Logs(..)
+        | Job::Probe => None,
     };
     let _credentials = match auth.map(|auth| Credentials::new(&settings.scratch, id, auth)) {
         None => None,

@@ -23,7 +23,7 @@
 //! | `sock`, `wake`, `tls` | the non-blocking socket, what wakes the thread, the stream |
 
 mod connection;
-mod dates;
+pub mod dates;
 mod dial;
 mod error;
 mod proxy;

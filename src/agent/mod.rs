@@ -1,0 +1,323 @@
+#![allow(
+    clippy::disallowed_methods,
+    reason = "reads the clock for the core, and starts the timer and signal threads"
+)]
+//! The running agent: starts the threads, then takes events, hands each to the core with the time, and carries out
+//! what the core answers. It decides nothing.
+//!
+//! ```text
+//!  link · pool · watcher · sampler · store · janitor · control · heartbeat · signals
+//!        └──────────────── events ───────────────► [ core ] ── actions ──► the same
+//! ```
+//!
+//! The events' channel is bounded and its senders block; nothing that the main loop calls blocks.
+
+mod timers;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::cli::VERSION;
+use crate::config::Config;
+use crate::control::Control;
+use crate::core::operator::ControlId;
+use crate::core::record::{Record, RecordFile, StoreEvent};
+use crate::core::{self, Action, Core, End, Event, Limits, Origin};
+use crate::engine::cli::LogChoice;
+use crate::engine::watcher::{self, Watcher};
+use crate::engine::{self, Pool};
+use crate::janitor::{self, Janitor};
+use crate::link::{self, Link, Proxy, Url};
+use crate::sampler::{self, Sampler, SamplerEvent};
+use crate::setup::{self, Setup};
+use crate::store::{self, Directory, Found, Store};
+
+/// Events that wait for the main loop; past it their senders wait.
+const EVENTS_MAX: usize = 1024;
+/// Stops and removals at once.
+const STOPS: usize = 8;
+/// Lists, inspects and logs at once.
+const LOOKS: usize = 4;
+/// The folder for credentials while a pull runs: a tmpfs on every host.
+const SCRATCH: &str = "/run/vectorlay/pulls";
+
+/// Why the agent cannot run, or stopped running.
+#[derive(Debug)]
+pub enum Error {
+    /// The settings do not do: what is wrong.
+    Settings(String),
+    /// The state directory: what is wrong.
+    State(String),
+    /// There is no identity, and no way to get one: why.
+    NoIdentity(String),
+    /// The organisation token is refused.
+    TokenRefused(String),
+    /// A thread or descriptor could not be had: what for, and the kernel's words.
+    Start(&'static str, String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Settings(why) | Self::State(why) | Self::NoIdentity(why) | Self::TokenRefused(why) => {
+                f.write_str(why)
+            }
+            Self::Start(what, why) => {
+                write!(f, "cannot start {what}: {why}; free memory or raise the limits of tasks and files")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Runs the agent until it is told to end.
+///
+/// # Errors
+/// [`Error`] when it cannot start, or cannot go on.
+pub fn run(config: &Config) -> Result<(), Error> {
+    let (events, received) = sync_channel(EVENTS_MAX);
+    // First of all, so that a signal during the start is not lost.
+    timers::signals(events.clone()).map_err(|e| Error::Start("the signals' thread", e.to_string()))?;
+    let link = link_settings(config)?;
+    let (directory, mut origin) = open_state(config)?;
+    let setup = Setup::new(config);
+    for (what, why) in [("logs", setup.log_reason), ("GPUs", setup.handover_reason.as_str())] {
+        log::info!("{what}: {why}");
+    }
+    origin.token = config.token.clone();
+    let mut edges = Edges::start(config, setup, link, directory, &events)?;
+    timers::heartbeat(events).map_err(|e| Error::Start("the heartbeat's thread", e.to_string()))?;
+
+    let mut actions = Vec::new();
+    let mut core = Core::new(Instant::now(), limits(config), origin, &mut actions);
+    loop {
+        for action in actions.drain(..) {
+            log::debug!("do: {action}");
+            if let Some(end) = edges.perform(action) {
+                return match end {
+                    End::Clean => Ok(()),
+                    End::NoIdentity(why) => Err(Error::NoIdentity(why)),
+                    End::TokenRefused(why) => Err(Error::TokenRefused(why)),
+                };
+            }
+        }
+        let event = next_event(&core, &received);
+        log::debug!("event: {event}");
+        if let Event::Saved(_) | Event::SaveFailed(..) | Event::IdentitySaved | Event::IdentityFailed(_) =
+            event
+        {
+            edges.store.answered();
+        }
+        core.handle(Instant::now(), event, &mut actions);
+    }
+}
+
+/// The next event; time alone when the core's deadline comes first.
+fn next_event(core: &Core, received: &Receiver<Event>) -> Event {
+    let now = Instant::now();
+    let wait = core.next_deadline(now).map(|at| at.saturating_duration_since(now));
+    match received.recv_timeout(wait.unwrap_or(Duration::from_secs(3600))) {
+        Ok(event) => event,
+        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Event::Tick,
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        version: VERSION,
+        runtime: config.runtime.clone(),
+        workers: config.workers,
+        queue_limit: config.queue_limit,
+        retention: Duration::from_secs(config.retention_s),
+        reconcile: Duration::from_secs(config.reconcile_s),
+        recheck: Duration::from_secs(config.check_s),
+        grace: Duration::from_secs(config.grace_s),
+        min_free_bytes: config.min_free_gb << 30,
+    }
+}
+
+fn link_settings(config: &Config) -> Result<link::Settings, Error> {
+    let wrong = |setting: &str, why: &dyn fmt::Display| Error::Settings(format!("setting {setting}: {why}"));
+    let url = config.required_url().map_err(|e| Error::Settings(e.to_string()))?;
+    let url = Url::websocket(url, config.allow_insecure).map_err(|e| wrong("url", &e))?;
+    let register_url = match &config.register_url {
+        Some(text) => Url::http(text, config.allow_insecure).map_err(|e| wrong("register_url", &e))?,
+        None => Url::register_from(&url),
+    };
+    let proxy = config.proxy.as_ref().map(|proxy| {
+        Proxy::new(proxy.expose(), config.no_proxy.as_deref().unwrap_or_default())
+            .map_err(|e| wrong("proxy", &e))
+    });
+    Ok(link::Settings { url, register_url, ca_file: config.ca_file.clone(), proxy: proxy.transpose()? })
+}
+
+/// Takes the state directory's lock and reads what is in it.
+fn open_state(config: &Config) -> Result<(Directory, Origin), Error> {
+    let state = |e: store::Error| Error::State(e.to_string());
+    let mut directory = Directory::open(&config.state_dir).map_err(state)?;
+    let file = config.state_dir.join(RecordFile::Node.name());
+    let ways = format!(
+        "restore {} from a backup, or give an organisation token (VECTORLAY_TOKEN, or a file named by token_file) to \
+         register this node as a new one",
+        file.display()
+    );
+    let identity = match directory.load_identity().map_err(state)? {
+        Found::Good(identity) => Some(identity),
+        Found::Absent if config.token.is_none() => {
+            return Err(Error::NoIdentity(format!("this node has no identity: {ways}")));
+        }
+        Found::Absent => None,
+        Found::Damaged(what) if config.token.is_none() => {
+            return Err(Error::NoIdentity(format!("this node's identity is damaged: {what}; {ways}")));
+        }
+        Found::Damaged(what) => {
+            log::error!("this node's identity is damaged: {what}; registering anew");
+            None
+        }
+    };
+    let record = match directory.load_state().map_err(state)? {
+        Found::Good(text) => Some(text),
+        Found::Absent => None,
+        Found::Damaged(what) => {
+            log::error!(
+                "the record of accepted commands is damaged: {what}; going by the containers' labels"
+            );
+            None
+        }
+    };
+    let seed = store::new_key().map_err(state)?;
+    let fresh_key = store::new_key().map_err(state)?;
+    let seed = seed.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte));
+    Ok((directory, Origin { identity, fresh_key, token: None, record, seed }))
+}
+
+/// The threads, seen from the main loop.
+struct Edges {
+    link: Link,
+    pool: Pool,
+    watcher: Watcher,
+    sampler: Sampler,
+    store: Store,
+    janitor: Janitor,
+    /// None where the socket could not be made: the agent works without it.
+    control: Option<Control>,
+}
+
+impl Edges {
+    fn start(
+        config: &Config,
+        setup: Setup,
+        link: link::Settings,
+        directory: Directory,
+        events: &SyncSender<Event>,
+    ) -> Result<Self, Error> {
+        // The main loop outlives the edges: a failed send means that the process is ending.
+        let to_main = |events: &SyncSender<Event>| {
+            let events = events.clone();
+            move |event: Event| _ = events.send(event)
+        };
+        let started = |what: &'static str| move |e: &dyn fmt::Display| Error::Start(what, e.to_string());
+        let send = to_main(events);
+        let link = link::start(link, move |link, event| send(Event::Link(link, event)))
+            .map_err(|e| started("the link")(&e))?;
+        let send = to_main(events);
+        let logs = match &setup.cli.log {
+            LogChoice::File { dir } => Some(dir.clone()),
+            LogChoice::JsonFile { .. } => None,
+        };
+        let pool = engine::Settings {
+            cli: setup.cli,
+            deploys: config.workers,
+            stops: STOPS,
+            looks: LOOKS,
+            scratch: PathBuf::from(SCRATCH),
+            overdue: engine::OVERDUE,
+        };
+        let pool = Pool::start(pool, Arc::new(move |job, outcome| send(Event::Job(job, outcome))))
+            .map_err(|e| started("the engine's pool")(&e))?;
+        let send = to_main(events);
+        let watcher = Watcher::start(move |event| {
+            send(match event {
+                watcher::Event::Exited(container) => Event::ProcessEnded(container),
+                watcher::Event::Unwatchable(container) => Event::Unwatchable(container),
+            });
+        })
+        .map_err(|e| started("the watcher")(&e))?;
+        let send = to_main(events);
+        let sources = sampler::Sources {
+            root: config.root.clone(),
+            data_path: setup.data_path,
+            checks: setup.inputs,
+            gpus: Box::new(setup::gpu_reader(config)),
+            utilization: Box::new(setup::utilization_reader(config)),
+        };
+        let sampler = Sampler::start(
+            sources,
+            Arc::new(move |event| {
+                send(match event {
+                    SamplerEvent::Usage(usage) => Event::Usage(usage),
+                    SamplerEvent::Hardware(hardware) => Event::Hardware(hardware),
+                    SamplerEvent::Check(_, check) => Event::Check(check),
+                    SamplerEvent::ChecksDone(_) => Event::ChecksDone,
+                });
+            }),
+        )
+        .map_err(|e| started("the sampler")(&e))?;
+        let send = to_main(events);
+        let store = Store::start(directory, move |event| {
+            send(match event {
+                StoreEvent::Saved(RecordFile::State, seq) => Event::Saved(seq),
+                StoreEvent::SaveFailed(RecordFile::State, seq, why) => Event::SaveFailed(seq, why),
+                StoreEvent::Saved(RecordFile::Node, _) => Event::IdentitySaved,
+                StoreEvent::SaveFailed(RecordFile::Node, _, why) => Event::IdentityFailed(why),
+            });
+        })
+        .map_err(|e| started("the store")(&e))?;
+        let send = to_main(events);
+        let janitor =
+            janitor::Settings { root: config.root.clone(), logs, log_bytes: config.log_size_mb << 20 };
+        let janitor = Janitor::start(janitor, move |orphans| send(Event::Orphans(orphans)))
+            .map_err(|e| started("the janitor")(&e))?;
+        let send = to_main(events);
+        let control =
+            Control::start(&config.control_socket, move |id, request| send(Event::Control(id, request)));
+        let control = control.inspect_err(|error| log::warn!("no operator's socket: {error}")).ok();
+        Ok(Self { link, pool, watcher, sampler, store, janitor, control })
+    }
+
+    fn perform(&mut self, action: Action) -> Option<End> {
+        match action {
+            Action::Link(order) => self.link.order(order),
+            Action::Job(id, job) => self.pool.submit(id, job),
+            Action::CancelJob(id) => self.pool.cancel(id),
+            Action::Watch(container, pid) => self.watcher.watch(container, pid),
+            Action::Unwatch(container) => self.watcher.unwatch(container),
+            Action::FindOrphans => self.janitor.find(),
+            Action::EndOrphan(deploy) => self.janitor.end(deploy),
+            Action::Tidy(tidy) => self.janitor.tidy(tidy),
+            Action::Sample(sample) => self.sampler.order(match sample {
+                core::Sample::Usage => sampler::Sample::Usage,
+                core::Sample::Checks => sampler::Sample::Checks,
+                core::Sample::Hardware => sampler::Sample::Hardware,
+            }),
+            Action::Save(seq, text) => self.store.save(Record::State(text), seq),
+            Action::SaveIdentity(identity) => self.store.save(Record::Node(identity), 0),
+            Action::Reply(id, answer) => self.reply(id, &answer),
+            Action::Log(level, text) => log::log!(level, "{text}"),
+            Action::End(end) => return Some(end),
+        }
+        None
+    }
+
+    fn reply(&self, id: ControlId, answer: &Value) {
+        if let Some(control) = &self.control {
+            control.reply(id, answer.to_string());
+        }
+    }
+}

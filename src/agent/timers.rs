@@ -1,0 +1,69 @@
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the heartbeat's schedule and the signals have threads of their own"
+)]
+//! What happens by itself: the heartbeat's time, and signals.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel};
+use std::thread::Builder;
+use std::time::Instant;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+use signal_hook::iterator::Signals;
+
+use crate::core::Event;
+use crate::core::session::HEARTBEAT_EVERY;
+
+/// Starts the heartbeat's thread. Its schedule is absolute: a beat that comes late does not move the next, and one
+/// that is missed is not made up for.
+///
+/// # Errors
+/// The kernel's, when it gives no thread.
+pub(super) fn heartbeat(events: SyncSender<Event>) -> io::Result<()> {
+    Builder::new().name("heartbeat".into()).spawn(move || {
+        // Nothing is ever sent: waiting for it is sleeping until a time.
+        let (_sender, nothing): (_, Receiver<()>) = channel();
+        let mut next = Instant::now() + HEARTBEAT_EVERY;
+        loop {
+            let wait = next.saturating_duration_since(Instant::now());
+            if nothing.recv_timeout(wait) != Err(RecvTimeoutError::Timeout)
+                || events.send(Event::Beat).is_err()
+            {
+                return;
+            }
+            let now = Instant::now();
+            while next <= now {
+                next += HEARTBEAT_EVERY;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Starts the thread that takes signals. The second one that ends the process does so at once, with status 1,
+/// whatever the threads do: the handler itself sees to it.
+///
+/// # Errors
+/// The kernel's, when it gives no thread or takes no handler.
+pub(super) fn signals(events: SyncSender<Event>) -> io::Result<()> {
+    let ending = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // In this order: the first signal finds the flag down, and then raises it.
+        flag::register_conditional_shutdown(signal, 1, Arc::clone(&ending))?;
+        flag::register(signal, Arc::clone(&ending))?;
+    }
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    Builder::new().name("signals".into()).spawn(move || {
+        for signal in &mut signals {
+            let event = if signal == SIGHUP { Event::Reload } else { Event::Terminate };
+            if events.send(event).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(())
+}

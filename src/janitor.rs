@@ -1,0 +1,149 @@
+#![allow(clippy::disallowed_methods, reason = "has a thread of its own, as what it reads may hang")]
+//! Housekeeping: what an earlier process left at work, the size of log files, helpers of containers that are gone.
+//!
+//! It reads /proc and the log folder, which may hang: it has a thread of its own, and nobody waits for it but the
+//! start, which must know what is still at work.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use crate::core::Tidy;
+use crate::engine::orphans::{self, Call, Process};
+use crate::engine::{logs, orphans::Leak};
+
+/// How often the size of the log files is looked at.
+const BOUND_EVERY: Duration = Duration::from_secs(5);
+/// How long a call or helper that was asked to end is waited for before it is killed.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the janitor looks after.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where /proc is.
+    pub root: PathBuf,
+    /// The folder of log files, if the shims write any.
+    pub logs: Option<PathBuf>,
+    /// The most bytes of one of them.
+    pub log_bytes: u64,
+}
+
+#[derive(Debug)]
+enum Order {
+    Find,
+    End(String),
+    Tidy(Tidy),
+}
+
+/// The janitor's handle.
+#[derive(Debug)]
+pub struct Janitor {
+    orders: Sender<Order>,
+}
+
+impl Janitor {
+    /// Starts the thread. `found` is called on it with the deploys that calls of an earlier process are at work on.
+    ///
+    /// # Errors
+    /// The kernel's, when it gives no thread.
+    pub fn start(settings: Settings, found: impl Fn(BTreeSet<String>) + Send + 'static) -> io::Result<Self> {
+        let (orders, received) = channel();
+        Builder::new().name("janitor".into()).spawn(move || work(&settings, &received, &found))?;
+        Ok(Self { orders })
+    }
+
+    /// Looks for calls of an earlier process. Never blocks.
+    pub fn find(&self) {
+        let _ = self.orders.send(Order::Find);
+    }
+
+    /// Ends the calls of an earlier process for a deploy. Never blocks.
+    pub fn end(&self, deploy: String) {
+        let _ = self.orders.send(Order::End(deploy));
+    }
+
+    /// Removes what belongs to no container any more. Never blocks.
+    pub fn tidy(&self, tidy: Tidy) {
+        let _ = self.orders.send(Order::Tidy(tidy));
+    }
+}
+
+fn work(settings: &Settings, orders: &Receiver<Order>, found: &impl Fn(BTreeSet<String>)) {
+    let mut bound_due = Instant::now();
+    // Helpers seen once may be on their way out: they are ended when they are seen again.
+    let mut suspects: BTreeSet<(i32, u64)> = BTreeSet::new();
+    loop {
+        match orders.recv_timeout(bound_due.saturating_duration_since(Instant::now())) {
+            Ok(Order::Find) => found(find(settings)),
+            Ok(Order::End(deploy)) => end(settings, &deploy),
+            Ok(Order::Tidy(tidy)) => tidy_up(settings, &tidy, &mut suspects),
+            Err(RecvTimeoutError::Timeout) => {
+                bound_due = Instant::now() + BOUND_EVERY;
+                if let Some(dir) = &settings.logs {
+                    for (file, error) in logs::bound(dir, settings.log_bytes) {
+                        log::warn!("cannot bound the log {}: {error}; make room on its disk", file.display());
+                    }
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+fn find(settings: &Settings) -> BTreeSet<String> {
+    let calls = orphans::calls(&settings.root).unwrap_or_else(|error| {
+        log::warn!("cannot look for calls of an earlier process: {error}; mount /proc");
+        Vec::new()
+    });
+    let deploy = |call| match call {
+        Call::Run(deploy) => Some(deploy),
+        Call::Other(_) => None,
+    };
+    calls.into_iter().filter_map(|orphan| deploy(orphan.call)).collect()
+}
+
+fn end(settings: &Settings, deploy: &str) {
+    for orphan in orphans::calls(&settings.root).unwrap_or_default() {
+        if matches!(&orphan.call, Call::Run(of) if of == deploy) {
+            log::warn!(
+                "ending the call (pid {}) of an earlier process for deploy {deploy}",
+                orphan.process.pid
+            );
+            end_process(orphan.process);
+        }
+    }
+}
+
+fn end_process(process: Process) {
+    let ended = orphans::end(process, false).and_then(|there| {
+        let gone = !there || orphans::wait(process, END_PATIENCE)?;
+        if gone { Ok(true) } else { orphans::end(process, true) }
+    });
+    if let Err(error) = ended {
+        log::warn!("cannot end process {}: {error}", process.pid);
+    }
+}
+
+fn tidy_up(settings: &Settings, tidy: &Tidy, suspects: &mut BTreeSet<(i32, u64)>) {
+    if let Some(dir) = &settings.logs {
+        logs::remove_others(dir, &tidy.deploys);
+    }
+    if tidy.gone.is_empty() {
+        return;
+    }
+    let leaks = orphans::leaks(&settings.root, &tidy.gone).unwrap_or_default();
+    let mut seen = BTreeSet::new();
+    for Leak { process, container, name } in leaks {
+        let key = (process.pid, process.started);
+        if suspects.contains(&key) {
+            log::warn!("ending {name} (pid {}): its container {} is gone", process.pid, container.short());
+            end_process(process);
+        } else {
+            seen.insert(key);
+        }
+    }
+    *suspects = seen;
+}

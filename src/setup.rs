@@ -1,0 +1,198 @@
+//! From the settings to what the edges need: which CLI, which way for logs and GPUs, what is looked at. The agent and
+//! the commands that a person runs make the same choices, for the same reasons.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::config::{Config, GpuHandover, LogDriver};
+use crate::core::facts::Gpu;
+use crate::engine::cli::{Cli, DEFAULT_PATH, Flavour, Handover, LogChoice, LogSetting, Shim, choose_log};
+use crate::host::dependencies::{self, Inputs, Places};
+use crate::host::{gpus, health, lspci, pci, utilization};
+use crate::process::{self, Bounds, Program};
+
+/// How long a program may take to say its version.
+const VERSION_DEADLINE: Duration = Duration::from_secs(5);
+/// How much of that is read.
+const VERSION_BYTES: usize = 4096;
+/// How many files one container's log is spread over with the engine's own logger.
+const LOG_FILES: u32 = 3;
+
+/// What was chosen, and why.
+#[derive(Debug)]
+pub struct Setup {
+    /// The container CLI.
+    pub cli: Cli,
+    /// Why logs go where they go.
+    pub log_reason: &'static str,
+    /// How GPUs are handed over, for a person.
+    pub handover_reason: String,
+    /// Whether GPUs are handed over at all.
+    pub hands_over: bool,
+    /// What the dependency checks depend on.
+    pub inputs: Inputs,
+    /// Whose space is reported.
+    pub data_path: PathBuf,
+}
+
+impl Setup {
+    /// Chooses. Asks the CLI for its version where its name does not tell its kind.
+    pub fn new(config: &Config) -> Self {
+        let search_path = std::env::var_os("PATH").filter(|path| !path.is_empty());
+        let search_path = search_path.unwrap_or_else(|| OsString::from(DEFAULT_PATH));
+        let places = Places::standard(&search_path.to_string_lossy());
+        let folders: Vec<&Path> = places.path.iter().map(PathBuf::as_path).collect();
+        let path = process::find(&config.container_cli, &folders)
+            .unwrap_or_else(|| Path::new("/usr/local/bin").join(&config.container_cli));
+        let home = std::env::var_os("HOME").unwrap_or_else(|| OsString::from("/root"));
+        let env = vec![("PATH".into(), search_path.clone()), ("HOME".into(), home.clone())];
+        let flavour =
+            Flavour::of_file(&path).or_else(|| ask_flavour(&path, &env)).unwrap_or(Flavour::Nerdctl);
+        let by_vfio = matches!(config.gpu_handover, GpuHandover::Vfio)
+            || matches!(config.gpu_handover, GpuHandover::Auto) && config.runtime.contains("kata");
+        let inputs = Inputs {
+            root: config.root.clone(),
+            cli: path.to_string_lossy().into_owned(),
+            env: env.clone(),
+            runtime: config.runtime.clone(),
+            gpus_by_vfio: by_vfio,
+            has_gpus: |root| pci::functions(root).is_ok_and(|all| all.iter().any(pci::Function::is_gpu)),
+            places,
+        };
+        let (log, log_reason) = choose_logs(config, flavour, &inputs);
+        let (handover, hands_over, handover_reason) = choose_handover(config, by_vfio);
+        let cli = Cli {
+            path,
+            flavour,
+            namespace: config.namespace.clone(),
+            network: config.network.clone(),
+            runtime: config.runtime.clone(),
+            handover,
+            log,
+            search_path,
+            home,
+        };
+        let data_path = config.data_path.clone().unwrap_or_else(|| data_path(flavour));
+        Self { cli, log_reason, handover_reason, hands_over, inputs, data_path }
+    }
+}
+
+fn ask_flavour(path: &Path, env: &[(OsString, OsString)]) -> Option<Flavour> {
+    let program =
+        Program { path: path.to_owned(), args: vec!["--version".into()], env: env.to_vec(), input: None };
+    let bounds = Bounds { deadline: VERSION_DEADLINE, grace: Duration::from_secs(1), output: VERSION_BYTES };
+    let finished = process::run(&program, &bounds, None).ok()?;
+    Flavour::of_version(&String::from_utf8_lossy(&finished.stdout))
+}
+
+fn choose_logs(config: &Config, flavour: Flavour, inputs: &Inputs) -> (LogChoice, &'static str) {
+    let setting = match config.log_driver {
+        LogDriver::Auto => LogSetting::Auto,
+        LogDriver::File => LogSetting::File,
+        LogDriver::JsonFile => LogSetting::JsonFile,
+    };
+    let (file, reason) = choose_log(setting, flavour, shim(inputs));
+    let mib = u32::try_from(config.log_size_mb).unwrap_or(u32::MAX);
+    let choice = if file {
+        LogChoice::File { dir: config.log_dir.clone() }
+    } else if mib >= LOG_FILES {
+        LogChoice::JsonFile { max_mib: mib / LOG_FILES, files: LOG_FILES }
+    } else {
+        LogChoice::JsonFile { max_mib: 1, files: mib.max(1) }
+    };
+    (choice, reason)
+}
+
+/// Which shim the runtime's name leads to. What calls itself Kata's may be a link to another.
+fn shim(inputs: &Inputs) -> Shim {
+    let path = match dependencies::shim(inputs) {
+        dependencies::Shim::Found(path) => path,
+        dependencies::Shim::None
+        | dependencies::Shim::Elsewhere { .. }
+        | dependencies::Shim::Missing { .. } => return Shim::Unknown,
+    };
+    let target = std::fs::canonicalize(&path).unwrap_or(path);
+    if target.file_name().is_some_and(|name| name.to_string_lossy().starts_with("containerd-shim-runc")) {
+        return Shim::Runc;
+    }
+    let program =
+        Program { path: target, args: vec!["--version".into()], env: inputs.env.clone(), input: None };
+    let bounds = Bounds { deadline: VERSION_DEADLINE, grace: Duration::from_secs(1), output: VERSION_BYTES };
+    let Ok(finished) = process::run(&program, &bounds, None) else { return Shim::Unknown };
+    let said = String::from_utf8_lossy(&finished.stdout).into_owned();
+    match (said.contains("(Golang)"), said.contains("(Rust)")) {
+        (true, _) => Shim::KataGo,
+        (false, true) => Shim::KataRust,
+        (false, false) => Shim::Unknown,
+    }
+}
+
+fn choose_handover(config: &Config, by_vfio: bool) -> (Handover, bool, String) {
+    let plain = || {
+        let gpus = pci::functions(&config.root).unwrap_or_default();
+        let amd = gpus.iter().filter(|gpu| gpu.is_gpu()).all(|gpu| gpu.driver.as_deref() == Some("amdgpu"));
+        if amd && gpus.iter().any(pci::Function::is_gpu) { Handover::Amd } else { Handover::Nvidia }
+    };
+    let chosen = match config.gpu_handover {
+        GpuHandover::Auto if by_vfio => Handover::Vfio,
+        GpuHandover::Auto => plain(),
+        GpuHandover::Vfio => Handover::Vfio,
+        GpuHandover::Nvidia => Handover::Nvidia,
+        GpuHandover::Amd => Handover::Amd,
+        GpuHandover::None => return (Handover::Vfio, false, "none: as configured".to_owned()),
+    };
+    let how = match chosen {
+        Handover::Vfio => "vfio: --device /dev/vfio/N for each IOMMU group",
+        Handover::Nvidia => "nvidia: --gpus, by the host's driver",
+        Handover::Amd => "amd: /dev/kfd and render nodes, by the host's driver",
+    };
+    let why = match config.gpu_handover {
+        GpuHandover::Auto => format!("chosen for runtime {}", config.runtime),
+        GpuHandover::Vfio | GpuHandover::Nvidia | GpuHandover::Amd | GpuHandover::None => {
+            "as configured".to_owned()
+        }
+    };
+    (chosen, true, format!("{how} ({why})"))
+}
+
+/// `/data` if it is a directory, else the engine's root, else `/`.
+fn data_path(flavour: Flavour) -> PathBuf {
+    let engine = match flavour {
+        Flavour::Nerdctl => "/var/lib/containerd",
+        Flavour::Docker => "/var/lib/docker",
+    };
+    ["/data", engine].map(PathBuf::from).into_iter().find(|path| path.is_dir()).unwrap_or_else(|| "/".into())
+}
+
+/// What makes a GPU suspect or failed.
+pub fn health_limits(config: &Config) -> health::Limits {
+    health::Limits { correctable_errors: config.gpu_aer_limit, ..health::Limits::default() }
+}
+
+/// Takes the GPUs' inventory again and again; `None` when the bus could not be read.
+pub fn gpu_reader(config: &Config) -> impl FnMut() -> Option<Vec<Gpu>> + Send + 'static {
+    let root = config.root.clone();
+    let mut watch = gpus::Watch::new(&root, health_limits(config));
+    move || {
+        #[allow(clippy::disallowed_methods, reason = "an inventory counts errors in an hour")]
+        let now = Instant::now();
+        match watch.read(now, &mut || lspci::run(&root)) {
+            Ok(inventory) => Some(inventory.facts()),
+            Err(unreadable) => {
+                log::warn!("{unreadable}");
+                None
+            }
+        }
+    }
+}
+
+/// Reads the mean use of the GPUs that the host can read.
+pub fn utilization_reader(config: &Config) -> impl FnMut() -> Option<u8> + Send + 'static {
+    let root = config.root.clone();
+    let mut gpus = gpu_reader(config);
+    move || {
+        let gpus = gpus()?;
+        utilization::read(&root, &gpus, &mut || utilization::run_nvidia_smi(&root)).mean_percent()
+    }
+}
