@@ -87,6 +87,8 @@ pub struct Finished {
     pub stdout_cut: bool,
     /// The last bytes of its standard error.
     pub stderr: Vec<u8>,
+    /// Whether it printed more than that.
+    pub stderr_cut: bool,
     /// How long it ran.
     pub took: Duration,
 }
@@ -243,8 +245,8 @@ pub fn run(program: &Program, bounds: &Bounds, cancel: Option<&Cancel>) -> Resul
         }
     };
     let (stdout, stdout_cut) = streams.out.finish();
-    let (stderr, _) = streams.err.finish();
-    Ok(Finished { ended, stdout, stdout_cut, stderr, took: started.elapsed() })
+    let (stderr, stderr_cut) = streams.err.finish();
+    Ok(Finished { ended, stdout, stdout_cut, stderr, stderr_cut, took: started.elapsed() })
 }
 
 /// The first of `dirs` that holds an executable file called `name`, joined with it; a `name` with a `/` is taken as it

@@ -88,6 +88,8 @@ pub enum Job {
     Remove(ContainerId),
     /// The last lines of a container's log.
     Logs(ContainerId, u32),
+    /// `version`: whether the engine answers.
+    Probe,
 }
 
 /// `run -d`: everything that it needs.
@@ -128,6 +130,7 @@ impl fmt::Display for Job {
             Self::Stop(id, _) => write!(f, "stop {}", id.short()),
             Self::Remove(id) => write!(f, "remove {}", id.short()),
             Self::Logs(id, _) => write!(f, "logs of {}", id.short()),
+            Self::Probe => f.write_str("probe"),
         }
     }
 }
@@ -149,13 +152,17 @@ pub enum Outcome {
     Removed(Result<(), Failure>),
     /// Of [`Job::Logs`]: lines, and whether some were left out.
     Logs(Result<(Vec<String>, bool), Failure>),
+    /// Of [`Job::Probe`].
+    Probed(Result<(), Failure>),
 }
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let failure = match self {
             Self::Ran(result) => result.as_ref().err(),
-            Self::Pulled(result) | Self::Stopped(result) | Self::Removed(result) => result.as_ref().err(),
+            Self::Pulled(result) | Self::Stopped(result) | Self::Removed(result) | Self::Probed(result) => {
+                result.as_ref().err()
+            }
             Self::Listed(result) => result.as_ref().err(),
             Self::Inspected(result) => result.as_ref().err(),
             Self::Logs(result) => result.as_ref().err(),

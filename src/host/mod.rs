@@ -1,13 +1,45 @@
-//! The host as it is: pure parsers, and readers of files under a root folder.
+//! What the host is and how full it is. Everything is read, nothing is ever changed, and nothing is guessed: what could
+//! not be read is absent.
+//!
+//! Any of this may hang (a dead disk, a driver that does not answer), so it is called on threads that can be left
+//! behind: see `sampler`.
+
+pub mod apart;
+pub mod cpu;
+pub mod dependencies;
+pub mod files;
 pub mod gpus;
 pub mod health;
 pub mod holders;
+pub mod identity;
 pub mod iommu;
 pub mod kata_config;
 pub mod kernel_log;
 pub mod lspci;
+pub mod memory;
 pub mod pci;
 pub mod pci_ids;
+pub mod storage;
 pub mod sysfs;
 pub mod utilization;
 pub mod vfio;
+
+use std::path::Path;
+
+use crate::core::facts::{Gpu, Hardware};
+
+/// What the machine is, with the GPUs that an inventory found. `machine_id` is empty when nothing tells the machine
+/// from others, a number 0 when the kernel does not tell it.
+pub fn hardware(root: &Path, gpus: Vec<Gpu>) -> Hardware {
+    Hardware {
+        hostname: identity::hostname(root),
+        cpu_model: cpu::model(root),
+        cpu_cores: cpu::online(root),
+        ram_gib: memory::read(root).map_or(0, memory::Memory::total_gib),
+        arch: std::env::consts::ARCH.to_owned(),
+        kernel: identity::kernel(root),
+        boot_id: identity::boot_id(root),
+        machine_id: identity::machine_id(root).unwrap_or_default(),
+        gpus,
+    }
+}

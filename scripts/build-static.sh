@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Builds the agent as a stripped, fully static musl binary: target/static/<arch>/vectorlay-agent.
+#   scripts/build-static.sh [x86_64|aarch64]    both without an argument
+# Fails when a binary is not static, names a path of this machine, or is larger than its budget.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/debian.sh
+. scripts/debian.sh
+
+# The budget for one binary, in bytes.
+MAX_BYTES=2400000
+# A cold build takes about a minute of two cores; a build that takes this long, in seconds, hangs.
+BUILD_S=1500
+
+# build ARCH: compiles, checks and puts the binary in its place.
+build() {
+    local arch=$1 target=$1-unknown-linux-musl out=target/static/$1/vectorlay-agent
+    need_target "$target"
+    choose_compiler "$arch"
+    compile "$target"
+    check_static "target/$target/release/vectorlay-agent"
+    check_paths "target/$target/release/vectorlay-agent"
+    mkdir -p "${out%/*}"
+    cp "target/$target/release/vectorlay-agent" "$out.new"
+    mv "$out.new" "$out"
+    check_size "$out"
+}
+
+# The standard library for the target; musl itself comes with it.
+need_target() {
+    local sysroot
+    sysroot=$(rustc --print sysroot)
+    [ ! -d "$sysroot/lib/rustlib/$1/lib" ] || return 0
+    have rustup || die "missing: the Rust target $1 (there is no rustup to add it with)"
+    say "adding the Rust target $1"
+    timeout 300 rustup target add "$1" >&2 || die "rustup could not add the target $1"
+}
+
+# Sets CC, AR, LINKER and LINK_ARGS. ring compiles C, for which plain gcc will do, with Debian's cross compiler for
+# another architecture; Rust brings its own musl to link with, and a linker (rust-lld) that knows every architecture.
+choose_compiler() {
+    local arch=$1 debian=${1/x86_64/x86-64} libc=$1 relr
+    [ "$arch" != aarch64 ] || libc=arm64
+    [ "$arch" != x86_64 ] || libc=amd64
+    if [ "$arch" = "$(uname -m)" ]; then
+        need gcc=gcc /usr/include/stdlib.h=libc6-dev
+        CC=gcc AR=ar LINKER=gcc relr="-Wl,-z,pack-relative-relocs"
+    else
+        need "$arch-linux-gnu-gcc=gcc-$debian-linux-gnu" "/usr/$arch-linux-gnu/include/stdlib.h=libc6-dev-$libc-cross"
+        CC=$arch-linux-gnu-gcc AR=$arch-linux-gnu-ar LINKER=rust-lld relr="-zpack-relative-relocs"
+    fi
+    # Packed relative relocations take 74 KB off a position-independent binary, which stays one. Rust's aarch64 musl
+    # target makes an executable with a fixed address, which has nothing to relocate.
+    LINK_ARGS=()
+    [ "$arch" != x86_64 ] || LINK_ARGS=("$relr")
+}
+
+# Everything is handed over in the environment of this one call, so that other builds here are not disturbed.
+compile() {
+    local target=$1 lower=${1//-/_} upper flags=() arg
+    upper=${lower^^}
+    for arg in "${LINK_ARGS[@]}"; do flags+=(-C "link-arg=$arg"); done
+    # No panic's message shall name where this machine keeps the sources, its own or the crates'.
+    flags+=("--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo" "--remap-path-prefix=$PWD=/vectorlay")
+    say "building for $target"
+    # 0x1f is what cargo splits the encoded flags at: a path may hold spaces.
+    env "CC_$lower=$CC" "AR_$lower=$AR" "CARGO_TARGET_${upper}_LINKER=$LINKER" \
+        "CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f'; printf '%s' "${flags[*]}")" \
+        CARGO_TARGET_DIR="$PWD/target" CARGO_INCREMENTAL=0 \
+        timeout "$BUILD_S" cargo build --locked --quiet --release --target "$target" --bin vectorlay-agent
+}
+
+# Static means: no interpreter to load it, and no library that it needs.
+check_static() {
+    need readelf=binutils
+    if readelf -lW "$1" | grep -q INTERP; then die "$1 is not static: it names an interpreter"; fi
+    if readelf -dW "$1" | grep -q NEEDED; then die "$1 is not static: it needs a library"; fi
+    if readelf -SW "$1" | grep -q '\.symtab'; then die "$1 is not stripped"; fi
+    case "$1" in
+        */x86_64-*) readelf -hW "$1" | grep -q 'Type: *DYN' || die "$1 is not position-independent" ;;
+    esac
+}
+
+# A panic's message names its source file; none of them may name where this machine keeps it.
+check_paths() {
+    local path
+    for path in "$PWD/" "${CARGO_HOME:-$HOME/.cargo}/"; do
+        if grep -qaF -- "$path" "$1"; then die "$1 names a path of this machine: $path"; fi
+    done
+}
+
+check_size() {
+    local bytes
+    bytes=$(stat -c %s "$1")
+    printf '%s  %s bytes (budget %s)\n' "$1" "$bytes" "$MAX_BYTES"
+    [ "$bytes" -le "$MAX_BYTES" ] || die "$1 is $((bytes - MAX_BYTES)) bytes above its budget"
+}
+
+need_rust
+case "${1:-both}" in
+    x86_64 | aarch64) build "$1" ;;
+    both)
+        build x86_64
+        build aarch64
+        ;;
+    *) die "usage: scripts/build-static.sh [x86_64|aarch64]" ;;
+esac

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Runs every test: unit, integration, and end to end with the static binary and a container engine of their own.
+#   scripts/test.sh [NAME…]    only the tests whose names contain one of these
+# Installs what is missing from Debian. The last line is the counts; the exit status is 0 only if nothing failed.
+#
+# A test that cannot run here adds a line `NAME: why` to the file $VECTORLAY_TEST_SKIPS and returns: it is listed and
+# counted as skipped, not as passed. So are ignored ones. What else tests find in their environment: engine.sh says,
+# and VECTORLAY_TEST_AGENT is the static binary.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/engine.sh
+. scripts/engine.sh
+
+# Building the tests, and running them, may take this long at most, in seconds.
+BUILD_S=900
+TEST_S=900
+
+# Leaves nothing behind, however the script ends.
+clean_up() {
+    [ -z "${VECTORLAY_TEST_ENGINE_DIR:-}" ] || engine_stop
+    [ -z "${log:-}" ] || rm -f "$log" "$VECTORLAY_TEST_SKIPS"
+}
+
+# Adds up what cargo said about each test program, takes what tests skipped from what passed, prints the counts.
+counts() {
+    awk -v status="$status" -v skips="$(sort -u "$VECTORLAY_TEST_SKIPS" | wc -l)" '
+        /^test result: / {
+            for (i = 2; i <= NF; i++) {
+                if ($i == "passed;") passed += $(i - 1)
+                if ($i == "failed;") failed += $(i - 1)
+                if ($i == "ignored;") skipped += $(i - 1)
+            }
+        }
+        # A test program that died said nothing about its tests.
+        END { if (status != 0 && failed == 0) failed = 1
+              printf "%d passed, %d failed, %d skipped\n", passed - skips, failed, skipped + skips }' "$log"
+}
+
+# One that is left from `eval "$(scripts/engine.sh start)"` is not ours to stop.
+unset VECTORLAY_TEST_ENGINE_DIR
+need_rust
+need lspci=pciutils
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+log=$(mktemp)
+VECTORLAY_TEST_SKIPS=$(mktemp)
+export VECTORLAY_TEST_SKIPS
+
+arch=$(uname -m)
+scripts/build-static.sh "$arch"
+export VECTORLAY_TEST_AGENT=$PWD/target/static/$arch/vectorlay-agent
+timeout "$BUILD_S" cargo test --locked --quiet --no-run
+engine_start
+engine_registry
+say "engine: $VECTORLAY_TEST_ENGINE ($VECTORLAY_TEST_CLI)"
+
+status=0
+timeout "$TEST_S" cargo test --locked --no-fail-fast -- "$@" 2>&1 | tee "$log" || status=$?
+[ "$status" != 124 ] || say "the tests were stopped after $TEST_S seconds"
+total=$(counts)
+sort -u "$VECTORLAY_TEST_SKIPS" | sed 's/^/skipped: /'
+clean_up
+trap - EXIT
+printf '%s\n' "$total"
+exit "$status"

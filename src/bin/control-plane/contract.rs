@@ -1,0 +1,328 @@
+//! What `protocol.md` says that an agent's messages look like, as a table, and a check against it.
+//!
+//! A control plane in service would not do this: unknown fields are ignored there. This one is also the peer in the
+//! agent's tests, and a misspelt optional field would otherwise go unseen for ever.
+
+use serde_json::Value;
+
+/// What a field holds.
+#[derive(Clone, Copy)]
+enum Is {
+    Text,
+    Int,
+    Bool,
+    List,
+    Object,
+    Any,
+    IntOrNull,
+    TextOrNull,
+    OneOf(&'static [&'static str]),
+}
+
+use Is::{Any, Bool, Int, IntOrNull, List, Object, OneOf, Text, TextOrNull};
+
+/// A field: whether it must be there, its path (`*` is each element or each key), and what it holds.
+type Field = (bool, &'static str, Is);
+
+const MUST: bool = true;
+const MAY: bool = false;
+
+const NODE_STATES: Is = OneOf(&["online", "degraded", "draining", "maintenance"]);
+const REPLICA_STATES: Is =
+    OneOf(&["pulling", "starting", "running", "stopping", "exited", "failed", "unknown"]);
+const CODES: Is = OneOf(&[
+    "invalid",
+    "busy",
+    "no_gpu",
+    "no_disk",
+    "not_ready",
+    "draining",
+    "conflict",
+    "pull_failed",
+    "start_failed",
+    "timeout",
+    "cancelled",
+    "interrupted",
+    "runtime_unavailable",
+]);
+
+const SYSTEM_INFO: &[Field] = &[
+    (MUST, "hostname", Text),
+    (MUST, "cpuModel", Text),
+    (MUST, "cpuCores", Int),
+    (MUST, "ramGb", Int),
+    (MUST, "gpuInfo", List),
+    (MUST, "gpuInfo/*", Text),
+    (MUST, "storage", Object),
+    (MUST, "storage/path", Text),
+    (MUST, "storage/total_gb", Int),
+    (MUST, "storage/used_gb", Int),
+    (MUST, "storage/usage_percent", Int),
+    (MUST, "dependencies", Object),
+    (MUST, "dependencies/ready", Bool),
+    (MUST, "dependencies/checks", Object),
+    (MUST, "dependencies/checks/containerd", Object),
+    (MUST, "dependencies/checks/nerdctl", Object),
+    (MUST, "dependencies/checks/kata-runtime", Object),
+    (MUST, "dependencies/checks/virtiofsd", Object),
+    (MUST, "dependencies/checks/vfio", Object),
+    (MUST, "dependencies/checks/*", Object),
+    (MUST, "dependencies/checks/*/installed", Bool),
+    (MAY, "dependencies/checks/*/version", TextOrNull),
+    (MAY, "dependencies/checks/*/modules", Int),
+    (MAY, "dependencies/checks/*/required", Bool),
+    (MAY, "dependencies/checks/*/ok", Bool),
+    (MAY, "dependencies/checks/*/detail", TextOrNull),
+    (MAY, "node_id", TextOrNull),
+    (MAY, "agent_version", Text),
+    (MAY, "protocol_version", Int),
+    (MAY, "machine_id", TextOrNull),
+    (MAY, "boot_id", TextOrNull),
+    (MAY, "arch", Text),
+    (MAY, "kernel", TextOrNull),
+    (MAY, "state", NODE_STATES),
+    (MAY, "runtime", Any),
+    (MAY, "gpus", List),
+    (MUST, "gpus/*/pci_address", Text),
+    (MAY, "gpus/*/vendor_id", Text),
+    (MAY, "gpus/*/device_id", Text),
+    (MAY, "gpus/*/name", TextOrNull),
+    (MAY, "gpus/*/class", Text),
+    (MAY, "gpus/*/driver", TextOrNull),
+    (MAY, "gpus/*/iommu_group", IntOrNull),
+    (MAY, "gpus/*/numa_node", IntOrNull),
+    (MAY, "gpus/*/assignable", Bool),
+    (MAY, "gpus/*/health", OneOf(&["ok", "suspect", "failed", "unknown"])),
+    (MAY, "gpus/*/reason", TextOrNull),
+    (MAY, "gpus/*/replica_id", TextOrNull),
+];
+
+const HEARTBEAT: &[Field] = &[
+    (MUST, "status", Object),
+    (MUST, "status/containers", List),
+    (MUST, "status/containers/*/replica_id", Text),
+    (MUST, "status/containers/*/status", REPLICA_STATES),
+    (MAY, "status/containers/*/exit_code", IntOrNull),
+    (MAY, "status/containers/*/oom_killed", Bool),
+    (MAY, "status/containers/*/gpus", List),
+    (MAY, "status/containers/*/gpus/*", Text),
+    (MUST, "status/gpu_utilization", IntOrNull),
+    (MUST, "status/memory_used_gb", Int),
+    (MUST, "status/memory_total_gb", Int),
+    (MUST, "status/storage", Object),
+    (MUST, "status/storage/path", Text),
+    (MUST, "status/storage/total_gb", Int),
+    (MUST, "status/storage/used_gb", Int),
+    (MUST, "status/storage/usage_percent", Int),
+    (MAY, "status/state", NODE_STATES),
+    (MAY, "status/gpus_total", Int),
+    (MAY, "status/gpus_free", Int),
+    (MAY, "status/containers_age_s", IntOrNull),
+];
+
+const DEPLOY_RESULT: &[Field] = &[
+    (MUST, "replica_id", Text),
+    (MUST, "status", OneOf(&["running", "failed"])),
+    (MAY, "error", Text),
+    (MAY, "request_id", Text),
+    (MAY, "container_id", Text),
+    (MAY, "code", CODES),
+    (MAY, "duration_ms", Int),
+    (MAY, "gpus", List),
+    (MAY, "gpus/*", Text),
+];
+
+const STOP_RESULT: &[Field] = &[
+    (MUST, "replica_id", Text),
+    (MUST, "status", OneOf(&["stopped", "failed"])),
+    (MAY, "error", Text),
+    (MAY, "code", CODES),
+    (MAY, "request_id", Text),
+];
+
+const REPLICA_STATUS: &[Field] = &[
+    (MUST, "replica_id", Text),
+    (MUST, "status", REPLICA_STATES),
+    (MAY, "exit_code", IntOrNull),
+    (MAY, "oom_killed", Bool),
+];
+
+const NODE_STATE: &[Field] = &[(MUST, "state", NODE_STATES), (MUST, "reason", TextOrNull)];
+
+const LOGS: &[Field] = &[
+    (MUST, "replica_id", Text),
+    (MAY, "request_id", TextOrNull),
+    (MUST, "lines", List),
+    (MUST, "lines/*", Text),
+    (MUST, "truncated", Bool),
+];
+
+/// The types that an agent sends.
+const TYPES: &[(&str, &[Field])] = &[
+    ("system_info", SYSTEM_INFO),
+    ("heartbeat", HEARTBEAT),
+    ("deploy_result", DEPLOY_RESULT),
+    ("stop_result", STOP_RESULT),
+    ("replica_status", REPLICA_STATUS),
+    ("node_state", NODE_STATE),
+    ("logs", LOGS),
+];
+
+/// The name of the type in the contract, if it has one.
+pub fn known(name: &str) -> Option<&'static str> {
+    TYPES.iter().map(|(known, _)| *known).find(|known| *known == name)
+}
+
+/// All that is wrong with a message; empty when nothing is.
+pub fn check(name: &str, payload: &Value) -> Vec<String> {
+    let Some((_, fields)) = TYPES.iter().find(|(known, _)| *known == name) else {
+        return vec!["unknown type".to_owned()];
+    };
+    let mut wrong = Vec::new();
+    walk(fields, &mut Vec::new(), payload, &mut wrong);
+    let result = matches!(name, "deploy_result" | "stop_result");
+    if result && (payload["status"] == "failed") != payload["error"].is_string() {
+        wrong.push("error does not go with status".to_owned());
+    }
+    wrong
+}
+
+/// Checks `value`, which lies at `path`, and what is below it.
+fn walk<'v>(fields: &[Field], path: &mut Vec<&'v str>, value: &'v Value, wrong: &mut Vec<String>) {
+    let here = |pattern: &str| covers(pattern, path) == Some(0);
+    for (_, _, is) in fields.iter().filter(|(_, pattern, _)| here(pattern)) {
+        if !holds(*is, value) {
+            wrong.push(format!("{}: wrong kind of value", path.join("/")));
+            return;
+        }
+        if matches!(is, Any) {
+            return;
+        }
+    }
+    let children: Vec<(&str, &Value)> = match value {
+        Value::Object(map) => map.iter().map(|(key, child)| (key.as_str(), child)).collect(),
+        Value::Array(items) => items.iter().map(|child| ("*", child)).collect(),
+        _ => return,
+    };
+    for (must, pattern, _) in fields {
+        // The parent of the last segment is here: then that segment has to be among the children.
+        let last = pattern.rsplit('/').next().unwrap_or(pattern);
+        let missing = *must && last != "*" && !children.iter().any(|(key, _)| *key == last);
+        if missing && covers(pattern, path) == Some(1) && value.is_object() {
+            wrong.push(format!("{}/{last}: missing", path.join("/")));
+        }
+    }
+    for (key, child) in children {
+        path.push(key);
+        if fields.iter().any(|(_, pattern, _)| covers(pattern, path).is_some()) {
+            walk(fields, path, child, wrong);
+        } else {
+            wrong.push(format!("{}: unknown field", path.join("/").escape_debug()));
+        }
+        path.pop();
+    }
+}
+
+/// How many segments `pattern` goes on after `path`, when it begins like it.
+fn covers(pattern: &str, path: &[&str]) -> Option<usize> {
+    let mut segments = pattern.split('/');
+    for part in path {
+        let segment = segments.next()?;
+        if segment != "*" && segment != *part {
+            return None;
+        }
+    }
+    Some(segments.count())
+}
+
+fn holds(is: Is, value: &Value) -> bool {
+    match is {
+        Text => value.is_string(),
+        Int => value.is_i64() || value.is_u64(),
+        Bool => value.is_boolean(),
+        List => value.is_array(),
+        Object => value.is_object(),
+        Any => true,
+        IntOrNull => value.is_null() || holds(Int, value),
+        TextOrNull => value.is_null() || holds(Text, value),
+        OneOf(words) => value.as_str().is_some_and(|word| words.contains(&word)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn system_info() -> Value {
+        let dependency = json!({"installed": true, "version": "1.7.2"});
+        json!({
+            "hostname": "gpu-07", "cpuModel": "AMD EPYC", "cpuCores": 128, "ramGb": 512,
+            "gpuInfo": ["41:00.0 VGA compatible controller: NVIDIA"],
+            "storage": {"path": "/data", "total_gb": 500, "used_gb": 120, "usage_percent": 24},
+            "dependencies": {"ready": true, "checks": {
+                "containerd": dependency, "nerdctl": dependency, "kata-runtime": dependency,
+                "virtiofsd": dependency, "vfio": {"installed": true, "modules": 4}}},
+        })
+    }
+
+    /// Part A's own examples, each as the protocol prints it.
+    #[test]
+    fn the_protocols_examples_are_right() {
+        let check_right = |name: &str, payload: Value| assert_eq!(check(name, &payload), [""; 0], "{name}");
+        check_right("system_info", system_info());
+        check_right(
+            "heartbeat",
+            json!({"status": {
+                "containers": [{"replica_id": "abc-123", "status": "running"}],
+                "gpu_utilization": 78, "memory_used_gb": 24, "memory_total_gb": 64,
+                "storage": {"path": "/data", "total_gb": 500, "used_gb": 120, "usage_percent": 24}}}),
+        );
+        check_right("deploy_result", json!({"replica_id": "abc-123", "status": "running"}));
+        check_right(
+            "deploy_result",
+            json!({"replica_id": "a", "status": "failed", "error": "image not found", "code": "pull_failed"}),
+        );
+        check_right("stop_result", json!({"replica_id": "a", "status": "stopped", "request_id": "r"}));
+        check_right(
+            "logs",
+            json!({"replica_id": "a", "request_id": "r", "lines": ["x"], "truncated": false}),
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let check_wrong = |name: &str, payload: Value, said: &str| {
+            assert_eq!(check(name, &payload), [said], "{name} {payload}");
+        };
+        let result = |extra: &str, value: Value| {
+            let mut payload = json!({"replica_id": "a", "status": "running"});
+            payload[extra] = value;
+            payload
+        };
+        check_wrong("deploy_result", result("requestId", json!("r")), "requestId: unknown field");
+        check_wrong("deploy_result", result("status", json!("ok")), "status: wrong kind of value");
+        check_wrong("deploy_result", result("error", json!("e")), "error does not go with status");
+        check_wrong("deploy_result", result("duration_ms", json!(1.5)), "duration_ms: wrong kind of value");
+        check_wrong("deploy_result", result("gpus", json!([1])), "gpus/*: wrong kind of value");
+        check_wrong("deploy_result", json!({"status": "running"}), "/replica_id: missing");
+        check_wrong("telemetry", json!({}), "unknown type");
+
+        let at = |pointer: &str, value: Value| {
+            let mut payload = system_info();
+            *payload.pointer_mut(pointer).unwrap() = value;
+            payload
+        };
+        check_wrong("system_info", at("/ramGb", json!("512")), "ramGb: wrong kind of value");
+        check_wrong(
+            "system_info",
+            at("/dependencies/checks/vfio", json!({"modules": 4})),
+            "dependencies/checks/vfio/installed: missing",
+        );
+        check_wrong(
+            "system_info",
+            at("/storage", json!({"path": "/", "total_gb": 1, "used_gb": 1})),
+            "storage/usage_percent: missing",
+        );
+    }
+}

@@ -1,0 +1,480 @@
+//! What a control plane decides: who gets in, what each message means, what is sent to whom.
+//!
+//! Pure: no socket, no file, no clock. Times are milliseconds since the program's start. What is to be sent lies in
+//! `outgoing` after each call, and `dirty` says that what must survive a restart has changed; the hub saves first
+//! and sends then.
+//!
+//! ```text
+//!   connected ── system_info ──► ready: open jobs are sent ──┐
+//!       │  (without a node ID: registered first)             │ results finish jobs
+//!       └───────────── disconnected, or 60 s without a heartbeat: offline, 4001
+//! ```
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+
+use serde_json::{Value, json};
+
+use crate::contract;
+use crate::events::{Events, Kind as Happened};
+use crate::jobs::{self, Jobs, Outcome};
+use crate::mailbox::Order;
+use crate::node::Node;
+
+/// Close code: no heartbeat came.
+const CLOSE_HEARTBEAT: u16 = 4001;
+/// Close code: the node has a newer connection. Not in the protocol: an agent takes it for any disconnect.
+const CLOSE_REPLACED: u16 = 4002;
+/// Close code: the node was removed.
+const CLOSE_REMOVED: u16 = 4410;
+
+/// What the fleet goes by.
+pub struct Rules {
+    /// Organisation tokens.
+    pub tokens: Vec<String>,
+    /// Whether nodes get tokens of their own.
+    pub node_tokens: bool,
+    /// Whether commands carry request IDs.
+    pub request_ids: bool,
+    /// Milliseconds without a heartbeat until a node is offline.
+    pub offline_after_ms: u64,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { tokens: Vec::new(), node_tokens: true, request_ids: true, offline_after_ms: 60_000 }
+    }
+}
+
+/// Whether a connection is let in.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// As this node.
+    Known(String),
+    /// To register over the socket.
+    New,
+    /// Its node was removed or was never here: HTTP 410.
+    Gone,
+    /// HTTP 401.
+    Refused,
+}
+
+/// Why a request of the operator's was not carried out.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No such node.
+    NoNode,
+    /// No such path or verb.
+    NoVerb,
+    /// The request's body lacks something.
+    BadBody(&'static str),
+    /// The node is not connected, and this kind of command is not queued.
+    Away,
+    /// The node has too many open jobs.
+    Full,
+}
+
+/// All nodes and jobs.
+pub struct Fleet {
+    rules: Rules,
+    nodes: BTreeMap<String, Node>,
+    /// The node of each open connection, once it is known.
+    conns: BTreeMap<u64, Option<String>>,
+    jobs: Jobs,
+    /// The log of what happened.
+    pub events: Events,
+    /// What is to be sent, by connection.
+    pub outgoing: Vec<(u64, Order)>,
+    /// Whether what is saved has changed.
+    pub dirty: bool,
+}
+
+impl Fleet {
+    /// A fleet without nodes.
+    pub fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            nodes: BTreeMap::new(),
+            conns: BTreeMap::new(),
+            jobs: Jobs::default(),
+            events: Events::default(),
+            outgoing: Vec::new(),
+            dirty: false,
+        }
+    }
+
+    /// Whether this is one of the organisation's tokens.
+    pub fn is_org_token(&self, token: &str) -> bool {
+        self.rules.tokens.iter().any(|known| same_secret(known, token))
+    }
+
+    /// Decides on an upgrade request by its `Authorization` and `X-Node-Id`.
+    pub fn admit(&self, bearer: Option<&str>, node_id: Option<&str>) -> Admission {
+        let of_org = bearer.is_some_and(|token| self.is_org_token(token));
+        let Some(id) = node_id else {
+            // A node token says which node it is.
+            let owner = |token: &str| {
+                self.nodes
+                    .iter()
+                    .find(|(_, node)| node.token.as_deref().is_some_and(|t| same_secret(t, token)))
+            };
+            return match bearer.and_then(owner) {
+                Some((_, node)) if node.removed => Admission::Gone,
+                Some((id, _)) => Admission::Known(id.clone()),
+                None if of_org => Admission::New,
+                None => Admission::Refused,
+            };
+        };
+        match self.nodes.get(id) {
+            None => Admission::Gone,
+            Some(node) if node.removed => Admission::Gone,
+            Some(node) => {
+                let right = match (&node.token, bearer) {
+                    (Some(token), Some(given)) => same_secret(token, given),
+                    (Some(_), None) => false,
+                    // Without a token of its own the node is known by its ID, as part A has it.
+                    (None, Some(_)) => of_org,
+                    (None, None) => true,
+                };
+                if right { Admission::Known(id.to_owned()) } else { Admission::Refused }
+            }
+        }
+    }
+
+    /// Registers a machine and returns the answer. The same machine gets its ID back, with a new token.
+    pub fn register(&mut self, now: u64, machine_id: Option<&str>, system_info: Option<&Value>) -> Value {
+        let known = machine_id.and_then(|machine| {
+            self.nodes.iter().find(|(_, n)| !n.removed && n.machine_id.as_deref() == Some(machine))
+        });
+        let id = known.map_or_else(|| random("node-", 6), |(id, _)| id.clone());
+        let node = self.nodes.entry(id.clone()).or_default();
+        node.machine_id = machine_id.map(str::to_owned);
+        if let Some(info) = system_info {
+            node.system_info = Some((now, info.clone()));
+        }
+        let mut answer = json!({"node_id": id});
+        if self.rules.node_tokens {
+            let token = random("vln_", 24);
+            answer["node_token"] = json!(token);
+            node.token = Some(token);
+        }
+        self.dirty = true;
+        self.note(now, &id, "registered", json!({"machine_id": machine_id}));
+        answer
+    }
+
+    /// A connection was let in.
+    pub fn connected(&mut self, now: u64, conn: u64, node: Option<&str>) {
+        self.conns.insert(conn, node.map(str::to_owned));
+        if let Some(id) = node {
+            self.bind(now, conn, id);
+        }
+    }
+
+    /// A connection ended.
+    pub fn disconnected(&mut self, now: u64, conn: u64, why: &str) {
+        let Some(Some(id)) = self.conns.remove(&conn) else { return };
+        if self.nodes.get_mut(&id).is_some_and(|node| node.disconnected(conn)) {
+            self.note(now, &id, "disconnected", json!({"why": why}));
+        }
+    }
+
+    /// A frame came in. `None`: it was no text.
+    pub fn received(&mut self, now: u64, conn: u64, text: Option<&str>, size: usize) {
+        let message = text.and_then(|text| serde_json::from_str::<Value>(text).ok());
+        let mut id = self.conns.get(&conn).cloned().flatten();
+        let parts = message.as_ref().and_then(|m| Some((m["type"].as_str()?, &m["payload"])));
+        let Some((name, payload)) = parts.filter(|(_, payload)| payload.is_object()) else {
+            if let Some(node) = id.as_ref().and_then(|id| self.nodes.get_mut(id)) {
+                node.malformed += 1;
+            }
+            self.events.push(now, Happened::Malformed, id.as_deref(), "frame", json!({"size": size}), 0);
+            return;
+        };
+        if id.is_none() && name == "system_info" {
+            id = Some(self.register_over_socket(now, conn, payload));
+        }
+        self.events.push(now, Happened::Received, id.as_deref(), name, payload.clone(), size);
+        let Some(id) = id else { return };
+        self.take(now, conn, &id, name, payload);
+    }
+
+    /// Looks for nodes whose heartbeat is overdue.
+    pub fn tick(&mut self, now: u64) {
+        let limit = self.rules.offline_after_ms;
+        let mut late = Vec::new();
+        for (id, node) in self.nodes.iter_mut().filter(|(_, node)| node.overdue(now, limit)) {
+            node.online = false;
+            if let Some(conn) = node.conn {
+                self.outgoing.push((conn, Order::Close(CLOSE_HEARTBEAT, "Heartbeat timeout".to_owned())));
+            }
+            late.push(id.clone());
+        }
+        for id in late {
+            self.note(now, &id, "offline", json!({"after_ms": limit}));
+        }
+    }
+
+    /// Carries out what an operator asks of a node; the answer is for them.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn command(&mut self, now: u64, id: &str, verb: &str, body: &str) -> Result<Value, Refusal> {
+        let node = self.nodes.get(id).filter(|node| !node.removed).ok_or(Refusal::NoNode)?;
+        let conn = node.conn.ok_or(Refusal::Away);
+        let payload = || match serde_json::from_str::<Value>(body) {
+            Ok(Value::Object(fields)) => Ok(Value::Object(fields)),
+            Err(_) if body.is_empty() => Ok(json!({})),
+            _ => Err(Refusal::BadBody("the body has to be a JSON object")),
+        };
+        let order = match verb {
+            "deploy" => return self.ask(id, jobs::Kind::Deploy, payload()?),
+            "stop" => return self.ask(id, jobs::Kind::Stop, payload()?),
+            "remove" => return Ok(self.remove(now, id)),
+            "drain" | "maintenance" | "resume" => message(verb, &json!({})),
+            "logs" => message("logs", &with_ids(payload()?)?),
+            "send" => Order::Send(body.to_owned()),
+            "cut" => Order::Cut,
+            "close" => close_order(&payload()?)?,
+            _ => return Err(Refusal::NoVerb),
+        };
+        self.outgoing.push((conn?, order));
+        Ok(json!({"sent": true}))
+    }
+
+    /// All nodes in short.
+    pub fn nodes(&self, now: u64) -> Value {
+        self.nodes.iter().map(|(id, node)| node.summary(id, now)).collect()
+    }
+
+    /// All that is known of a node.
+    pub fn node(&self, now: u64, id: &str) -> Option<Value> {
+        self.nodes.get(id).map(|node| node.view(id, now))
+    }
+
+    /// All jobs.
+    pub fn jobs(&self) -> Value {
+        self.jobs.view()
+    }
+
+    /// What has to survive a restart.
+    pub fn save(&self) -> Value {
+        let nodes: Value = self.nodes.iter().map(|(id, node)| node.save(id)).collect();
+        json!({"nodes": nodes, "jobs": self.jobs.save()})
+    }
+
+    /// Takes what [`Fleet::save`] wrote; false if it is something else.
+    pub fn load(&mut self, saved: &Value) -> bool {
+        let nodes =
+            saved["nodes"].as_array().and_then(|nodes| nodes.iter().map(Node::load).collect::<Option<_>>());
+        let (Some(nodes), Some(jobs)) = (nodes, Jobs::load(&saved["jobs"])) else { return false };
+        (self.nodes, self.jobs) = (nodes, jobs);
+        true
+    }
+
+    fn bind(&mut self, now: u64, conn: u64, id: &str) {
+        let Some(node) = self.nodes.get_mut(id).filter(|node| !node.removed) else {
+            // Removed while it was being let in.
+            self.outgoing.push((conn, Order::Close(CLOSE_REMOVED, "Node removed".to_owned())));
+            return;
+        };
+        if let Some(older) = node.connected(now, conn) {
+            let reason = "Replaced by a newer connection".to_owned();
+            self.outgoing.push((older, Order::Close(CLOSE_REPLACED, reason)));
+        }
+        self.note(now, id, "connected", json!({}));
+    }
+
+    fn register_over_socket(&mut self, now: u64, conn: u64, system_info: &Value) -> String {
+        let answer = self.register(now, system_info["machine_id"].as_str(), None);
+        let id = answer["node_id"].as_str().unwrap_or_default().to_owned();
+        self.conns.insert(conn, Some(id.clone()));
+        self.bind(now, conn, &id);
+        self.outgoing.push((conn, message("registration_success", &answer)));
+        id
+    }
+
+    /// Takes a well-formed message of a known node. One that comes on a connection which was replaced meanwhile
+    /// counts too: its pong may be all that the agent waits for before it forgets the result.
+    fn take(&mut self, now: u64, conn: u64, id: &str, name: &str, payload: &Value) {
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        node.heard(now, name, payload);
+        let mut wrong = contract::check(name, payload);
+        let current = node.conn == Some(conn);
+        if current && !node.ready && name != "system_info" {
+            wrong.push(format!("{} came before system_info", name.escape_debug()));
+        }
+        node.violations += wrong.len() as u64;
+        let becomes_ready = current && !node.ready && name == "system_info";
+        node.ready |= becomes_ready;
+        for what in wrong {
+            self.events.push(now, Happened::Violation, Some(id), name, json!({"what": what}), 0);
+        }
+        if becomes_ready {
+            let request_ids = self.rules.request_ids;
+            self.outgoing.extend(self.jobs.open(id).map(|job| (conn, Order::Send(job.send(request_ids)))));
+            self.dirty = true;
+        }
+        if let Some(kind) = jobs::Kind::of_result(name) {
+            match self.jobs.result(id, kind, payload) {
+                Outcome::Finished | Outcome::Repeated | Outcome::Contradicted => self.dirty = true,
+                Outcome::Unknown => {
+                    if let Some(node) = self.nodes.get_mut(id) {
+                        node.unmatched_results += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Queues a job, and sends it if the node is there.
+    fn ask(&mut self, id: &str, kind: jobs::Kind, payload: Value) -> Result<Value, Refusal> {
+        let job = self.jobs.add(id, kind, with_ids(payload)?).ok_or(Refusal::Full)?;
+        self.dirty = true;
+        if let Some((conn, true)) = self.nodes.get(id).and_then(|node| Some((node.conn?, node.ready))) {
+            self.outgoing.push((conn, Order::Send(job.send(self.rules.request_ids))));
+        }
+        Ok(job.view())
+    }
+
+    fn remove(&mut self, now: u64, id: &str) -> Value {
+        if let Some(node) = self.nodes.get_mut(id) {
+            node.removed = true;
+            node.online = false;
+            if let Some(conn) = node.conn {
+                self.outgoing.push((conn, Order::Close(CLOSE_REMOVED, "Node removed".to_owned())));
+            }
+        }
+        self.jobs.abandon(id);
+        self.dirty = true;
+        self.note(now, id, "removed", json!({}));
+        json!({"removed": id})
+    }
+
+    fn note(&mut self, now: u64, id: &str, name: &str, payload: Value) {
+        self.events.push(now, Happened::Node, Some(id), name, payload, 0);
+    }
+}
+
+fn message(name: &str, payload: &Value) -> Order {
+    Order::Send(json!({"type": name, "payload": payload}).to_string())
+}
+
+/// The payload of a command about a replica, with a request ID.
+fn with_ids(mut payload: Value) -> Result<Value, Refusal> {
+    if payload["replica_id"].as_str().is_none_or(str::is_empty) {
+        return Err(Refusal::BadBody("replica_id is missing"));
+    }
+    if payload["request_id"].as_str().is_none_or(str::is_empty) {
+        payload["request_id"] = json!(random("req-", 8));
+    }
+    Ok(payload)
+}
+
+fn close_order(body: &Value) -> Result<Order, Refusal> {
+    let code = body["code"].as_u64().map_or(Some(1000), |code| u16::try_from(code).ok());
+    let reason = body["reason"].as_str().unwrap_or_default();
+    // RFC 6455 5.5: a control frame holds 125 bytes, two of them the code.
+    match code {
+        Some(code) if reason.len() <= 123 => Ok(Order::Close(code, reason.to_owned())),
+        _ => Err(Refusal::BadBody("code is a number up to 65535 and reason a text of at most 123 bytes")),
+    }
+}
+
+/// Compares without telling by its time how much was right.
+fn same_secret(a: &str, b: &str) -> bool {
+    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |differs, (x, y)| differs | (x ^ y)) == 0
+}
+
+/// A new ID or token: `bytes` random bytes in hexadecimal digits.
+fn random(prefix: &str, bytes: usize) -> String {
+    let mut noise = [0_u8; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut noise[..bytes]))
+        .expect("Linux has /dev/urandom, and it never ends");
+    noise[..bytes].iter().fold(prefix.to_owned(), |text, byte| format!("{text}{byte:02x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A fleet with one node, connected twice: its ID, and what was to be sent is forgotten.
+    fn fleet() -> (Fleet, String) {
+        let mut fleet = Fleet::new(Rules::default());
+        let answer = fleet.register(0, Some("m"), None);
+        let id = answer["node_id"].as_str().unwrap().to_owned();
+        for conn in [1, 2] {
+            fleet.connected(0, conn, Some(&id));
+            say(&mut fleet, conn, "system_info", json!({}));
+        }
+        fleet.outgoing.clear();
+        (fleet, id)
+    }
+
+    fn say(fleet: &mut Fleet, conn: u64, name: &str, payload: Value) {
+        let text = json!({"type": name, "payload": payload}).to_string();
+        fleet.received(1, conn, Some(&text), text.len());
+    }
+
+    #[test]
+    fn a_result_on_a_replaced_connection_counts() {
+        let (mut fleet, id) = fleet();
+        fleet.command(1, &id, "deploy", r#"{"replica_id":"a","request_id":"r"}"#).unwrap();
+        assert!(matches!(fleet.outgoing.as_slice(), [(2, Order::Send(_))]));
+        say(
+            &mut fleet,
+            1,
+            "deploy_result",
+            json!({"replica_id": "a", "request_id": "r", "status": "running"}),
+        );
+        assert_eq!(fleet.jobs()[0]["result"]["status"], "running");
+        fleet.disconnected(2, 1, "");
+        assert_eq!(fleet.node(2, &id).unwrap()["connected"], true, "the newer one is still there");
+    }
+
+    #[test]
+    fn an_overdue_node_is_closed_once_and_stays_known() {
+        let (mut fleet, id) = fleet();
+        fleet.tick(60_000);
+        assert_eq!(fleet.outgoing, []);
+        fleet.tick(60_001);
+        fleet.tick(60_002);
+        assert_eq!(fleet.outgoing, [(2, Order::Close(4001, "Heartbeat timeout".to_owned()))]);
+        assert_eq!(fleet.node(60_002, &id).unwrap()["online"], false);
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded_and_nothing_else_is() {
+        let (mut fleet, id) = fleet();
+        fleet.command(1, &id, "stop", r#"{"replica_id":"a"}"#).unwrap();
+        let mut again = Fleet::new(Rules::default());
+        assert!(again.load(&fleet.save()));
+        assert_eq!(again.save(), fleet.save());
+        assert_eq!(again.node(0, &id).unwrap()["online"], false);
+        for bad in
+            [json!(null), json!({"nodes": []}), json!({"nodes": [{}], "jobs": []}), json!({"nodes": {}})]
+        {
+            assert!(!again.load(&bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn commands_that_cannot_be_carried_out() {
+        let (mut fleet, id) = fleet();
+        let mut check = |verb: &str, body: &str, why: Refusal| {
+            assert_eq!(fleet.command(1, &id, verb, body), Err(why), "{verb} {body}");
+        };
+        let no_replica = || Refusal::BadBody("replica_id is missing");
+        check("deploy", "{}", no_replica());
+        check("stop", r#"{"replica_id":""}"#, no_replica());
+        check("logs", "", no_replica());
+        check("deploy", "[]", Refusal::BadBody("the body has to be a JSON object"));
+        check("reboot", "", Refusal::NoVerb);
+        assert!(matches!(fleet.command(1, &id, "close", r#"{"code":70000}"#), Err(Refusal::BadBody(_))));
+        fleet.disconnected(2, 2, "");
+        assert_eq!(fleet.command(3, &id, "drain", ""), Err(Refusal::Away));
+        assert!(fleet.command(3, &id, "remove", "").is_ok());
+        assert_eq!(fleet.command(3, &id, "drain", ""), Err(Refusal::NoNode));
+    }
+}

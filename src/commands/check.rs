@@ -1,0 +1,197 @@
+//! `vectorlay-agent check`: the dependencies, as a table or as JSON.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use crate::core::facts::Check;
+use crate::host::dependencies::{self, Checker, Inputs, Shim};
+
+/// A line below the table: something that was chosen or found besides the dependencies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remark {
+    /// What it is about (`log driver`).
+    pub about: String,
+    /// What was chosen or found, and why.
+    pub text: String,
+}
+
+/// Checks everything once, writes what was found, and returns whether the node is ready. `remarks` are shown below the
+/// table; the runtime's own comes before them.
+pub fn run(inputs: Inputs, remarks: &[Remark], as_json: bool, out: &mut dyn Write) -> bool {
+    let inputs = Arc::new(inputs);
+    let mut checks = Vec::new();
+    Checker::new(Arc::clone(&inputs)).round(&mut |check| checks.push(check));
+    checks.sort_by_key(|check| dependencies::names().position(|name| name == check.name));
+    let mut all = vec![runtime(&inputs)];
+    all.extend_from_slice(remarks);
+    let ready = dependencies::ready(&checks);
+    let text = if as_json { render_json(&checks, &all) } else { render(&checks, &all) };
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    ready
+}
+
+fn runtime(inputs: &Inputs) -> Remark {
+    let found = match dependencies::shim(inputs) {
+        Shim::None => "started by the engine as it is configured there".to_owned(),
+        Shim::Found(path) => dependencies::with_target(&path),
+        shim @ (Shim::Elsewhere { .. } | Shim::Missing { .. }) => shim.obstacle().unwrap_or_default(),
+    };
+    Remark { about: "runtime".to_owned(), text: format!("{}: {found}", inputs.runtime) }
+}
+
+fn render(checks: &[Check], remarks: &[Remark]) -> String {
+    let versions: Vec<String> = checks.iter().map(version).collect();
+    let width =
+        |texts: &mut dyn Iterator<Item = &str>| texts.map(|text| text.chars().count()).max().unwrap_or(0);
+    let names = width(&mut checks.iter().map(|check| check.name));
+    let widest = width(&mut versions.iter().map(String::as_str));
+    let mut text = String::new();
+    for (check, version) in checks.iter().zip(&versions) {
+        let mark = match (check.ok, check.required) {
+            (true, _) => '✓',
+            (false, true) => '✗',
+            (false, false) => '–',
+        };
+        text += &format!("{:names$} {mark} {version:widest$}  {}\n", check.name, check.purpose);
+        if mark == '✗' {
+            text += &format!("{:names$}   {}\n", "", check.detail);
+        }
+    }
+    text.push('\n');
+    let about = width(&mut remarks.iter().map(|remark| remark.about.as_str()));
+    for remark in remarks {
+        text += &format!("{:about$}  {}\n", remark.about, remark.text);
+    }
+    let missing: Vec<&str> =
+        checks.iter().filter(|check| check.required && !check.ok).map(|check| check.name).collect();
+    text += &match missing.as_slice() {
+        [] => "\nready\n".to_owned(),
+        missing => format!("\nnot ready: {}\n", missing.join(", ")),
+    };
+    text
+}
+
+fn version(check: &Check) -> String {
+    match (&check.version, check.modules) {
+        (Some(version), _) => version.clone(),
+        (None, Some(1)) => "1 module".to_owned(),
+        (None, Some(modules)) => format!("{modules} modules"),
+        (None, None) => String::new(),
+    }
+}
+
+/// `ready` and `checks` as in `system_info`'s `dependencies`, and the remarks by what they are about.
+fn render_json(checks: &[Check], remarks: &[Remark]) -> String {
+    let each = checks.iter().map(|check| {
+        let mut fields = Map::new();
+        fields.insert("installed".into(), check.installed.into());
+        fields.insert("required".into(), check.required.into());
+        fields.insert("ok".into(), check.ok.into());
+        fields.insert("detail".into(), check.detail.as_str().into());
+        fields.extend(check.version.as_deref().map(|version| ("version".to_owned(), version.into())));
+        fields.extend(check.modules.map(|modules| ("modules".to_owned(), modules.into())));
+        (check.name.to_owned(), Value::Object(fields))
+    });
+    let checks_by_name: Map<String, Value> = each.collect();
+    let remarks: Map<String, Value> =
+        remarks.iter().map(|remark| (remark.about.clone(), remark.text.as_str().into())).collect();
+    let ready = dependencies::ready(checks);
+    format!("{:#}\n", json!({ "ready": ready, "checks": checks_by_name, "remarks": remarks }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::dependencies::Places;
+    use crate::host::files::fixture::Fixture;
+    use std::io;
+
+    fn checks() -> Vec<Check> {
+        let check =
+            |name, purpose, required, installed, ok, version: Option<&str>, modules, detail: &str| Check {
+                name,
+                purpose,
+                required,
+                installed,
+                ok,
+                version: version.map(str::to_owned),
+                modules,
+                detail: detail.to_owned(),
+            };
+        vec![
+            check("containerd", "Container runtime", true, true, true, Some("1.7.2"), None, "answers"),
+            check("kata-runtime", "MicroVM runtime", true, false, false, None, None, "install it"),
+            check("vfio", "GPU hand-over", false, false, false, None, Some(0), "not needed"),
+        ]
+    }
+
+    #[test]
+    fn the_table_that_operators_know() {
+        let remarks = [Remark { about: "log driver".into(), text: "file".into() }];
+        let expected = "\
+containerd   ✓ 1.7.2      Container runtime
+kata-runtime ✗            MicroVM runtime
+               install it
+vfio         – 0 modules  GPU hand-over
+
+log driver  file
+
+not ready: kata-runtime
+";
+        assert_eq!(render(&checks(), &remarks), expected);
+        assert!(render(&checks()[..1], &[]).ends_with("containerd ✓ 1.7.2  Container runtime\n\n\nready\n"));
+    }
+
+    #[test]
+    fn json_for_machines() {
+        let remarks = [Remark { about: "log driver".into(), text: "file".into() }];
+        let value: Value = serde_json::from_str(&render_json(&checks(), &remarks)).unwrap();
+        let expected = json!({
+            "ready": false,
+            "checks": {
+                "containerd":
+                    {"installed": true, "required": true, "ok": true, "detail": "answers", "version": "1.7.2"},
+                "kata-runtime": {"installed": false, "required": true, "ok": false, "detail": "install it"},
+                "vfio":
+                    {"installed": false, "required": false, "ok": false, "detail": "not needed", "modules": 0},
+            },
+            "remarks": {"log driver": "file"},
+        });
+        assert_eq!(value, expected);
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_is_no_error() {
+        struct Gone;
+        impl Write for Gone {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        }
+        let host = Fixture::new(&[
+            ("/bin/nerdctl", "#!/bin/sh\necho '{\"Server\":{}}'\n"),
+            ("/bin/containerd-shim-runc-v2", "#!/bin/sh\n"),
+        ]);
+        host.add("/proc/5/comm", "containerd\n");
+        host.add("/proc/5/environ", &format!("PATH={}/bin\0", host.path().display()));
+        let inputs = Inputs {
+            root: host.path().to_owned(),
+            cli: "nerdctl".into(),
+            env: Vec::new(),
+            runtime: "io.containerd.runc.v2".into(),
+            gpus_by_vfio: true,
+            has_gpus: |_| false,
+            places: Places { path: vec![host.path().join("bin")], kata: Vec::new(), virtiofsd: Vec::new() },
+        };
+        let mut text = Vec::new();
+        assert!(run(inputs.clone(), &[], false, &mut text));
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("\nruntime  io.containerd.runc.v2: ") && text.ends_with("\nready\n"), "{text}");
+        assert!(run(inputs, &[], true, &mut Gone));
+    }
+}

@@ -1,0 +1,211 @@
+//! `vectorlay-agent info`: the hardware, for a person or as JSON.
+
+use std::io::Write;
+
+use serde_json::{Value, json};
+
+use crate::core::facts::{Gpu, Hardware, Health, Storage, Verdict};
+
+/// Writes what the machine is. `storage` is `None` when the data path's file system could not be read.
+pub fn run(hardware: &Hardware, storage: Option<&Storage>, as_json: bool, out: &mut dyn Write) {
+    let text = if as_json { render_json(hardware, storage) } else { render(hardware, storage) };
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+fn render(hardware: &Hardware, storage: Option<&Storage>) -> String {
+    let storage = storage.map_or_else(
+        || "unknown".to_owned(),
+        |s| format!("{}: {} of {} GiB used ({} %)", s.path, s.used_gb, s.total_gb, s.usage_percent),
+    );
+    let known = |text: &str| if text.is_empty() { "unknown".to_owned() } else { text.to_owned() };
+    let rows = [
+        ("hostname", hardware.hostname.clone()),
+        ("CPU", format!("{}, {} online", hardware.cpu_model, counted(hardware.cpu_cores, "CPU"))),
+        ("RAM", format!("{} GiB", hardware.ram_gib)),
+        ("storage", storage),
+        ("kernel", format!("{} ({})", hardware.kernel, hardware.arch)),
+        ("machine ID", known(&hardware.machine_id)),
+        ("boot ID", known(&hardware.boot_id)),
+        ("GPUs", hardware.gpus.len().to_string()),
+    ];
+    let mut text: String = rows.iter().map(|(name, value)| format!("{name:10}  {value}\n")).collect();
+    for gpu in &hardware.gpus {
+        let (mark, verdict) = match reason(gpu) {
+            None => ('✓', "assignable".to_owned()),
+            Some(reason) if usable(gpu) => ('✓', format!("assignable, but {reason}")),
+            Some(reason) => ('✗', reason),
+        };
+        text += &format!("  {} {mark} {}\n{:15} {verdict}\n", gpu.address, gpu.name, "");
+    }
+    text
+}
+
+fn counted(number: u32, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// The fields of `system_info`, as far as they tell of the hardware.
+fn render_json(hardware: &Hardware, storage: Option<&Storage>) -> String {
+    let storage = storage.map(|s| {
+        json!({
+            "path": s.path,
+            "total_gb": s.total_gb,
+            "used_gb": s.used_gb,
+            "usage_percent": s.usage_percent,
+        })
+    });
+    let value = json!({
+        "hostname": hardware.hostname,
+        "cpuModel": hardware.cpu_model,
+        "cpuCores": hardware.cpu_cores,
+        "ramGb": hardware.ram_gib,
+        "gpuInfo": hardware.gpus.iter().map(|gpu| gpu.line.as_str()).collect::<Vec<_>>(),
+        "storage": storage,
+        "arch": hardware.arch,
+        "kernel": hardware.kernel,
+        "machine_id": hardware.machine_id,
+        "boot_id": hardware.boot_id,
+        "gpus": hardware.gpus.iter().map(gpu_json).collect::<Vec<_>>(),
+    });
+    format!("{value:#}\n")
+}
+
+fn gpu_json(gpu: &Gpu) -> Value {
+    let health = match gpu.health {
+        Health::Ok => "ok",
+        Health::Suspect(_) => "suspect",
+        Health::Failed(_) => "failed",
+        Health::Unknown(_) => "unknown",
+    };
+    json!({
+        "pci_address": gpu.address.to_string(),
+        "vendor_id": format!("{:04x}", gpu.vendor_id),
+        "device_id": format!("{:04x}", gpu.device_id),
+        "name": gpu.name,
+        "class": format!("{:04x}", gpu.class),
+        "driver": gpu.driver,
+        "iommu_group": gpu.iommu_group,
+        "numa_node": gpu.numa_node,
+        "assignable": usable(gpu),
+        "health": health,
+        "reason": reason(gpu),
+    })
+}
+
+/// Whether it can be handed out: nothing stands in the way, and it is not known to be broken.
+fn usable(gpu: &Gpu) -> bool {
+    gpu.verdict == Verdict::Assignable && !matches!(gpu.health, Health::Failed(_))
+}
+
+/// What is wrong with it, in words.
+fn reason(gpu: &Gpu) -> Option<String> {
+    match (&gpu.verdict, &gpu.health) {
+        (Verdict::Obstructed(why), _) => Some(why.clone()),
+        (Verdict::Assignable, Health::Failed(why) | Health::Suspect(why) | Health::Unknown(why)) => {
+            Some(why.clone())
+        }
+        (Verdict::Assignable, Health::Ok) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::PciAddress;
+
+    fn hardware() -> Hardware {
+        let gpu = |address, name: &str, verdict, health| Gpu {
+            address: PciAddress::parse(address).unwrap(),
+            line: format!("{address} VGA compatible controller: {name}"),
+            name: name.to_owned(),
+            vendor_id: 0x10de,
+            device_id: 0x2204,
+            class: 0x0300,
+            driver: Some("vfio-pci".into()),
+            iommu_group: Some(18),
+            companions: Vec::new(),
+            numa_node: None,
+            device_node: None,
+            verdict,
+            health,
+        };
+        let obstructed = || Verdict::Obstructed("bound to nouveau".into());
+        Hardware {
+            hostname: "gpu-07".into(),
+            cpu_model: "AMD EPYC 7763".into(),
+            cpu_cores: 128,
+            ram_gib: 512,
+            arch: "x86_64".into(),
+            kernel: "6.1.0".into(),
+            gpus: vec![
+                gpu("41:00.0", "A", Verdict::Assignable, Health::Ok),
+                gpu("42:00.0", "B", Verdict::Assignable, Health::Suspect("link at x4".into())),
+                gpu("43:00.0", "C", Verdict::Assignable, Health::Failed("off the bus".into())),
+                gpu("44:00.0", "D", obstructed(), Health::Ok),
+            ],
+            ..Hardware::default()
+        }
+    }
+
+    fn storage() -> Storage {
+        Storage { path: "/data".into(), total_gb: 500, used_gb: 120, usage_percent: 24 }
+    }
+
+    #[test]
+    fn a_page_for_a_person() {
+        let expected = "\
+hostname    gpu-07
+CPU         AMD EPYC 7763, 128 CPUs online
+RAM         512 GiB
+storage     /data: 120 of 500 GiB used (24 %)
+kernel      6.1.0 (x86_64)
+machine ID  unknown
+boot ID     unknown
+GPUs        4
+  0000:41:00.0 ✓ A
+                assignable
+  0000:42:00.0 ✓ B
+                assignable, but link at x4
+  0000:43:00.0 ✗ C
+                off the bus
+  0000:44:00.0 ✗ D
+                bound to nouveau
+";
+        let mut text = Vec::new();
+        run(&hardware(), Some(&storage()), false, &mut text);
+        assert_eq!(String::from_utf8(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn the_fields_of_system_info() {
+        let mut text = Vec::new();
+        run(&hardware(), Some(&storage()), true, &mut text);
+        let value: Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!((&value["cpuCores"], &value["ramGb"]), (&json!(128), &json!(512)));
+        assert_eq!(value["gpuInfo"][0], "41:00.0 VGA compatible controller: A");
+        assert_eq!(
+            value["storage"],
+            json!({"path": "/data", "total_gb": 500, "used_gb": 120, "usage_percent": 24})
+        );
+        let words: Vec<(&Value, &Value, &Value)> = value["gpus"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|gpu| (&gpu["assignable"], &gpu["health"], &gpu["reason"]))
+            .collect();
+        let (yes, no) = (&json!(true), &json!(false));
+        let expected = [
+            (yes, &json!("ok"), &Value::Null),
+            (yes, &json!("suspect"), &json!("link at x4")),
+            (no, &json!("failed"), &json!("off the bus")),
+            (no, &json!("ok"), &json!("bound to nouveau")),
+        ];
+        assert_eq!(words, expected);
+        let first = &value["gpus"][0];
+        assert_eq!((&first["pci_address"], &first["vendor_id"]), (&json!("0000:41:00.0"), &json!("10de")));
+        assert_eq!((&first["device_id"], &first["class"]), (&json!("2204"), &json!("0300")));
+        let mut text = Vec::new();
+        run(&hardware(), None, true, &mut text);
+        assert_eq!(serde_json::from_slice::<Value>(&text).unwrap()["storage"], Value::Null);
+    }
+}

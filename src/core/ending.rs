@@ -1,0 +1,77 @@
+//! The end of the process: no new work, what is in flight within a grace time, the results, a proper close.
+
+use std::time::{Duration, Instant};
+
+use super::replica::{Code, Refusal};
+use super::{Action, Core, End};
+use crate::types::ReplicaId;
+
+/// How long the last results are waited for before the session is closed.
+const FLUSH_WITHIN: Duration = Duration::from_secs(3);
+
+/// The end of the process, under way.
+#[derive(Debug)]
+pub(super) struct Ending {
+    /// Commands in flight are waited for until this time.
+    grace: Instant,
+    /// Results are waited for until this time, once nothing is in flight.
+    flush: Option<Instant>,
+    told: bool,
+}
+impl Ending {
+    /// When something is to be done by itself.
+    pub(super) fn deadline(&self) -> Instant {
+        self.flush.unwrap_or(self.grace)
+    }
+}
+
+impl Core {
+    pub(super) fn terminate(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if self.ending.is_some() {
+            return;
+        }
+        self.ending = Some(Ending { grace: now + self.limits.grace, flush: None, told: false });
+        self.waiting.clear();
+        let refusal = || Refusal::new(Code::Interrupted, "the agent was ended before the deploy was started");
+        for id in self.queue.iter().cloned().collect::<Vec<_>>() {
+            self.fail_queued(now, &id, refusal());
+        }
+        let waiting: Vec<ReplicaId> =
+            self.replicas.values().filter(|r| r.next.is_some()).map(|r| r.id.clone()).collect();
+        for id in waiting {
+            if let Some(next) = self.replicas.get_mut(&id).and_then(|replica| replica.next.take()) {
+                self.tell_interrupted(now, &id, next.requests);
+            }
+        }
+        out.push(Action::info("ending: finishing what is in flight; containers go on running".into()));
+    }
+
+    pub(super) fn drive_ending(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.drive(now, out);
+        let idle = self.idle();
+        let delivered = self.outbox.is_empty() || self.session.flowing().is_none();
+        let settled = self.disk.settled();
+        let Some(ending) = &mut self.ending else { return };
+        if ending.told {
+            return;
+        }
+        if idle || ending.grace <= now {
+            let flush = *ending.flush.get_or_insert(now + FLUSH_WITHIN);
+            if (delivered && settled) || flush <= now {
+                if self.session.is_over() {
+                    ending.told = true;
+                    out.push(Action::End(End::Clean));
+                } else {
+                    self.close_session(now, out);
+                    // What has no connection to close is over at once.
+                    if self.session.is_over()
+                        && let Some(ending) = &mut self.ending
+                    {
+                        ending.told = true;
+                        out.push(Action::End(End::Clean));
+                    }
+                }
+            }
+        }
+    }
+}

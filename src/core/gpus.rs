@@ -1,0 +1,393 @@
+//! Who has which GPU. Whole IOMMU groups are handed out, to one replica at a time.
+//!
+//! The labels of containers are the record: the table is rebuilt from them before any deploy is taken. A GPU is
+//! claimed before the hardware is touched and freed when its container is proven gone; it can be handed out again
+//! only after a reading that was taken since then calls it free. One reading that misses a GPU proves nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::facts::{Gpu, Health, Verdict};
+use crate::types::{PciAddress, ReplicaId};
+
+/// A GPU that this many readings in a row do not show is gone, unless a replica has it.
+const READINGS_UNTIL_GONE: u32 = 3;
+
+/// What the core knows of one GPU.
+#[derive(Debug, Clone)]
+struct Slot {
+    gpu: Gpu,
+    /// Readings in a row that did not show it.
+    missed: u32,
+    /// Freed, and no reading taken since.
+    stale: bool,
+}
+
+/// Why a claim was not granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denied {
+    /// Fewer are free than asked for, but some are on their way back.
+    Wait,
+    /// Fewer are free than asked for.
+    Short {
+        /// How many are free.
+        free: usize,
+        /// How many there are.
+        total: usize,
+    },
+}
+
+/// The table of GPUs.
+#[derive(Debug, Default)]
+pub struct Gpus {
+    slots: BTreeMap<PciAddress, Slot>,
+    /// The holders: a label may name a GPU that no reading has shown yet.
+    held: BTreeMap<PciAddress, ReplicaId>,
+    /// Held back by the operator.
+    back: BTreeSet<PciAddress>,
+}
+
+impl Gpus {
+    /// Takes a reading of the host's GPUs. Says whether anything in the table changed.
+    pub fn reading(&mut self, gpus: &[Gpu]) -> bool {
+        let mut changed = false;
+        for slot in self.slots.values_mut() {
+            if !gpus.iter().any(|gpu| gpu.address == slot.gpu.address) {
+                slot.missed += 1;
+                changed |= slot.missed == 1;
+            }
+        }
+        for gpu in gpus {
+            let slot = Slot { gpu: gpu.clone(), missed: 0, stale: false };
+            changed |= self
+                .slots
+                .insert(gpu.address, slot.clone())
+                .is_none_or(|old| old.gpu != slot.gpu || old.missed > 0 || old.stale);
+        }
+        let before = self.slots.len();
+        let held = &self.held;
+        self.slots.retain(|address, slot| slot.missed < READINGS_UNTIL_GONE || held.contains_key(address));
+        changed || self.slots.len() != before
+    }
+
+    /// A container of `replica` carries these GPUs in its label: they are its own, whatever else is known.
+    pub fn adopt(&mut self, replica: &ReplicaId, gpus: &[PciAddress]) {
+        for gpu in gpus {
+            self.held.entry(*gpu).or_insert_with(|| replica.clone());
+        }
+    }
+
+    /// Claims `count` GPUs for `replica`: whole groups, on as few NUMA nodes as possible, then by address.
+    ///
+    /// # Errors
+    /// [`Denied`] when that many are not free: nothing is claimed then. `returning` says whether a holder is on its
+    /// way out.
+    pub fn claim(
+        &mut self,
+        replica: &ReplicaId,
+        count: usize,
+        returning: impl Fn(&ReplicaId) -> bool,
+    ) -> Result<Vec<(PciAddress, String)>, Denied> {
+        let groups = self.free_groups();
+        let free: usize = groups.iter().map(|group| group.gpus.len()).sum();
+        let Some(chosen) = choose(&groups, count) else {
+            let coming_back = self.held.values().filter(|holder| returning(holder)).count()
+                + self.slots.values().filter(|slot| slot.stale).count();
+            return Err(if free + coming_back >= count && coming_back > 0 {
+                Denied::Wait
+            } else {
+                Denied::Short { free, total: self.slots.len() }
+            });
+        };
+        let mut claimed = Vec::new();
+        for address in chosen {
+            let node = self.slots.get(&address).and_then(|slot| slot.gpu.device_node.clone());
+            self.held.insert(address, replica.clone());
+            claimed.push((address, node.unwrap_or_default()));
+        }
+        Ok(claimed)
+    }
+
+    /// The containers of `replica` are gone. Says whether it had any GPU: then a new reading is due.
+    pub fn free(&mut self, replica: &ReplicaId) -> bool {
+        let before = self.held.len();
+        let slots = &mut self.slots;
+        self.held.retain(|address, holder| {
+            if holder == replica {
+                if let Some(slot) = slots.get_mut(address) {
+                    slot.stale = true;
+                }
+                false
+            } else {
+                true
+            }
+        });
+        self.held.len() != before
+    }
+
+    /// Holds a GPU back from being handed out, or releases it again. Says whether that changed anything.
+    pub fn hold_back(&mut self, gpu: PciAddress, held: bool) -> bool {
+        if held { self.back.insert(gpu) } else { self.back.remove(&gpu) }
+    }
+
+    /// The GPUs that the operator holds back.
+    pub fn held_back(&self) -> impl Iterator<Item = PciAddress> + '_ {
+        self.back.iter().copied()
+    }
+
+    /// Whether there is a GPU at this address.
+    pub fn knows(&self, gpu: PciAddress) -> bool {
+        self.slots.contains_key(&gpu)
+    }
+
+    /// Who has a GPU.
+    pub fn holder(&self, gpu: PciAddress) -> Option<&ReplicaId> {
+        self.held.get(&gpu)
+    }
+
+    /// How many there are, and how many of them are free.
+    pub fn count(&self) -> (usize, usize) {
+        (self.slots.len(), self.free_groups().iter().map(|group| group.gpus.len()).sum())
+    }
+
+    /// All of them with what the node says of each: health and reason.
+    pub fn describe(&self) -> Vec<(&Gpu, &'static str, Option<String>, bool)> {
+        self.slots.values().map(|slot| self.describe_one(slot)).collect()
+    }
+
+    fn describe_one<'a>(&'a self, slot: &'a Slot) -> (&'a Gpu, &'static str, Option<String>, bool) {
+        let address = slot.gpu.address;
+        let (health, mut reason) = if slot.missed > 0 {
+            ("unknown", Some("missing from the last reading of the bus".to_owned()))
+        } else {
+            match &slot.gpu.health {
+                Health::Ok => ("ok", None),
+                Health::Suspect(why) => ("suspect", Some(why.clone())),
+                Health::Failed(why) => ("failed", Some(why.clone())),
+                Health::Unknown(why) => ("unknown", Some(why.clone())),
+            }
+        };
+        // A holder of our own makes the host call it busy: that is no obstacle worth a word.
+        if let (Verdict::Obstructed(why), None) = (&slot.gpu.verdict, self.held.get(&address)) {
+            reason = Some(match reason {
+                None => why.clone(),
+                Some(first) => format!("{first}; {why}"),
+            });
+        }
+        if self.back.contains(&address) {
+            reason = Some("held back by the operator: vectorlay-agent gpu release".to_owned());
+        }
+        let assignable = slot.missed == 0
+            && !self.back.contains(&address)
+            && !matches!(slot.gpu.health, Health::Failed(_))
+            && (slot.gpu.verdict == Verdict::Assignable || self.held.contains_key(&address));
+        (&slot.gpu, health, reason, assignable)
+    }
+
+    fn usable(&self, slot: &Slot) -> bool {
+        slot.missed == 0
+            && !slot.stale
+            && slot.gpu.verdict == Verdict::Assignable
+            && !matches!(slot.gpu.health, Health::Failed(_))
+            && !self.held.contains_key(&slot.gpu.address)
+            && !self.back.contains(&slot.gpu.address)
+    }
+
+    /// The groups of which every GPU is free. A GPU without a group stands for itself.
+    fn free_groups(&self) -> Vec<Group> {
+        let mut groups: BTreeMap<(u8, u64), (Group, bool)> = BTreeMap::new();
+        for (n, slot) in self.slots.values().enumerate() {
+            let key = match slot.gpu.iommu_group {
+                Some(number) => (0, u64::from(number)),
+                None => (1, n as u64),
+            };
+            let empty = || (Group { gpus: Vec::new(), numa: slot.gpu.numa_node }, true);
+            let (group, free) = groups.entry(key).or_insert_with(empty);
+            group.gpus.push(slot.gpu.address);
+            *free &= self.usable(slot);
+        }
+        let mut free: Vec<Group> =
+            groups.into_values().filter_map(|(group, free)| free.then_some(group)).collect();
+        free.sort_by_key(|group| group.gpus[0]);
+        free
+    }
+}
+
+/// The GPUs of one free IOMMU group, by address.
+#[derive(Debug, Clone)]
+struct Group {
+    gpus: Vec<PciAddress>,
+    numa: Option<u32>,
+}
+
+/// Chooses whole groups with exactly `count` GPUs in all: from one NUMA node where that is possible (the one that is
+/// left with the fewest free), else from the nodes with the most free first.
+fn choose(groups: &[Group], count: usize) -> Option<Vec<PciAddress>> {
+    if count == 0 {
+        return Some(Vec::new());
+    }
+    let mut nodes: BTreeMap<Option<u32>, Vec<&Group>> = BTreeMap::new();
+    for group in groups {
+        nodes.entry(group.numa).or_default().push(group);
+    }
+    let size = |node: &[&Group]| node.iter().map(|group| group.gpus.len()).sum::<usize>();
+    let mut by_size: Vec<Vec<&Group>> = nodes.into_values().collect();
+    by_size.sort_by_key(|node| size(node));
+    if let Some(chosen) = by_size.iter().find_map(|node| exactly(node, count)) {
+        return Some(chosen);
+    }
+    // Fill up from the largest nodes: the first prefix of nodes that holds an exact sum uses the fewest of them.
+    by_size.sort_by_key(|node| std::cmp::Reverse(size(node)));
+    let mut all: Vec<&Group> = Vec::new();
+    for node in by_size {
+        all.extend(node);
+        if let Some(chosen) = exactly(&all, count) {
+            return Some(chosen);
+        }
+    }
+    None
+}
+
+/// The first groups, in order, whose sizes add up to exactly `count`.
+fn exactly(groups: &[&Group], count: usize) -> Option<Vec<PciAddress>> {
+    // last[n]: the group that completes a sum of n, found by the groups before it (subset sum, count ≤ 64).
+    let mut last: Vec<Option<usize>> = vec![None; count + 1];
+    for (at, group) in groups.iter().enumerate() {
+        for sum in (group.gpus.len()..=count).rev() {
+            let rest = sum - group.gpus.len();
+            let reachable = rest == 0 || last[rest].is_some_and(|before| before < at);
+            if last[sum].is_none() && reachable {
+                last[sum] = Some(at);
+            }
+        }
+    }
+    let mut chosen = Vec::new();
+    let mut sum = count;
+    while sum > 0 {
+        let group = groups[last[sum]?];
+        chosen.extend(group.gpus.iter().copied());
+        sum -= group.gpus.len();
+    }
+    chosen.sort();
+    Some(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gpu(address: &str, group: u32, numa: u32) -> Gpu {
+        Gpu {
+            address: PciAddress::parse(address).unwrap(),
+            line: String::new(),
+            name: String::new(),
+            vendor_id: 0x10de,
+            device_id: 0x2330,
+            class: 0x0302,
+            driver: Some("vfio-pci".into()),
+            iommu_group: Some(group),
+            companions: Vec::new(),
+            numa_node: Some(numa),
+            device_node: Some(format!("/dev/vfio/{group}")),
+            verdict: Verdict::Assignable,
+            health: Health::Ok,
+        }
+    }
+
+    fn replica(id: &str) -> ReplicaId {
+        ReplicaId::new(id).unwrap()
+    }
+
+    fn claim(gpus: &mut Gpus, id: &str, count: usize) -> Result<String, Denied> {
+        let claimed = gpus.claim(&replica(id), count, |_| false)?;
+        Ok(claimed.iter().map(|(a, _)| format!("{:02x}", a.bus)).collect::<Vec<_>>().join(" "))
+    }
+
+    /// Two nodes: 1, 2, 3 on node 0; 4, and the pair 5+6 of one group, on node 1.
+    fn host() -> Vec<Gpu> {
+        let on = [("01", 1, 0), ("02", 2, 0), ("03", 3, 0), ("04", 4, 1), ("05", 5, 1), ("06", 5, 1)];
+        on.map(|(bus, group, numa)| gpu(&format!("{bus}:00.0"), group, numa)).to_vec()
+    }
+
+    #[test]
+    fn whole_groups_from_the_fewest_nodes_by_address() {
+        let check = |counts: &[usize], expected: &[Result<&str, Denied>]| {
+            let mut gpus = Gpus::default();
+            gpus.reading(&host());
+            for (n, (count, expected)) in counts.iter().zip(expected).enumerate() {
+                let got = claim(&mut gpus, &format!("r{n}"), *count);
+                assert_eq!(got, expected.map(str::to_owned), "claim {n} of {counts:?}");
+            }
+        };
+        check(&[1, 1, 1], &[Ok("01"), Ok("02"), Ok("03")]);
+        check(&[2, 2], &[Ok("01 02"), Ok("05 06")]);
+        check(&[3, 3], &[Ok("01 02 03"), Ok("04 05 06")]);
+        check(&[6, 1], &[Ok("01 02 03 04 05 06"), Err(Denied::Short { free: 0, total: 6 })]);
+        check(&[7], &[Err(Denied::Short { free: 6, total: 6 })]);
+        check(&[0], &[Ok("")]);
+        // One GPU of the pair's group is never handed out alone.
+        check(&[4, 1], &[Ok("01 02 03 04"), Err(Denied::Short { free: 2, total: 6 })]);
+    }
+
+    #[test]
+    fn what_is_freed_waits_for_a_new_reading() {
+        let mut gpus = Gpus::default();
+        gpus.reading(&host());
+        claim(&mut gpus, "a", 6).unwrap();
+        assert_eq!(gpus.count(), (6, 0));
+        assert!(gpus.free(&replica("a")));
+        assert!(!gpus.free(&replica("a")), "nothing left to free");
+        assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Wait));
+        gpus.reading(&host());
+        assert_eq!(claim(&mut gpus, "b", 1), Ok("01".into()));
+    }
+
+    #[test]
+    fn a_claim_waits_for_a_holder_that_is_on_its_way_out() {
+        let mut gpus = Gpus::default();
+        gpus.reading(&host());
+        claim(&mut gpus, "a", 6).unwrap();
+        let leaving = replica("a");
+        assert_eq!(gpus.claim(&replica("b"), 2, |holder| *holder == leaving), Err(Denied::Wait));
+        assert_eq!(claim(&mut gpus, "b", 2), Err(Denied::Short { free: 0, total: 6 }));
+    }
+
+    #[test]
+    fn a_reading_that_misses_a_gpu_proves_nothing() {
+        let mut gpus = Gpus::default();
+        gpus.reading(&host());
+        claim(&mut gpus, "a", 1).unwrap();
+        for _ in 0..10 {
+            gpus.reading(&[]);
+        }
+        assert_eq!(gpus.count(), (1, 0), "the held one is known for ever");
+        assert_eq!(gpus.describe()[0].1, "unknown");
+        gpus.reading(&host());
+        assert_eq!(gpus.count(), (6, 5));
+        assert_eq!(gpus.holder(PciAddress::parse("01:00.0").unwrap()), Some(&replica("a")));
+    }
+
+    #[test]
+    fn failed_obstructed_and_held_back_ones_are_not_handed_out() {
+        let mut readings = host();
+        readings[0].health = Health::Failed("fell off the bus".into());
+        readings[1].verdict = Verdict::Obstructed("bound to nvidia".into());
+        let mut gpus = Gpus::default();
+        gpus.reading(&readings);
+        let third = PciAddress::parse("03:00.0").unwrap();
+        assert!(gpus.hold_back(third, true));
+        assert_eq!(claim(&mut gpus, "a", 1), Ok("04".into()));
+        assert!(gpus.hold_back(third, false));
+        assert_eq!(claim(&mut gpus, "b", 1), Ok("03".into()));
+        gpus.reading(&host());
+        assert_eq!(claim(&mut gpus, "c", 1), Ok("01".into()), "well again");
+    }
+
+    #[test]
+    fn a_label_is_the_record() {
+        let mut gpus = Gpus::default();
+        gpus.adopt(&replica("a"), &[PciAddress::parse("02:00.0").unwrap()]);
+        gpus.reading(&host());
+        assert_eq!(gpus.count(), (6, 5));
+        assert_eq!(claim(&mut gpus, "b", 3), Ok("04 05 06".into()));
+    }
+}

@@ -1,0 +1,244 @@
+//! What a listing of the containers means for each replica: adoption, exits, removal and its proof.
+
+use std::time::{Duration, Instant};
+
+use std::collections::BTreeMap;
+
+use super::commands::{DEPLOY_TIMEOUT, DEPLOY_TIMEOUT_GPU};
+use super::job::{Failure, Job, Listed, ListedStatus};
+use super::life::ASK_AGAIN;
+use super::replica::{Code, Exit, Phase, Refusal, Replica, Sight, Step};
+use super::{Action, Core, Purpose};
+use crate::types::{ContainerId, ReplicaId};
+
+/// How long after a call of an earlier process was seen at work a replica's containers are looked up again.
+const ORPHAN_PAUSE: Duration = Duration::from_secs(1);
+/// The pause before a second removal of a container that will not go; doubled for each that follows.
+const REMOVE_PAUSE_FIRST: Duration = Duration::from_millis(125);
+/// The longest of these pauses.
+const REMOVE_PAUSE_MAX: Duration = Duration::from_secs(30);
+impl Core {
+    /// The engine's list came back. `began`: the tick at which it was asked for.
+    pub(super) fn listed(
+        &mut self,
+        now: Instant,
+        began: u64,
+        result: Result<Vec<Listed>, Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        let listed = match result {
+            Ok(listed) => listed,
+            Err(_) => {
+                self.listing_over(now, false);
+                self.tell_what_cannot_be_proven(now);
+                return;
+            }
+        };
+        self.listing_over(now, true);
+        let mut by_replica: BTreeMap<ReplicaId, Vec<Listed>> = BTreeMap::new();
+        for container in listed {
+            match ReplicaId::new(&container.replica) {
+                Ok(id) => by_replica.entry(id).or_default().push(container),
+                Err(invalid) => out.push(Action::warn(format!(
+                    "container {} carries our label, but its {invalid}: left alone",
+                    container.id.short()
+                ))),
+            }
+        }
+        for (id, containers) in &by_replica {
+            let replica = self
+                .replicas
+                .entry(id.clone())
+                .or_insert_with(|| Replica::bare(id.clone(), Phase::Unverified, 0));
+            for container in containers {
+                for gpu in &container.gpus {
+                    if !replica.gpus.contains(gpu) {
+                        replica.gpus.push(*gpu);
+                    }
+                }
+                self.gpus.adopt(id, &container.gpus);
+            }
+        }
+        let ids: Vec<ReplicaId> =
+            self.replicas.values().filter(|r| r.touched < began).map(|r| r.id.clone()).collect();
+        for id in ids {
+            let containers = by_replica.get(&id).map_or(&[][..], Vec::as_slice);
+            self.settle(now, &id, began, containers, out);
+        }
+        if !self.table_ready {
+            self.table_ready = true;
+            self.take_waiting(now, out);
+        }
+    }
+
+    /// Compares one replica with what a listing shows of it.
+    fn settle(
+        &mut self,
+        now: Instant,
+        id: &ReplicaId,
+        began: u64,
+        containers: &[Listed],
+        out: &mut Vec<Action>,
+    ) {
+        let Some(replica) = self.replicas.get(id) else { return };
+        match replica.phase.clone() {
+            Phase::Unverified => self.verify(now, id, containers, out),
+            Phase::Running(container, sight) => {
+                let up = containers.iter().any(|c| c.id == container && c.status == ListedStatus::Up);
+                let asked = replica.job().is_some() || matches!(sight, Sight::Confirm(..));
+                if !up && !asked {
+                    self.process_ended(now, &container);
+                }
+                self.remove_strays(&container, containers, out);
+            }
+            Phase::Exited(container, ..) => {
+                if let Some(up) = containers.iter().find(|c| c.status == ListedStatus::Up) {
+                    // Someone started it again by hand.
+                    let up = up.id.clone();
+                    if let Some(replica) = self.replicas.get_mut(id) {
+                        replica.exit_told = false;
+                        replica.enter(Phase::Running(up, Sight::Ask(now)), self.tick);
+                    }
+                    self.disk.dirty();
+                } else if !containers.iter().any(|c| c.id == container) {
+                    self.clear(now, id, containers, out);
+                }
+            }
+            Phase::Clearing(Step::Look(needs)) if needs <= began => self.clear(now, id, containers, out),
+            Phase::Orphaned(_)
+            | Phase::Queued
+            | Phase::Pulling(_)
+            | Phase::Starting(_)
+            | Phase::Naming(..)
+            | Phase::Stopping(..)
+            | Phase::Clearing(_) => {}
+        }
+    }
+
+    /// The first sight of a replica that an earlier process knew, or that nobody knew.
+    fn verify(&mut self, now: Instant, id: &ReplicaId, containers: &[Listed], out: &mut Vec<Action>) {
+        let tick = self.tick;
+        let Some(replica) = self.replicas.get_mut(id) else { return };
+        let up = containers.iter().find(|c| c.status == ListedStatus::Up && c.deploy == replica.deploy_id);
+        let up = up.or_else(|| containers.iter().find(|c| c.status == ListedStatus::Up));
+        if replica.doomed && replica.deploy.is_none() {
+            match up {
+                Some(up) if replica.stop.is_some() => {
+                    let container = up.id.clone();
+                    replica.enter(Phase::Stopping(container, None, now), tick);
+                }
+                Some(_) | None => replica.enter(Phase::Clearing(Step::Look(tick)), tick),
+            }
+            return;
+        }
+        if let Some(deploy) = &mut replica.deploy {
+            if self.orphans.contains(&deploy.id) {
+                let longest = if replica.gpus.is_empty() { DEPLOY_TIMEOUT } else { DEPLOY_TIMEOUT_GPU };
+                replica.enter(Phase::Orphaned(now + longest), tick);
+                return;
+            }
+            match up {
+                Some(up) if up.deploy == deploy.id && !replica.doomed => {
+                    replica.phase = Phase::Running(up.id.clone(), Sight::Ask(now));
+                    if let Some(deploy) = replica.deploy.take() {
+                        self.tell_running(now, id, deploy.requests, None);
+                    }
+                }
+                Some(_) | None => {
+                    let interrupted =
+                        || Refusal::new(Code::Interrupted, "the agent was ended before the deploy was done");
+                    deploy.refusal.get_or_insert_with(|| (interrupted(), now));
+                    replica.doomed = true;
+                    replica.enter(Phase::Clearing(Step::Look(tick)), tick);
+                }
+            }
+            self.disk.dirty();
+            return;
+        }
+        let ended = containers.iter().find_map(|c| match c.status {
+            ListedStatus::Exited(code) => Some((c.id.clone(), code)),
+            ListedStatus::Created | ListedStatus::Up | ListedStatus::Other => None,
+        });
+        let other = containers.iter().find(|c| c.status == ListedStatus::Other);
+        match (up, ended) {
+            (Some(up), _) => {
+                replica.hash.clone_from(&up.spec);
+                replica.deploy_id.clone_from(&up.deploy);
+                let container = up.id.clone();
+                replica.enter(Phase::Running(container.clone(), Sight::Ask(now)), tick);
+                self.remove_strays(&container, containers, out);
+            }
+            (None, Some((container, code))) => {
+                self.exited(now, id, &container, Exit { code: Some(code), oom: None }, out);
+            }
+            // Paused, restarting: it is there, and asked about again.
+            (None, None) if let Some(other) = other => {
+                let container = other.id.clone();
+                replica.enter(Phase::Running(container, Sight::Ask(now + ASK_AGAIN)), tick);
+            }
+            (None, None) => {
+                if std::mem::take(&mut replica.known) {
+                    self.tell_exit(now, id, "failed", Exit { code: None, oom: None });
+                }
+                if let Some(replica) = self.replicas.get_mut(id) {
+                    replica.doomed = true;
+                    replica.enter(Phase::Clearing(Step::Look(tick)), tick);
+                }
+            }
+        }
+        self.disk.dirty();
+    }
+
+    /// Removes what carries a running replica's label, never ran, and is not its container.
+    fn remove_strays(&mut self, container: &ContainerId, containers: &[Listed], out: &mut Vec<Action>) {
+        for stray in containers {
+            if stray.id != *container && stray.status == ListedStatus::Created {
+                self.submit(Job::Remove(stray.id.clone()), Purpose::Stray, out);
+            }
+        }
+    }
+
+    /// A listing that began after a replica was to go: removes what it shows, or concludes.
+    fn clear(&mut self, now: Instant, id: &ReplicaId, containers: &[Listed], out: &mut Vec<Action>) {
+        let Some(replica) = self.replicas.get_mut(id) else { return };
+        if self.orphans.contains(&replica.deploy_id) {
+            // A call of an earlier process may still make a container: nothing is proven before it is over.
+            replica.phase = Phase::Clearing(Step::Pause(now + ORPHAN_PAUSE));
+            return;
+        }
+        let Some(first) = containers.first() else {
+            self.gone(now, id);
+            return;
+        };
+        if replica.paused != replica.removals {
+            // It was asked for before, and something is still there: not at once again.
+            replica.paused = replica.removals;
+            let pause = REMOVE_PAUSE_FIRST * 2u32.pow(replica.removals.min(8));
+            replica.phase = Phase::Clearing(Step::Pause(now + pause.min(REMOVE_PAUSE_MAX)));
+            return;
+        }
+        let job = self.submit(Job::Remove(first.id.clone()), Purpose::Replica(id.clone()), out);
+        self.enter(id, Phase::Clearing(Step::Remove(job)));
+    }
+
+    /// The engine cannot be asked: failures whose containers cannot be proven gone are told all the same.
+    fn tell_what_cannot_be_proven(&mut self, now: Instant) {
+        let ids: Vec<ReplicaId> = self.replicas.keys().cloned().collect();
+        for id in ids {
+            let Some(replica) = self.replicas.get_mut(&id) else { continue };
+            if matches!(replica.phase, Phase::Clearing(_)) && replica.stop.is_none() {
+                self.tell_failure_early(now, &id);
+            }
+        }
+    }
+
+    pub(super) fn tell_failure_early(&mut self, now: Instant, id: &ReplicaId) {
+        let Some(replica) = self.replicas.get_mut(id) else { return };
+        if let Some(deploy) = replica.deploy.take() {
+            match &deploy.refusal {
+                Some((refusal, _)) => self.tell_failed(now, id, &deploy, refusal),
+                None => replica.deploy = Some(deploy),
+            }
+        }
+    }
+}

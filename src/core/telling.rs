@@ -1,0 +1,254 @@
+//! Telling: results that are kept until they arrive, refusals, and news that is not kept.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+
+use super::job::Failure;
+use super::outbox::{Entry, Kind};
+use super::replica::{Code, Deploy, Exit, Phase, Refusal, Replica, same_spec};
+use super::wire::LinkOrder;
+use super::{Action, Core};
+use crate::protocol::{self, Command};
+use crate::types::{ReplicaId, RequestId};
+
+/// How many answers are remembered for their request IDs.
+const ANSWERED_MAX: usize = 1024;
+/// The most results and owed outcomes that are kept; past it new deploys are `busy`.
+pub const OWED_MAX: usize = 1024;
+impl Core {
+    pub(super) fn tell_running(
+        &mut self,
+        now: Instant,
+        id: &ReplicaId,
+        requests: Vec<Option<RequestId>>,
+        took: Option<Duration>,
+    ) {
+        let Some(replica) = self.replicas.get(id) else { return };
+        let mut payload = payload(id, "running");
+        if let Phase::Running(container, _) = &replica.phase {
+            payload.insert("container_id".into(), container.as_str().into());
+        }
+        if !replica.gpus.is_empty() {
+            let gpus: Vec<String> = replica.gpus.iter().map(ToString::to_string).collect();
+            payload.insert("gpus".into(), gpus.into());
+        }
+        if let Some(took) = took {
+            payload.insert("duration_ms".into(), u64::try_from(took.as_millis()).unwrap_or(u64::MAX).into());
+        }
+        let hash = replica.hash.clone();
+        let gate = self.disk.gate(now);
+        self.tell(Kind::Deploy, id, requests, payload, |entry| entry.about(&hash).after(gate));
+    }
+
+    pub(super) fn tell_failed(&mut self, now: Instant, id: &ReplicaId, deploy: &Deploy, refusal: &Refusal) {
+        let mut payload = refusal_payload(id, refusal);
+        let took = now.saturating_duration_since(deploy.accepted).as_millis();
+        payload.insert("duration_ms".into(), u64::try_from(took).unwrap_or(u64::MAX).into());
+        let gate = self.disk.gate(now);
+        self.tell(Kind::Deploy, id, deploy.requests.clone(), payload, |entry| {
+            entry.about(&deploy.hash).after(gate)
+        });
+    }
+
+    pub(super) fn tell_stopped(
+        &mut self,
+        id: &ReplicaId,
+        requests: Vec<Option<RequestId>>,
+        refusal: Option<Refusal>,
+    ) {
+        let payload = match &refusal {
+            None => payload(id, "stopped"),
+            Some(refusal) => refusal_payload(id, refusal),
+        };
+        self.tell(Kind::Stop, id, requests, payload, |entry| entry);
+    }
+
+    pub(super) fn tell_exit(&mut self, now: Instant, id: &ReplicaId, status: &str, exit: Exit) {
+        let mut payload = payload(id, status);
+        if let Some(code) = exit.code {
+            payload.insert("exit_code".into(), code.into());
+        }
+        if let Some(oom) = exit.oom {
+            payload.insert("oom_killed".into(), oom.into());
+        }
+        let gate = self.disk.gate(now);
+        self.outbox.push(Entry::new(Kind::Exit, id.clone(), None, payload).after(gate));
+    }
+
+    pub(super) fn refuse_malformed(
+        &mut self,
+        (command, replica, request): (Command, ReplicaId, Option<RequestId>),
+        why: &str,
+        out: &mut Vec<Action>,
+    ) {
+        let kind = match command {
+            Command::Deploy => Kind::Deploy,
+            Command::Stop => Kind::Stop,
+        };
+        self.refuse(kind, &replica, request, "", &Refusal::new(Code::Invalid, why), out);
+    }
+
+    pub(super) fn refuse_deploy(
+        &mut self,
+        replica: &ReplicaId,
+        request: Option<RequestId>,
+        hash: &str,
+        refusal: &Refusal,
+        out: &mut Vec<Action>,
+    ) {
+        self.refuse(Kind::Deploy, replica, request, hash, refusal, out);
+    }
+
+    /// Answers a command that was not accepted: kept in memory, or only sent when too much is kept already.
+    pub(super) fn refuse(
+        &mut self,
+        kind: Kind,
+        replica: &ReplicaId,
+        request: Option<RequestId>,
+        hash: &str,
+        refusal: &Refusal,
+        out: &mut Vec<Action>,
+    ) {
+        let payload = refusal_payload(replica, refusal);
+        if self.outbox.len() < OWED_MAX {
+            let about = |entry: Entry| entry.about(hash).unrecorded();
+            self.tell(kind, replica, vec![request], payload, about);
+        } else if let Some(link) = self.session.flowing() {
+            let payload = with_request(payload, request.as_ref());
+            out.push(Action::Link(LinkOrder::Send(link, protocol::write(kind.word(), payload.into()))));
+        }
+    }
+
+    /// Keeps a result for everyone who waits for it, and remembers it for their request IDs.
+    fn tell(
+        &mut self,
+        kind: Kind,
+        replica: &ReplicaId,
+        requests: Vec<Option<RequestId>>,
+        payload: Map<String, Value>,
+        shape: impl Fn(Entry) -> Entry,
+    ) {
+        for request in requests {
+            let payload = with_request(payload.clone(), request.as_ref());
+            if let Some(request) = &request {
+                self.answered.retain(|(known, ..)| known != request);
+                if self.answered.len() >= ANSWERED_MAX {
+                    self.answered.pop_front();
+                }
+                self.answered.push_back((request.clone(), kind, replica.clone(), payload.clone()));
+            }
+            let entry = shape(Entry::new(kind, replica.clone(), request, payload));
+            if entry.recorded {
+                self.disk.dirty();
+            }
+            self.outbox.push(entry);
+        }
+    }
+
+    /// A request that was answered before gets the same answer again.
+    pub(super) fn answered_before(&mut self, request: Option<&RequestId>, out: &mut Vec<Action>) -> bool {
+        let Some(request) = request else { return false };
+        let Some((_, kind, replica, payload)) =
+            self.answered.iter().find(|(known, ..)| known == request).cloned()
+        else {
+            return false;
+        };
+        if !self.outbox.send_again(|entry| entry.request.as_ref() == Some(request)) {
+            if self.outbox.len() < OWED_MAX {
+                let entry = Entry::new(kind, replica, Some(request.clone()), payload);
+                self.outbox.push(entry.unrecorded());
+            } else if let Some(link) = self.session.flowing() {
+                out.push(Action::Link(LinkOrder::Send(link, protocol::write(kind.word(), payload.into()))));
+            }
+        }
+        true
+    }
+
+    /// A deploy whose equal's result is not known to have arrived gets that result again, as long as nothing was
+    /// said about the replica since.
+    pub(super) fn answer_again(
+        &mut self,
+        replica: &ReplicaId,
+        request: Option<&RequestId>,
+        hash: &str,
+    ) -> bool {
+        if self.replicas.get(replica).is_some_and(Replica::owes) {
+            return false;
+        }
+        let newest =
+            self.outbox.iter().filter(|entry| entry.replica == *replica && entry.kind != Kind::Exit).last();
+        let equal = newest.is_some_and(|entry| {
+            entry.kind == Kind::Deploy
+                && match (request, &entry.request) {
+                    (Some(request), Some(known)) => request == known,
+                    (None, None) => !entry.spec.is_empty() && same_spec(&entry.spec, hash),
+                    (Some(_), None) | (None, Some(_)) => false,
+                }
+        });
+        equal && self.outbox.send_again(|entry| entry.replica == *replica && entry.kind != Kind::Stop)
+    }
+
+    pub(super) fn tell_interrupted(
+        &mut self,
+        now: Instant,
+        replica: &ReplicaId,
+        requests: Vec<Option<RequestId>>,
+    ) {
+        let refusal = Refusal::new(Code::Interrupted, "the agent was ended before the deploy was started");
+        let gate = self.disk.gate(now);
+        self.tell(Kind::Deploy, replica, requests, refusal_payload(replica, &refusal), |entry| {
+            entry.after(gate)
+        });
+    }
+
+    /// Tells how far a replica is on the way up; such news is not kept.
+    pub(super) fn tell_progress(&self, replica: &ReplicaId, status: &str, out: &mut Vec<Action>) {
+        if let Some(link) = self.session.flowing() {
+            let text = protocol::write("replica_status", payload(replica, status).into());
+            out.push(Action::Link(LinkOrder::Send(link, text)));
+        }
+    }
+
+    pub(super) fn tell_logs(
+        &self,
+        replica: &ReplicaId,
+        request: Option<&RequestId>,
+        result: Result<(Vec<String>, bool), Failure>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(link) = self.session.flowing() else { return };
+        let mut payload = Map::new();
+        payload.insert("replica_id".into(), replica.as_str().into());
+        let (lines, truncated) = result.unwrap_or_else(|failure| {
+            payload.insert("error".into(), failure.words.into());
+            (Vec::new(), false)
+        });
+        payload.insert("lines".into(), lines.into());
+        payload.insert("truncated".into(), truncated.into());
+        let payload = with_request(payload, request);
+        out.push(Action::Link(LinkOrder::Send(link, protocol::write("logs", payload.into()))));
+    }
+}
+
+/// `{"replica_id", "status"}`.
+fn payload(replica: &ReplicaId, status: &str) -> Map<String, Value> {
+    let mut payload = Map::new();
+    payload.insert("replica_id".into(), replica.as_str().into());
+    payload.insert("status".into(), status.into());
+    payload
+}
+
+fn refusal_payload(replica: &ReplicaId, refusal: &Refusal) -> Map<String, Value> {
+    let mut payload = payload(replica, "failed");
+    payload.insert("code".into(), refusal.code.word().into());
+    payload.insert("error".into(), refusal.error.as_str().into());
+    payload
+}
+
+fn with_request(mut payload: Map<String, Value>, request: Option<&RequestId>) -> Map<String, Value> {
+    if let Some(request) = request {
+        payload.insert("request_id".into(), request.as_str().into());
+    }
+    payload
+}

@@ -1,0 +1,581 @@
+//! What a call of the CLI printed, read into an outcome. Pure.
+//!
+//! Exit codes say little (nerdctl's is 1 for everything, and 0 for a `rm -f` that failed), so the texts decide, and
+//! only where `docs` of the engines give nothing better: matched on parts that all known versions share (nerdctl 1.7
+//! to 2.3, Docker 20 to 28), with what a tenant wrote blotted out first, so that an image's command cannot pass for
+//! the engine's complaint.
+
+use serde_json::Value;
+
+use super::cli::LABEL_NONE;
+use super::words;
+use crate::core::job::{
+    Failure, FailureKind, Inspected, InspectedState, Job, Listed, ListedStatus, Outcome, RunJob,
+};
+use crate::process::{Ended, Error, Finished};
+use crate::types::{ContainerId, PciAddress};
+
+/// Most bytes of a log that are handed on.
+pub const LOG_MAX: usize = 256 * 1024;
+
+/// Parts of what a CLI says when the engine does not answer. A registry that does not is `dial tcp`.
+const UNAVAILABLE: [&str; 8] = [
+    "cannot access containerd socket",
+    "connection error: desc",
+    "code = Unavailable",
+    "failed to dial \"",
+    "dial unix ",
+    "error reading from server: EOF",
+    "Cannot connect to the Docker daemon",
+    "error during connect:",
+];
+/// The image is not there (`run --pull never`): nerdctl's words, Docker's.
+const NO_IMAGE: [&str; 3] = ["image not available", "No such image", "Unable to find image"];
+/// The name is taken: nerdctl's words, Docker's.
+const NAME_TAKEN: [&str; 2] = ["is already used by ID", "is already in use by container"];
+
+/// Reads the answer to `job`.
+pub fn outcome(job: &Job, result: &Result<Finished, Error>) -> Outcome {
+    match job {
+        Job::Run(_) => Outcome::Ran(succeeded(job, result).and_then(ran)),
+        Job::Pull(_) => Outcome::Pulled(succeeded(job, result).map(|_| ())),
+        Job::List => Outcome::Listed(succeeded(job, result).and_then(listed)),
+        Job::Inspect(_) => Outcome::Inspected(match succeeded(job, result).and_then(inspected) {
+            Ok(state) => Ok(Some(state)),
+            Err(Failure { kind: FailureKind::NoSuchContainer, .. }) => Ok(None),
+            Err(failure) => Err(failure),
+        }),
+        Job::Stop(..) => Outcome::Stopped(succeeded(job, result).map(|_| ())),
+        Job::Remove(id) => Outcome::Removed(removed(job, id, result)),
+        Job::Logs(_, lines) => Outcome::Logs(succeeded(job, result).map(|f| logs(f, *lines))),
+    }
+}
+
+/// The outcome of a job that failed without or before a call.
+pub fn failed(job: &Job, failure: Failure) -> Outcome {
+    match job {
+        Job::Run(_) => Outcome::Ran(Err(failure)),
+        Job::Pull(_) => Outcome::Pulled(Err(failure)),
+        Job::List => Outcome::Listed(Err(failure)),
+        Job::Inspect(_) => Outcome::Inspected(Err(failure)),
+        Job::Stop(..) => Outcome::Stopped(Err(failure)),
+        Job::Remove(_) => Outcome::Removed(Err(failure)),
+        Job::Logs(..) => Outcome::Logs(Err(failure)),
+    }
+}
+
+/// The deploy that a container is of, from what [`super::cli::Cli::deploy_of`] printed.
+///
+/// # Errors
+/// The call's failure, as for any look.
+pub fn deploy_of(job: &Job, result: &Result<Finished, Error>) -> Result<String, Failure> {
+    let finished = succeeded(job, result)?;
+    let label: Option<String> = serde_json::from_slice(&finished.stdout).ok();
+    label.ok_or_else(|| unreadable("inspect", "a label is no JSON string"))
+}
+
+/// The last `most` of `lines`, as many as fit into [`LOG_MAX`], and whether some of them did not.
+pub fn last_lines(lines: &[&str], most: u32) -> (Vec<String>, bool) {
+    let mut kept = Vec::new();
+    let mut bytes = 0;
+    let mut cut = false;
+    for line in lines.iter().rev().take(most as usize) {
+        bytes += line.len() + 1;
+        if bytes > LOG_MAX {
+            cut = true;
+            break;
+        }
+        kept.push((*line).to_owned());
+    }
+    kept.reverse();
+    (kept, cut)
+}
+
+/// The call's output if it ended with status 0.
+fn succeeded<'a>(job: &Job, result: &'a Result<Finished, Error>) -> Result<&'a Finished, Failure> {
+    match result {
+        Ok(finished) if finished.ended == Ended::Exit(0) => Ok(finished),
+        Ok(finished) => Err(failure(job, finished)),
+        Err(error) => Err(Failure { kind: FailureKind::Unavailable, words: error.to_string() }),
+    }
+}
+
+fn failure(job: &Job, finished: &Finished) -> Failure {
+    let secrets = secrets(job);
+    let error = words::last_error(&finished.stderr, finished.stderr_cut);
+    let bare = words::without_secrets(&error, &secrets);
+    let said = words::one_line(&bare);
+    let ours = |text: String| if said.is_empty() { text } else { format!("{text}: {said}") };
+    let seconds = finished.took.as_secs();
+    match finished.ended {
+        Ended::Deadline => Failure {
+            kind: FailureKind::Deadline,
+            words: words::one_line(&ours(format!("{} did not finish within {seconds} s", verb(job)))),
+        },
+        Ended::Cancelled => Failure {
+            kind: FailureKind::Deadline,
+            words: format!("{} was cancelled after {seconds} s", verb(job)),
+        },
+        Ended::Signal(signal) => Failure {
+            kind: FailureKind::Refused,
+            words: words::one_line(&ours(format!("{} was ended by signal {signal}", verb(job)))),
+        },
+        Ended::Exit(code) => Failure {
+            kind: kind(job, &bare),
+            words: if said.is_empty() {
+                format!("{} ended with status {code} and said nothing; see the engine's log", verb(job))
+            } else {
+                said
+            },
+        },
+    }
+}
+
+fn kind(job: &Job, error: &str) -> FailureKind {
+    let tenants: Vec<&str> = match job {
+        Job::Run(run) => run.spec.command.iter().map(String::as_str).collect(),
+        Job::Pull(_) | Job::List | Job::Inspect(_) | Job::Stop(..) | Job::Remove(_) | Job::Logs(..) => {
+            Vec::new()
+        }
+    };
+    let error = words::without_secrets(error, &tenants);
+    let says = |parts: &[&str]| parts.iter().any(|part| error.contains(part));
+    let run = matches!(job, Job::Run(_));
+    let one = matches!(job, Job::Inspect(_) | Job::Stop(..) | Job::Remove(_) | Job::Logs(..));
+    if says(&UNAVAILABLE) {
+        FailureKind::Unavailable
+    } else if run && says(&NO_IMAGE) {
+        FailureKind::NoImage
+    } else if run && says(&NAME_TAKEN) {
+        FailureKind::NameTaken
+    } else if one && no_such_container(&error) {
+        FailureKind::NoSuchContainer
+    } else {
+        FailureKind::Refused
+    }
+}
+
+/// nerdctl: `no such container: ID`, `no such container ID`, `no such object ID`; Docker: `No such container: ID`.
+fn no_such_container(error: &str) -> bool {
+    let lower = error.to_ascii_lowercase();
+    lower.contains("no such container") || lower.contains("no such object")
+}
+
+fn verb(job: &Job) -> &'static str {
+    match job {
+        Job::Run(_) => "the engine's run",
+        Job::Pull(_) => "the engine's pull",
+        Job::List => "the engine's list of containers",
+        Job::Inspect(_) => "the engine's inspect",
+        Job::Stop(..) => "the engine's stop",
+        Job::Remove(_) => "the engine's rm",
+        Job::Logs(..) => "the engine's logs",
+    }
+}
+
+fn secrets(job: &Job) -> Vec<&str> {
+    match job {
+        Job::Run(run) => values(run),
+        Job::Pull(pull) => pull.auth.iter().map(|auth| auth.password.expose()).collect(),
+        Job::List | Job::Inspect(_) | Job::Stop(..) | Job::Remove(_) | Job::Logs(..) => Vec::new(),
+    }
+}
+
+fn values(run: &RunJob) -> Vec<&str> {
+    run.spec.env.iter().map(|(_, value)| value.expose()).collect()
+}
+
+fn unreadable(what: &str, why: &str) -> Failure {
+    Failure {
+        kind: FailureKind::Refused,
+        words: format!("cannot read what {what} printed: {why}; check the container CLI's version"),
+    }
+}
+
+/// `run -d` prints the ID as its last line (nerdctl 2.x may print a container's first output before it).
+fn ran(finished: &Finished) -> Result<ContainerId, Failure> {
+    let text = String::from_utf8_lossy(&finished.stdout);
+    let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("");
+    ContainerId::new(line.trim()).map_err(|_| unreadable("run", "its last line is no container ID"))
+}
+
+/// `rm -f` is done when it echoes the ID, or says that there is no such container; its status means nothing.
+fn removed(job: &Job, id: &ContainerId, result: &Result<Finished, Error>) -> Result<(), Failure> {
+    let finished = match result {
+        Ok(finished) => finished,
+        Err(error) => return Err(Failure { kind: FailureKind::Unavailable, words: error.to_string() }),
+    };
+    let echoed = String::from_utf8_lossy(&finished.stdout).lines().any(|line| line.trim() == id.as_str());
+    if finished.ended == Ended::Exit(0) && echoed {
+        return Ok(());
+    }
+    match failure(job, finished) {
+        Failure { kind: FailureKind::NoSuchContainer, .. } => Ok(()),
+        failure => Err(failure),
+    }
+}
+
+/// Lines of ID, replica, deploy, spec, gpus (each a JSON string) and status, with tabs between them.
+fn listed(finished: &Finished) -> Result<Vec<Listed>, Failure> {
+    if finished.stdout_cut {
+        return Err(unreadable("ps", "the list is too long"));
+    }
+    let text = std::str::from_utf8(&finished.stdout).map_err(|_| unreadable("ps", "it is not UTF-8"))?;
+    text.lines().filter(|line| !line.is_empty()).map(listed_line).collect()
+}
+
+fn listed_line(line: &str) -> Result<Listed, Failure> {
+    let fields: Vec<&str> = line.split('\t').collect();
+    let [id, replica, deploy, spec, gpus, status] = fields[..] else {
+        return Err(unreadable("ps", "a line has not six fields"));
+    };
+    let id =
+        ContainerId::new(id).map_err(|_| unreadable("ps", "a line does not begin with a container ID"))?;
+    let label = |field: &str| -> Result<String, Failure> {
+        let value: String = serde_json::from_str(field).map_err(|_| {
+            unreadable("ps", &format!("a label of container {} is no JSON string", id.short()))
+        })?;
+        Ok(if value == LABEL_NONE { String::new() } else { value })
+    };
+    let mut addresses = Vec::new();
+    for address in label(gpus)?.split('+').filter(|part| !part.is_empty()) {
+        // To leave out a GPU that cannot be read would be to hand it out twice.
+        addresses.push(PciAddress::parse(address).map_err(|_| {
+            unreadable("ps", &format!("the GPUs of container {} are no PCI addresses", id.short()))
+        })?);
+    }
+    Ok(Listed {
+        replica: label(replica)?,
+        deploy: label(deploy)?,
+        spec: label(spec)?,
+        gpus: addresses,
+        status: listed_status(status),
+        id,
+    })
+}
+
+fn listed_status(status: &str) -> ListedStatus {
+    if let Some(rest) = status.strip_prefix("Exited (") {
+        let code = rest.split_once(')').and_then(|(code, _)| code.parse().ok());
+        return code.map_or(ListedStatus::Other, ListedStatus::Exited);
+    }
+    // Docker: `Up 2 minutes (Paused)`.
+    if status == "Up" || (status.starts_with("Up ") && !status.ends_with("(Paused)")) {
+        ListedStatus::Up
+    } else if status == "Created" {
+        ListedStatus::Created
+    } else {
+        ListedStatus::Other
+    }
+}
+
+/// `{{json .State}}`: `Status` (empty in nerdctl and `created` in Docker for a container without a task), `Running`,
+/// `Paused`, `Pid`, `ExitCode`, in Docker also `OOMKilled`. Nothing but a running container's Pid means anything.
+fn inspected(finished: &Finished) -> Result<Inspected, Failure> {
+    let state: Value =
+        serde_json::from_slice(&finished.stdout).map_err(|_| unreadable("inspect", "it is no JSON"))?;
+    let Some(status) = state["Status"].as_str() else {
+        return Err(unreadable("inspect", "it has no status"));
+    };
+    let state_now = match status {
+        "" | "created" => InspectedState::NoTask,
+        "running" => InspectedState::Running(
+            state["Pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0),
+        ),
+        "exited" => match state["ExitCode"].as_i64().and_then(|code| i32::try_from(code).ok()) {
+            Some(code) => InspectedState::Exited(code),
+            None => return Err(unreadable("inspect", "an exited container has no exit code")),
+        },
+        _ => InspectedState::Other,
+    };
+    Ok(Inspected { state: state_now, oom_killed: state["OOMKilled"].as_bool() })
+}
+
+/// Both streams in order of time. A line without a time is the CLI's own.
+fn logs(finished: &Finished, most: u32) -> (Vec<String>, bool) {
+    let out = String::from_utf8_lossy(&finished.stdout);
+    let err = String::from_utf8_lossy(&finished.stderr);
+    let mut lines: Vec<(String, &str)> = out.lines().chain(err.lines()).filter_map(timed).collect();
+    lines.sort_by(|a, b| a.0.cmp(&b.0));
+    let lines: Vec<&str> = lines.iter().map(|(_, line)| *line).collect();
+    let (lines, cut) = last_lines(&lines, most);
+    (lines, cut || finished.stdout_cut || finished.stderr_cut)
+}
+
+/// `2026-11-24T00:19:22.936131149Z line`: the time made sortable (nerdctl drops zeros at the end of the fraction), and
+/// the line.
+fn timed(line: &str) -> Option<(String, &str)> {
+    let (time, rest) = line.split_once(' ').unwrap_or((line, ""));
+    let time = time.strip_suffix('Z')?;
+    let (whole, fraction) = time.split_once('.').unwrap_or((time, ""));
+    let shaped =
+        whole.len() == 19 && whole.as_bytes()[10] == b'T' && fraction.bytes().all(|b| b.is_ascii_digit());
+    shaped.then(|| (format!("{whole}.{fraction:0<9}"), rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::job::{PullJob, RegistryAuth, Spec};
+    use crate::types::{EnvName, ImageRef, ReplicaId, Secret};
+    use std::time::Duration;
+
+    fn id() -> ContainerId {
+        ContainerId::new(&"ab".repeat(32)).unwrap()
+    }
+
+    fn run() -> Job {
+        let spec = Spec {
+            image: ImageRef::new("bb:1").unwrap(),
+            gpu_count: 0,
+            env: vec![(EnvName::new("A").unwrap(), Secret::new("hunter2".into()))],
+            command: vec!["dial unix image not available".into()],
+            millicpus: None,
+            memory_mib: None,
+            shm_mib: None,
+            pids_limit: None,
+            ports: vec![],
+        };
+        Job::Run(Box::new(RunJob {
+            replica: ReplicaId::new("r").unwrap(),
+            name: "replica-r".into(),
+            spec,
+            labels: vec![],
+            gpus: vec![],
+            deadline: Duration::from_secs(1),
+        }))
+    }
+
+    fn pull() -> Job {
+        let auth = RegistryAuth {
+            server: "s".into(),
+            username: "u".into(),
+            password: Secret::new("hunter2".into()),
+        };
+        Job::Pull(Box::new(PullJob {
+            image: ImageRef::new("bb:1").unwrap(),
+            auth: Some(auth),
+            deadline: Duration::from_secs(1),
+        }))
+    }
+
+    fn answer(job: &Job, ended: Ended, stdout: &str, stderr: &str) -> Outcome {
+        let finished = Finished {
+            ended,
+            stdout: stdout.into(),
+            stdout_cut: false,
+            stderr: stderr.into(),
+            stderr_cut: false,
+            took: Duration::from_secs(7),
+        };
+        outcome(job, &Ok(finished))
+    }
+
+    fn fatal(text: &str) -> String {
+        format!("time=\"t\" level=fatal msg=\"{text}\"\n")
+    }
+
+    #[test]
+    fn failures_by_kind() {
+        let check = |job: &Job, stderr: &str, kind: FailureKind, words: &str| {
+            let failure = match answer(job, Ended::Exit(1), "", stderr) {
+                Outcome::Ran(Err(f)) | Outcome::Pulled(Err(f)) | Outcome::Stopped(Err(f)) => f,
+                Outcome::Listed(Err(f)) | Outcome::Inspected(Err(f)) | Outcome::Removed(Err(f)) => {
+                    panic!("{f:?}")
+                }
+                other => panic!("{other:?}"),
+            };
+            assert_eq!((failure.kind, failure.words.as_str()), (kind, words), "{stderr}");
+        };
+        use FailureKind::{NameTaken, NoImage, NoSuchContainer, Refused, Unavailable};
+        let stop = Job::Stop(id(), Duration::ZERO);
+        check(&run(), &fatal("image not available: \\\"bb:1\\\""), NoImage, "image not available: \"bb:1\"");
+        check(
+            &run(),
+            "docker: Error response from daemon: No such image: bb:1\n\nRun 'docker run --help'",
+            NoImage,
+            "No such image: bb:1",
+        );
+        check(
+            &run(),
+            &fatal("name-store error\\nname \\\"dup\\\" is already used by ID \\\"f7\\\""),
+            NameTaken,
+            "name-store error name \"dup\" is already used by ID \"f7\"",
+        );
+        check(
+            &run(),
+            "docker: Error response from daemon: Conflict. The container name \"/r1\" is already in use by container \"6d\".",
+            NameTaken,
+            "Conflict. The container name \"/r1\" is already in use by container \"6d\".",
+        );
+        let refused = "connection error: desc = x dial unix /run/containerd/containerd.sock: connect: connection refused";
+        check(&run(), &fatal(refused), Unavailable, refused);
+        check(
+            &stop,
+            &fatal("cannot access containerd socket: no such file"),
+            Unavailable,
+            "cannot access containerd socket: no such file",
+        );
+        check(
+            &stop,
+            "Cannot connect to the Docker daemon at unix:///x. Is it running?",
+            Unavailable,
+            "Cannot connect to the Docker daemon at unix:///x. Is it running?",
+        );
+        let registry = "failed to do request: Head x: dial tcp 127.0.0.1:1: connect: connection refused";
+        check(&pull(), &fatal(registry), Refused, registry);
+        check(
+            &stop,
+            &fatal("1 errors:\\nno such container: ab"),
+            NoSuchContainer,
+            "1 errors: no such container: ab",
+        );
+        check(
+            &stop,
+            "Error response from daemon: No such container: ab",
+            NoSuchContainer,
+            "No such container: ab",
+        );
+        // What a tenant wrote decides nothing, and what he keeps secret does not come out.
+        let tenants = "exec: \\\"dial unix image not available\\\" hunter2: no such file";
+        check(&run(), &fatal(tenants), Refused, "exec: \"dial unix image not available\" ***: no such file");
+        check(&pull(), "unauthorized: hunter2", Refused, "unauthorized: ***");
+        check(
+            &stop,
+            "",
+            Refused,
+            "the engine's stop ended with status 1 and said nothing; see the engine's log",
+        );
+    }
+
+    #[test]
+    fn ended_from_outside() {
+        let check = |ended, kind, words: &str| {
+            let Outcome::Pulled(Err(failure)) = answer(&pull(), ended, "", "layer 1") else { panic!() };
+            assert_eq!((failure.kind, failure.words.as_str()), (kind, words));
+        };
+        check(Ended::Deadline, FailureKind::Deadline, "the engine's pull did not finish within 7 s: layer 1");
+        check(Ended::Cancelled, FailureKind::Deadline, "the engine's pull was cancelled after 7 s");
+        check(Ended::Signal(9), FailureKind::Refused, "the engine's pull was ended by signal 9: layer 1");
+        let missing = outcome(&Job::List, &Err(Error::NotFound { path: "/x".into() }));
+        assert!(matches!(missing, Outcome::Listed(Err(Failure { kind: FailureKind::Unavailable, .. }))));
+    }
+
+    #[test]
+    fn a_run_gives_the_last_line() {
+        let check = |stdout: &str, good: bool| {
+            let Outcome::Ran(result) = answer(&run(), Ended::Exit(0), stdout, "") else { panic!() };
+            assert_eq!(result.ok(), good.then(id), "{stdout}");
+        };
+        check(&format!("{}\n", id()), true);
+        check(&format!("line 0\n{}\n\n", id()), true);
+        check("", false);
+        check(id().short(), false);
+    }
+
+    #[test]
+    fn a_removal_is_believed_only_with_its_echo() {
+        let check = |ended, stdout: &str, stderr: &str, done: Result<(), FailureKind>| {
+            let Outcome::Removed(result) = answer(&Job::Remove(id()), ended, stdout, stderr) else {
+                panic!()
+            };
+            assert_eq!(result.map_err(|f| f.kind), done, "{stdout} {stderr}");
+        };
+        let full = format!("{}\n", id());
+        check(Ended::Exit(0), &full, "", Ok(()));
+        check(Ended::Exit(0), "", "time=\"t\" level=error msg=\"1 errors:\\nno such container: ab\"", Ok(()));
+        check(Ended::Exit(1), "", "Error response from daemon: No such container: ab", Ok(()));
+        check(Ended::Exit(0), "", "", Err(FailureKind::Refused));
+        check(
+            Ended::Exit(0),
+            "",
+            "time=\"t\" level=error msg=\"1 errors:\\nconnection error: desc = x\"",
+            Err(FailureKind::Unavailable),
+        );
+        check(Ended::Deadline, &full, "", Err(FailureKind::Deadline));
+    }
+
+    #[test]
+    fn lists_are_whole_or_an_error() {
+        let check = |lines: &str| {
+            let Outcome::Listed(result) = answer(&Job::List, Ended::Exit(0), lines, "") else { panic!() };
+            result
+        };
+        let a = id();
+        let good =
+            format!("{a}\t\"r\\t1\"\t\"d\"\t\"none\"\t\"0000:41:00.0+42:00.0\"\tExited (137) 2 hours ago\n");
+        let listed = check(&good).unwrap();
+        assert_eq!(listed.len(), 1);
+        assert_eq!((listed[0].replica.as_str(), listed[0].spec.as_str()), ("r\t1", ""));
+        assert_eq!((listed[0].gpus.len(), listed[0].status), (2, ListedStatus::Exited(137)));
+        assert_eq!(check("").unwrap(), []);
+        let line = |gpus: &str| format!("{a}\t\"r\"\t\"d\"\t\"s\"\t{gpus}\tUp\n");
+        assert!(check(&line("\"none\"")).unwrap()[0].gpus.is_empty());
+        assert!(check(&line("\"\"")).unwrap()[0].gpus.is_empty());
+        for bad in [line("\"nonsense\""), line("none"), format!("{a}\tUp\n"), good.replace("ab", "xy")] {
+            assert!(check(&format!("{good}{bad}")).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn statuses() {
+        let check = |text: &str, status| assert_eq!(listed_status(text), status, "{text}");
+        check("Up", ListedStatus::Up);
+        check("Up 2 minutes", ListedStatus::Up);
+        check("Up 2 minutes (Paused)", ListedStatus::Other);
+        check("Created", ListedStatus::Created);
+        check("Exited (0) Less than a second ago", ListedStatus::Exited(0));
+        check("Exited (x)", ListedStatus::Other);
+        check("Restarting (1) 2 seconds ago", ListedStatus::Other);
+        check("Unknown", ListedStatus::Other);
+    }
+
+    #[test]
+    fn states() {
+        let check = |json: &str, state, oom_killed| {
+            let answer = answer(&Job::Inspect(id()), Ended::Exit(0), json, "");
+            assert_eq!(answer, Outcome::Inspected(Ok(Some(Inspected { state, oom_killed }))), "{json}");
+        };
+        check(r#"{"Status":"running","Pid":7,"ExitCode":0}"#, InspectedState::Running(Some(7)), None);
+        check(r#"{"Status":"running","Pid":0}"#, InspectedState::Running(None), None);
+        check(r#"{"Status":"","Pid":0,"ExitCode":0}"#, InspectedState::NoTask, None);
+        check(
+            r#"{"Status":"created","OOMKilled":false,"ExitCode":127}"#,
+            InspectedState::NoTask,
+            Some(false),
+        );
+        check(
+            r#"{"Status":"exited","Pid":29508,"ExitCode":137,"OOMKilled":true}"#,
+            InspectedState::Exited(137),
+            Some(true),
+        );
+        check(r#"{"Status":"paused","Running":true}"#, InspectedState::Other, None);
+        let gone =
+            answer(&Job::Inspect(id()), Ended::Exit(1), "", &fatal("1 errors:\\nno such container: ab"));
+        assert_eq!(gone, Outcome::Inspected(Ok(None)));
+        for bad in ["", "{}", "[]", r#"{"Status":"exited"}"#] {
+            let answer = answer(&Job::Inspect(id()), Ended::Exit(0), bad, "");
+            assert!(matches!(answer, Outcome::Inspected(Err(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn logs_in_order_of_time() {
+        let out = "2026-11-24T00:19:22.93Z one\n2026-11-24T00:19:24Z three\n";
+        let err = "time=\"t\" level=warning msg=\"x\"\n2026-11-24T00:19:22.936131149Z two words\n2026-11-24T00:19:25.1Z\n";
+        let check = |most, expected: &[&str]| {
+            let Outcome::Logs(Ok((lines, cut))) = answer(&Job::Logs(id(), most), Ended::Exit(0), out, err)
+            else {
+                panic!()
+            };
+            assert_eq!(
+                (lines.as_slice(), cut),
+                (&expected.iter().map(|l| (*l).to_owned()).collect::<Vec<_>>()[..], false)
+            );
+        };
+        check(10, &["one", "two words", "three", ""]);
+        check(2, &["three", ""]);
+        let long = "x".repeat(LOG_MAX / 2);
+        assert_eq!(last_lines(&[&long, &long, "y"], 9), (vec![long.clone(), "y".into()], true));
+    }
+}

@@ -1,0 +1,547 @@
+//! Job in, argv out: what each job is on the command line of nerdctl and of Docker's CLI. Pure.
+//!
+//! Nothing from outside can become a flag: each flag and its value are one argument, positional values (image,
+//! container) are of types that begin with a letter or a digit, and both CLIs stop reading flags at the image
+//! (`SetInterspersed(false)` in their `run`), so what follows is the container's command, whatever it looks like.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::env;
+use crate::core::job::{
+    Failure, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC, PullJob, RunJob,
+};
+use crate::process::{Bounds, Program};
+use crate::types::ContainerId;
+
+/// The PATH of the CLI where no other is configured.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What a label of ours holds where there is nothing to say. It is always written: a container inherits the labels of
+/// its image, which a tenant makes, and the CLIs drop an empty value, but one on the command line wins.
+pub const LABEL_NONE: &str = "none";
+/// The variable that marks children which start no container (see [`crate::engine::orphans`]).
+pub const MARK: &str = "VECTORLAY_CHILD";
+
+/// How long a look (list, inspect, logs) may take. The CLI itself gives up on a silent engine after 10 s.
+const LOOK_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a stop may take beyond the time that the container has for itself.
+const STOP_EXTRA: Duration = Duration::from_secs(30);
+/// How long a removal may take. Ending one leaks the shim, so it is long.
+const REMOVE_DEADLINE: Duration = Duration::from_secs(120);
+/// From SIGTERM until SIGKILL: neither CLI does anything useful with it.
+const GRACE: Duration = Duration::from_secs(3);
+/// Size at which json-file changes its file where nothing is configured, in MiB.
+pub const DEFAULT_LOG_MIB: u32 = 10;
+/// How many files json-file keeps where nothing is configured.
+pub const DEFAULT_LOG_FILES: u32 = 3;
+/// Bytes kept of a call's streams.
+const OUTPUT: usize = 64 * 1024;
+/// Bytes kept of a list: 4,000 containers and more.
+const LIST_OUTPUT: usize = 2 * 1024 * 1024;
+/// Bytes kept of a log.
+const LOGS_OUTPUT: usize = 1024 * 1024;
+
+/// Whose vocabulary the CLI speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// nerdctl, on containerd.
+    Nerdctl,
+    /// Docker's CLI.
+    Docker,
+}
+
+impl Flavour {
+    /// From the CLI's file name; `None` when it names neither.
+    pub fn of_file(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_str()?;
+        if name.contains("nerdctl") {
+            Some(Self::Nerdctl)
+        } else if name.contains("docker") {
+            Some(Self::Docker)
+        } else {
+            None
+        }
+    }
+
+    /// From what `--version` prints: `nerdctl version 2.2.2`, `Docker version 28.2.2, build e6534b4`.
+    pub fn of_version(text: &str) -> Option<Self> {
+        if text.starts_with("nerdctl version ") {
+            Some(Self::Nerdctl)
+        } else if text.starts_with("Docker version ") {
+            Some(Self::Docker)
+        } else {
+            None
+        }
+    }
+}
+
+/// How a GPU reaches the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handover {
+    /// Its VFIO node, for a microVM: `--device=/dev/vfio/N`, once for each group.
+    Vfio,
+    /// By the host's NVIDIA driver: `--gpus` with the devices' names (UUIDs) in the place of nodes.
+    Nvidia,
+    /// By the host's amdgpu driver: `--device` of each render node and of /dev/kfd.
+    Amd,
+}
+
+/// Where a container's output goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogChoice {
+    /// The shim appends to a file in this folder, named after the deploy. The agent bounds it.
+    File {
+        /// The folder, an absolute path.
+        dir: PathBuf,
+    },
+    /// The engine's json-file, bounded by itself.
+    JsonFile {
+        /// Size at which a file is changed, in MiB.
+        max_mib: u32,
+        /// How many files are kept.
+        files: u32,
+    },
+}
+
+/// What the operator wants for logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogSetting {
+    /// [`LogSetting::File`] where it is known to work, else [`LogSetting::JsonFile`].
+    Auto,
+    /// `file://`.
+    File,
+    /// `json-file`.
+    JsonFile,
+}
+
+/// Which program stands between engine and container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shim {
+    /// runc's.
+    Runc,
+    /// Kata's in Go.
+    KataGo,
+    /// Kata's in Rust (runtime-rs).
+    KataRust,
+    /// Not known.
+    Unknown,
+}
+
+/// Whether `file://` is used for logs, and why or why not, for a person.
+pub fn choose_log(setting: LogSetting, flavour: Flavour, shim: Shim) -> (bool, &'static str) {
+    match (setting, flavour, shim) {
+        (LogSetting::JsonFile, _, _) => {
+            (false, "json-file, as configured: with nerdctl 2.x logs end when containerd restarts")
+        }
+        (LogSetting::Auto | LogSetting::File, Flavour::Docker, _) => {
+            (false, "json-file: Docker has no file:// log driver")
+        }
+        (LogSetting::File, Flavour::Nerdctl, Shim::KataRust) => {
+            (false, "json-file: Kata's runtime-rs cannot write file:// logs, so the setting is not followed")
+        }
+        (LogSetting::File, Flavour::Nerdctl, Shim::Runc | Shim::KataGo | Shim::Unknown) => {
+            (true, "file, as configured")
+        }
+        (LogSetting::Auto, Flavour::Nerdctl, Shim::Runc | Shim::KataGo) => {
+            (true, "file: the shim writes it, so logs outlive a restart of containerd")
+        }
+        (LogSetting::Auto, Flavour::Nerdctl, Shim::KataRust) => {
+            (false, "json-file: Kata's runtime-rs cannot write file:// logs")
+        }
+        (LogSetting::Auto, Flavour::Nerdctl, Shim::Unknown) => (
+            false,
+            "json-file: it is not known whether this shim can write file:// logs; set the log driver if it can",
+        ),
+    }
+}
+
+/// A container CLI and how it is to be used.
+#[derive(Debug, Clone)]
+pub struct Cli {
+    /// Its absolute path.
+    pub path: PathBuf,
+    /// Its vocabulary.
+    pub flavour: Flavour,
+    /// containerd's namespace; `None`: the CLI's own. nerdctl only.
+    pub namespace: Option<String>,
+    /// The containers' network; `None`: the CLI's own.
+    pub network: Option<String>,
+    /// The containers' runtime.
+    pub runtime: String,
+    /// How GPUs are handed over.
+    pub handover: Handover,
+    /// Where the containers' output goes.
+    pub log: LogChoice,
+    /// PATH for the CLI and the host programs that it runs ([`DEFAULT_PATH`]).
+    pub search_path: OsString,
+    /// HOME for it.
+    pub home: OsString,
+}
+
+impl Cli {
+    /// The call that does `job`, and what it may take. A pull's credentials are not in it.
+    ///
+    /// # Errors
+    /// [`crate::core::job::FailureKind::Impossible`] when the job cannot be put on a command line.
+    pub fn call(&self, job: &Job) -> Result<(Program, Bounds), Failure> {
+        let bounds = |deadline, output| Bounds { deadline, grace: GRACE, output };
+        Ok(match job {
+            Job::Run(run) => (self.run(run)?, bounds(run.deadline, OUTPUT)),
+            Job::Pull(pull) => (self.pull(pull), bounds(pull.deadline, OUTPUT)),
+            Job::List => (self.list(), bounds(LOOK_DEADLINE, LIST_OUTPUT)),
+            Job::Inspect(id) => {
+                (self.inspect(id, "{{json .State}}".to_owned()), bounds(LOOK_DEADLINE, OUTPUT))
+            }
+            Job::Stop(id, timeout) => {
+                // A fraction of a second is not worth a SIGKILL: round up.
+                let seconds = timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0);
+                let args = ["stop".into(), "-t".into(), seconds.to_string(), id.as_str().to_owned()];
+                (self.marked("stop", args), bounds(Duration::from_secs(seconds) + STOP_EXTRA, OUTPUT))
+            }
+            Job::Remove(id) => {
+                // --volumes: else the anonymous volumes of the image stay for ever, with a tenant's data in them.
+                let args = ["rm".into(), "--force".into(), "--volumes".into(), id.as_str().to_owned()];
+                (self.marked("rm", args), bounds(REMOVE_DEADLINE, OUTPUT))
+            }
+            Job::Logs(id, lines) => {
+                // The time tells the container's lines from the CLI's own, and puts both streams in order.
+                let tail = format!("--tail={lines}");
+                let args = ["logs".into(), "--timestamps".into(), tail, id.as_str().to_owned()];
+                (self.marked("logs", args), bounds(LOOK_DEADLINE, LOGS_OUTPUT))
+            }
+        })
+    }
+
+    /// The call that prints, as JSON, which deploy a container is of: its log file is named after it.
+    pub fn deploy_of(&self, id: &ContainerId) -> (Program, Bounds) {
+        let program = self.inspect(id, format!("{{{{json (index .Config.Labels \"{LABEL_DEPLOY}\")}}}}"));
+        (program, Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: OUTPUT })
+    }
+
+    fn run(&self, job: &RunJob) -> Result<Program, Failure> {
+        let split = env::split(&job.spec.env, &job.spec.command)?;
+        let mut args = self.global_args();
+        args.extend(["run".into(), "--detach".into()]);
+        let mut flag = |name: &str, value: &str| args.push(format!("--{name}={value}").into());
+        flag("name", &job.name);
+        flag("runtime", &self.runtime);
+        flag("pull", "never");
+        for label in [LABEL_REPLICA, LABEL_DEPLOY, LABEL_SPEC, LABEL_GPUS, LABEL_NODE] {
+            let value =
+                job.labels.iter().find(|(name, _)| *name == label).map_or(LABEL_NONE, |(_, value)| value);
+            flag("label", &format!("{label}={value}"));
+        }
+        if let Some(network) = &self.network {
+            flag("network", network);
+        }
+        self.log_flags(job, &mut flag);
+        let spec = &job.spec;
+        if let Some(millicpus) = spec.millicpus {
+            flag("cpus", &format!("{}.{:03}", millicpus / 1000, millicpus % 1000));
+        }
+        // Docker's go-units: `m` is a MiB here.
+        for (name, mib) in [("memory", spec.memory_mib), ("shm-size", spec.shm_mib)] {
+            if let Some(mib) = mib {
+                flag(name, &format!("{mib}m"));
+            }
+        }
+        if let Some(limit) = spec.pids_limit {
+            flag("pids-limit", &limit.to_string());
+        }
+        for port in &spec.ports {
+            let protocol = if port.udp { "udp" } else { "tcp" };
+            flag("publish", &format!("{}:{}/{protocol}", port.host, port.container));
+        }
+        self.gpu_flags(job, &mut flag);
+        if split.file.is_some() {
+            flag("env-file", "/proc/self/fd/0");
+        }
+        for (name, _) in &split.inherited {
+            args.push(joined("--env=", name));
+        }
+        args.push(spec.image.as_str().into());
+        args.extend(spec.command.iter().map(OsString::from));
+        let mut program = self.program(args);
+        program.env.extend(split.inherited);
+        program.input = split.file;
+        Ok(program)
+    }
+
+    fn log_flags(&self, job: &RunJob, flag: &mut dyn FnMut(&str, &str)) {
+        let (max_mib, files) = match &self.log {
+            LogChoice::File { dir } => match log_file(dir, deploy(job)) {
+                Some(path) => return flag("log-driver", &format!("file://{}", path.display())),
+                None => (DEFAULT_LOG_MIB, DEFAULT_LOG_FILES),
+            },
+            LogChoice::JsonFile { max_mib, files } => (*max_mib, *files),
+        };
+        flag("log-driver", "json-file");
+        flag("log-opt", &format!("max-size={max_mib}m"));
+        flag("log-opt", &format!("max-file={files}"));
+    }
+
+    fn gpu_flags(&self, job: &RunJob, flag: &mut dyn FnMut(&str, &str)) {
+        let mut nodes: Vec<&str> = job.gpus.iter().map(|(_, node)| node.as_str()).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        // The container device file gives no GPU and opens the IOMMU's interface.
+        nodes.retain(|node| *node != "/dev/vfio/vfio");
+        if nodes.is_empty() {
+            return;
+        }
+        match self.handover {
+            Handover::Vfio => nodes.iter().for_each(|node| flag("device", node)),
+            // The quotes are part of the value: it is read as CSV.
+            Handover::Nvidia => flag("gpus", &format!("\"device={}\"", nodes.join(","))),
+            Handover::Amd => {
+                flag("device", "/dev/kfd");
+                nodes.iter().for_each(|node| flag("device", node));
+            }
+        }
+    }
+
+    fn pull(&self, job: &PullJob) -> Program {
+        self.marked("pull", ["pull".into(), "--quiet".into(), job.image.as_str().to_owned()])
+    }
+
+    fn list(&self) -> Program {
+        // As JSON, a value with a tab or a newline in it cannot spoil a line.
+        let label = |name| format!("{{{{json (.Label \"{name}\")}}}}");
+        let format = format!(
+            "{{{{.ID}}}}\t{}\t{}\t{}\t{}\t{{{{.Status}}}}",
+            label(LABEL_REPLICA),
+            label(LABEL_DEPLOY),
+            label(LABEL_SPEC),
+            label(LABEL_GPUS),
+        );
+        let filter = format!("--filter=label={LABEL_REPLICA}");
+        let args = ["ps".into(), "--all".into(), "--no-trunc".into(), filter, format!("--format={format}")];
+        self.marked("ps", args)
+    }
+
+    fn inspect(&self, id: &ContainerId, format: String) -> Program {
+        let args =
+            ["container".into(), "inspect".into(), format!("--format={format}"), id.as_str().to_owned()];
+        self.marked("inspect", args)
+    }
+
+    /// A call that starts no container, marked in its environment as a child of an agent.
+    fn marked<const N: usize>(&self, mark: &str, args: [String; N]) -> Program {
+        let args = self.global_args().into_iter().chain(args.into_iter().map(OsString::from)).collect();
+        let mut program = self.program(args);
+        program.env.push((MARK.into(), mark.into()));
+        program
+    }
+
+    fn program(&self, args: Vec<OsString>) -> Program {
+        let env = vec![("PATH".into(), self.search_path.clone()), ("HOME".into(), self.home.clone())];
+        Program { path: self.path.clone(), args, env, input: None }
+    }
+
+    fn global_args(&self) -> Vec<OsString> {
+        match (self.flavour, &self.namespace) {
+            (Flavour::Nerdctl, Some(namespace)) => vec![format!("--namespace={namespace}").into()],
+            (Flavour::Nerdctl, None) | (Flavour::Docker, _) => Vec::new(),
+        }
+    }
+}
+
+/// The log file of a deploy; `None` when its ID is not fit for a file name (then nothing is known to be ours).
+pub fn log_file(dir: &Path, deploy: &str) -> Option<PathBuf> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    let good = deploy.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && deploy.len() <= 128
+        && deploy.bytes().all(fits);
+    good.then(|| dir.join(format!("{deploy}.log")))
+}
+
+fn deploy(job: &RunJob) -> &str {
+    job.labels.iter().find(|(name, _)| *name == LABEL_DEPLOY).map_or("", |(_, value)| value)
+}
+
+fn joined(flag: &str, value: &OsStr) -> OsString {
+    let mut whole = OsString::from(flag);
+    whole.push(value);
+    whole
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::job::{Port, Spec};
+    use crate::types::{EnvName, ImageRef, PciAddress, ReplicaId, Secret};
+
+    fn cli(flavour: Flavour) -> Cli {
+        Cli {
+            path: "/usr/bin/cli".into(),
+            flavour,
+            namespace: Some("ns".into()),
+            network: None,
+            runtime: "io.containerd.kata.v2".into(),
+            handover: Handover::Vfio,
+            log: LogChoice::JsonFile { max_mib: 10, files: 3 },
+            search_path: DEFAULT_PATH.into(),
+            home: "/root".into(),
+        }
+    }
+
+    fn job() -> RunJob {
+        RunJob {
+            replica: ReplicaId::new("r").unwrap(),
+            name: "replica-r".into(),
+            spec: Spec {
+                image: ImageRef::new("bb:1").unwrap(),
+                gpu_count: 0,
+                env: vec![],
+                command: vec![],
+                millicpus: None,
+                memory_mib: None,
+                shm_mib: None,
+                pids_limit: None,
+                ports: vec![],
+            },
+            labels: vec![(LABEL_REPLICA, "r".into()), (LABEL_DEPLOY, "d1".into())],
+            gpus: vec![],
+            deadline: Duration::from_secs(900),
+        }
+    }
+
+    fn text(program: &Program) -> Vec<String> {
+        program.args.iter().map(|arg| arg.to_str().unwrap().to_owned()).collect()
+    }
+
+    fn id() -> ContainerId {
+        ContainerId::new(&"ab".repeat(32)).unwrap()
+    }
+
+    #[test]
+    fn a_plain_run() {
+        let args = text(&cli(Flavour::Nerdctl).run(&job()).unwrap());
+        let expected = "--namespace=ns run --detach --name=replica-r --runtime=io.containerd.kata.v2 --pull=never \
+             --label=vectorlay.replica=r --label=vectorlay.deploy=d1 --label=vectorlay.spec=none \
+             --label=vectorlay.gpus=none --label=vectorlay.node=none --log-driver=json-file --log-opt=max-size=10m \
+             --log-opt=max-file=3 bb:1";
+        assert_eq!(args.join(" "), expected);
+        assert_eq!(text(&cli(Flavour::Docker).run(&job()).unwrap())[0], "run");
+    }
+
+    #[test]
+    fn everything_that_shapes_a_container() {
+        let mut job = job();
+        job.spec.env = vec![
+            (EnvName::new("A").unwrap(), Secret::new("hunter2".into())),
+            (EnvName::new("B").unwrap(), Secret::new("two\nlines".into())),
+        ];
+        job.spec.command = vec!["--privileged".into(), String::new(), "-v".into()];
+        job.spec.millicpus = Some(1_050);
+        job.spec.memory_mib = Some(512);
+        job.spec.shm_mib = Some(64);
+        job.spec.pids_limit = Some(100);
+        job.spec.ports =
+            vec![Port { host: 80, container: 8080, udp: false }, Port { host: 53, container: 53, udp: true }];
+        let gpu = PciAddress::parse("41:00.0").unwrap();
+        job.gpus =
+            ["/dev/vfio/12", "/dev/vfio/vfio", "/dev/vfio/12"].map(|node| (gpu, node.to_owned())).to_vec();
+        let mut cli = cli(Flavour::Docker);
+        cli.network = Some("net".into());
+        cli.log = LogChoice::File { dir: "/var/log/v".into() };
+        let program = cli.run(&job).unwrap();
+        let args = text(&program);
+        let from = args.iter().position(|arg| arg.starts_with("--network")).unwrap();
+        let expected = [
+            "--network=net",
+            "--log-driver=file:///var/log/v/d1.log",
+            "--cpus=1.050",
+            "--memory=512m",
+            "--shm-size=64m",
+            "--pids-limit=100",
+            "--publish=80:8080/tcp",
+            "--publish=53:53/udp",
+            "--device=/dev/vfio/12",
+            "--env-file=/proc/self/fd/0",
+            "--env=B",
+            "bb:1",
+            "--privileged",
+            "",
+            "-v",
+        ];
+        assert_eq!(args[from..], expected);
+        assert_eq!(program.input.as_deref(), Some(&b"A=hunter2\n"[..]));
+        let env: Vec<_> = program.env.iter().map(|(name, _)| name.to_str().unwrap()).collect();
+        assert_eq!(env, ["PATH", "HOME", "B"]);
+    }
+
+    #[test]
+    fn gpus_for_plain_runtimes() {
+        let gpu = PciAddress::parse("41:00.0").unwrap();
+        let check = |handover, nodes: &[&str], expected: &[&str]| {
+            let mut job = job();
+            job.gpus = nodes.iter().map(|node| (gpu, (*node).to_owned())).collect();
+            let args = text(&Cli { handover, ..cli(Flavour::Docker) }.run(&job).unwrap());
+            let gpus: Vec<_> =
+                args.iter().filter(|a| a.starts_with("--gpus") || a.starts_with("--device")).collect();
+            assert_eq!(gpus, expected);
+        };
+        check(Handover::Nvidia, &["GPU-b", "GPU-a"], &["--gpus=\"device=GPU-a,GPU-b\""]);
+        check(
+            Handover::Amd,
+            &["/dev/dri/renderD128"],
+            &["--device=/dev/kfd", "--device=/dev/dri/renderD128"],
+        );
+        check(Handover::Amd, &[], &[]);
+    }
+
+    #[test]
+    fn the_other_calls() {
+        let check = |job: Job, line: &str, seconds: u64| {
+            let (program, bounds) = cli(Flavour::Nerdctl).call(&job).unwrap();
+            assert_eq!(text(&program).join(" "), format!("--namespace=ns {line}"));
+            assert_eq!(bounds.deadline, Duration::from_secs(seconds));
+            assert_eq!(program.env[2].0, MARK);
+        };
+        let a = "ab".repeat(32);
+        check(Job::Stop(id(), Duration::from_millis(10_001)), &format!("stop -t 11 {a}"), 41);
+        check(Job::Stop(id(), Duration::ZERO), &format!("stop -t 0 {a}"), 30);
+        check(Job::Remove(id()), &format!("rm --force --volumes {a}"), 120);
+        check(Job::Inspect(id()), &format!("container inspect --format={{{{json .State}}}} {a}"), 20);
+        check(Job::Logs(id(), 100), &format!("logs --timestamps --tail=100 {a}"), 20);
+        let pull =
+            PullJob { image: ImageRef::new("bb:1").unwrap(), auth: None, deadline: Duration::from_secs(7) };
+        check(Job::Pull(Box::new(pull)), "pull --quiet bb:1", 7);
+    }
+
+    #[test]
+    fn log_drivers() {
+        use Flavour::{Docker, Nerdctl};
+        let check = |setting, flavour, shim, file| assert_eq!(choose_log(setting, flavour, shim).0, file);
+        check(LogSetting::Auto, Nerdctl, Shim::Runc, true);
+        check(LogSetting::Auto, Nerdctl, Shim::KataGo, true);
+        check(LogSetting::Auto, Nerdctl, Shim::KataRust, false);
+        check(LogSetting::Auto, Nerdctl, Shim::Unknown, false);
+        check(LogSetting::Auto, Docker, Shim::Runc, false);
+        check(LogSetting::File, Nerdctl, Shim::Unknown, true);
+        check(LogSetting::File, Nerdctl, Shim::KataRust, false);
+        check(LogSetting::File, Docker, Shim::Runc, false);
+        check(LogSetting::JsonFile, Nerdctl, Shim::Runc, false);
+    }
+
+    #[test]
+    fn which_cli_it_is() {
+        assert_eq!(Flavour::of_file(Path::new("/opt/nerdctl-2.2")), Some(Flavour::Nerdctl));
+        assert_eq!(Flavour::of_file(Path::new("/usr/bin/docker")), Some(Flavour::Docker));
+        assert_eq!(Flavour::of_file(Path::new("/docker/bin/cli")), None);
+        assert_eq!(Flavour::of_version("nerdctl version 2.2.2\n"), Some(Flavour::Nerdctl));
+        assert_eq!(Flavour::of_version("Docker version 28.2.2, build e6534b4"), Some(Flavour::Docker));
+        assert_eq!(Flavour::of_version("podman version 4.3.1"), None);
+    }
+
+    #[test]
+    fn log_files_stay_in_their_folder() {
+        let dir = Path::new("/l");
+        assert_eq!(log_file(dir, "d-1.x"), Some("/l/d-1.x.log".into()));
+        for bad in ["", "..", "../x", ".x", "a/b", "a b", "ä"] {
+            assert_eq!(log_file(dir, bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,471 @@
+#![allow(clippy::disallowed_methods, reason = "starts the threads that wait for the CLI, and times them")]
+//! The container engine, by its CLI: jobs in, outcomes out.
+//!
+//! ```text
+//!  submit, cancel ──► manager ──► a thread for each job that runs ──► CLI
+//!  (never block)      queues,                  │
+//!                     three lanes              └──► (JobId, Outcome), by the function that the caller gave
+//! ```
+//!
+//! A job waits in its lane (deploys, stops, looks) for a place and then has a thread of its own until its call has
+//! ended. A stop or removal that hangs gives its place free after [`OVERDUE`] and is waited for all the same: to end
+//! it would leak the container's shim. Every job has exactly one outcome.
+//!
+//! Nothing is decided or retried here.
+
+pub mod answer;
+pub mod cli;
+pub mod credentials;
+pub mod env;
+pub mod logs;
+pub mod orphans;
+pub mod watcher;
+pub mod words;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use crate::core::job::{Failure, FailureKind, Job, JobId, Outcome};
+use crate::process::{self, Cancel};
+use cli::{Cli, LogChoice};
+use credentials::Credentials;
+
+/// After this long a stop or a removal no longer counts against its lane.
+pub const OVERDUE: Duration = Duration::from_secs(30);
+/// Most calls that do not count against their lane: as many processes of the CLI of 40 MB each may hang.
+const OVERDUE_MAX: usize = 32;
+
+/// How the pool works.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The CLI.
+    pub cli: Cli,
+    /// Runs and pulls at once.
+    pub deploys: usize,
+    /// Stops and removals at once.
+    pub stops: usize,
+    /// Lists, inspects and logs at once.
+    pub looks: usize,
+    /// A folder of this agent's own for credentials while a pull runs; on a tmpfs, if possible.
+    pub scratch: PathBuf,
+    /// See [`OVERDUE`].
+    pub overdue: Duration,
+}
+
+/// What is called with each outcome, in a thread of the pool; it may block.
+pub type Sink = Arc<dyn Fn(JobId, Outcome) + Send + Sync>;
+
+/// The pool's handle; dropping it starts no more jobs and lets those that run end.
+#[derive(Debug)]
+pub struct Pool {
+    inbox: Sender<Message>,
+}
+
+enum Message {
+    Submit(JobId, Job),
+    Cancel(JobId),
+    Ended(JobId),
+    Close,
+}
+
+impl Pool {
+    /// Starts the manager's thread, and removes credentials that a killed agent left.
+    ///
+    /// # Errors
+    /// The kernel's, when it gives no thread.
+    pub fn start(settings: Settings, sink: Sink) -> io::Result<Self> {
+        Credentials::clean(&settings.scratch);
+        let (inbox, messages) = channel();
+        let manager = Manager {
+            lanes: [settings.deploys, settings.stops, settings.looks].map(Lane::new),
+            running: BTreeMap::new(),
+            settings: Arc::new(settings),
+            sink,
+            inbox: inbox.clone(),
+            closing: false,
+        };
+        std::thread::Builder::new().name("jobs".into()).spawn(move || manager.work(&messages))?;
+        Ok(Self { inbox })
+    }
+
+    /// Hands over a job. Never blocks; what waits is bounded by what the caller admits.
+    pub fn submit(&self, id: JobId, job: Job) {
+        // The manager ends only after this handle is dropped.
+        let _ = self.inbox.send(Message::Submit(id, job));
+    }
+
+    /// Drops a job that still waits, and ends the call of one that runs, if that is a pull or a look. A run, stop or
+    /// removal under way goes on: killed, it would leave more behind than it does when it ends. The outcome comes in
+    /// either case.
+    pub fn cancel(&self, id: JobId) {
+        let _ = self.inbox.send(Message::Cancel(id));
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let _ = self.inbox.send(Message::Close);
+    }
+}
+
+const DEPLOYS: usize = 0;
+const STOPS: usize = 1;
+const LOOKS: usize = 2;
+
+fn lane_of(job: &Job) -> usize {
+    match job {
+        Job::Run(_) | Job::Pull(_) => DEPLOYS,
+        Job::Stop(..) | Job::Remove(_) => STOPS,
+        Job::List | Job::Inspect(_) | Job::Logs(..) => LOOKS,
+    }
+}
+
+struct Lane {
+    waiting: VecDeque<(JobId, Job)>,
+    places: usize,
+    taken: usize,
+}
+
+impl Lane {
+    fn new(places: usize) -> Self {
+        Self { waiting: VecDeque::new(), places: places.max(1), taken: 0 }
+    }
+}
+
+struct Running {
+    lane: usize,
+    /// Where it may be ended before its deadline.
+    cancel: Option<Cancel>,
+    /// When it gives its place free; `None`: never, or done.
+    overdue: Option<Instant>,
+    /// Whether it counts against its lane.
+    placed: bool,
+}
+
+struct Manager {
+    lanes: [Lane; 3],
+    running: BTreeMap<JobId, Running>,
+    settings: Arc<Settings>,
+    sink: Sink,
+    inbox: Sender<Message>,
+    closing: bool,
+}
+
+impl Manager {
+    fn work(mut self, messages: &Receiver<Message>) {
+        loop {
+            let next = self.running.values().filter_map(|job| job.overdue).min();
+            let message = match next {
+                None => messages.recv().ok(),
+                Some(at) => match messages.recv_timeout(at.saturating_duration_since(Instant::now())) {
+                    Ok(message) => Some(message),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                },
+            };
+            match message {
+                Some(Message::Submit(id, job)) => self.lanes[lane_of(&job)].waiting.push_back((id, job)),
+                Some(Message::Cancel(id)) => self.cancel(id),
+                Some(Message::Ended(id)) => self.ended(id),
+                Some(Message::Close) => self.closing = true,
+                None => self.free_overdue(),
+            }
+            if self.closing {
+                return;
+            }
+            self.start_waiting();
+        }
+    }
+
+    fn start_waiting(&mut self) {
+        for lane in [DEPLOYS, STOPS, LOOKS] {
+            while self.lanes[lane].taken < self.lanes[lane].places {
+                let Some((id, job)) = self.lanes[lane].waiting.pop_front() else { break };
+                self.start(lane, id, job);
+            }
+        }
+    }
+
+    fn start(&mut self, lane: usize, id: JobId, job: Job) {
+        let endable = match job {
+            Job::Pull(_) | Job::List | Job::Inspect(_) | Job::Logs(..) => true,
+            Job::Run(_) | Job::Stop(..) | Job::Remove(_) => false,
+        };
+        // Without a descriptor for the flag the call can start all the same; only its deadline ends it then.
+        let cancel = endable.then(Cancel::new).and_then(Result::ok);
+        let overdue = (lane == STOPS).then(|| Instant::now() + self.settings.overdue);
+        let (settings, sink, inbox, flag) =
+            (self.settings.clone(), self.sink.clone(), self.inbox.clone(), cancel.clone());
+        let shown = job.clone();
+        let thread = std::thread::Builder::new().name(format!("job-{}", id.0)).spawn(move || {
+            let outcome = perform(&settings, id, &job, flag.as_ref());
+            // The place is free before the outcome is told: what follows from it finds the place.
+            let _ = inbox.send(Message::Ended(id));
+            sink(id, outcome);
+        });
+        match thread {
+            Ok(_) => {
+                self.lanes[lane].taken += 1;
+                self.running.insert(id, Running { lane, cancel, overdue, placed: true });
+            }
+            Err(error) => {
+                let words =
+                    format!("cannot start a thread for {shown}: {error}; raise the limit of processes");
+                (self.sink)(id, answer::failed(&shown, Failure { kind: FailureKind::Unavailable, words }));
+            }
+        }
+    }
+
+    fn cancel(&mut self, id: JobId) {
+        if let Some(running) = self.running.get(&id) {
+            if let Some(cancel) = &running.cancel {
+                cancel.cancel();
+            }
+            return;
+        }
+        for lane in &mut self.lanes {
+            if let Some(at) = lane.waiting.iter().position(|(waiting, _)| *waiting == id) {
+                let Some((id, job)) = lane.waiting.remove(at) else { return };
+                let words = format!("{job} was cancelled before it began");
+                (self.sink)(id, answer::failed(&job, Failure { kind: FailureKind::Deadline, words }));
+                return;
+            }
+        }
+    }
+
+    fn ended(&mut self, id: JobId) {
+        if let Some(job) = self.running.remove(&id)
+            && job.placed
+        {
+            self.lanes[job.lane].taken -= 1;
+        }
+    }
+
+    fn free_overdue(&mut self) {
+        let now = Instant::now();
+        let mut free = self.running.values().filter(|job| !job.placed).count();
+        for (id, job) in &mut self.running {
+            if job.overdue.is_none_or(|at| at > now) {
+                continue;
+            }
+            job.overdue = None;
+            if free < OVERDUE_MAX {
+                log::warn!("{id} hangs: its place is given to the next one");
+                job.placed = false;
+                self.lanes[job.lane].taken -= 1;
+                free += 1;
+            }
+        }
+    }
+}
+
+/// Does a job: the call and what has to be done around it.
+fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -> Outcome {
+    if let (Job::Logs(container, lines), LogChoice::File { dir }) = (job, &settings.cli.log) {
+        let (program, bounds) = settings.cli.deploy_of(container);
+        let read = answer::deploy_of(job, &process::run(&program, &bounds, cancel))
+            .map(|deploy| logs::tail(dir, &deploy, *lines));
+        match read {
+            Ok(Ok(tail)) => return Outcome::Logs(Ok(tail)),
+            Err(failure) => return Outcome::Logs(Err(failure)),
+            // It may be of a time when another log driver was in force.
+            Ok(Err(_)) => {}
+        }
+    }
+    let (mut program, bounds) = match settings.cli.call(job) {
+        Ok(call) => call,
+        Err(failure) => return answer::failed(job, failure),
+    };
+    let auth = match job {
+        Job::Pull(pull) => pull.auth.as_ref(),
+        Job::Run(_) | Job::List | Job::Inspect(_) | Job::Stop(..) | Job::Remove(_) | Job::Logs(..) => None,
+    };
+    let _credentials = match auth.map(|auth| Credentials::new(&settings.scratch, id, auth)) {
+        None => None,
+        Some(Ok(credentials)) => {
+            program.env.push(("DOCKER_CONFIG".into(), credentials.dir().into()));
+            Some(credentials)
+        }
+        Some(Err(error)) => {
+            let words = error.to_string();
+            return answer::failed(job, Failure { kind: FailureKind::Refused, words });
+        }
+    };
+    answer::outcome(job, &process::run(&program, &bounds, cancel))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::job::PullJob;
+    use crate::core::job::RegistryAuth;
+    use crate::process::{Bounds, Program};
+    use crate::types::{ContainerId, ImageRef, Secret};
+    use cli::{DEFAULT_PATH, Flavour, Handover};
+    use std::sync::mpsc::SyncSender;
+    use std::sync::mpsc::sync_channel;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A pool whose CLI is a shell script, in a folder of its own that it finds as $HOME.
+    struct Bench {
+        pool: Pool,
+        dir: PathBuf,
+        outcomes: Receiver<(JobId, Outcome)>,
+    }
+
+    impl Bench {
+        fn new(name: &str, script: &str, overdue: Duration) -> Self {
+            let dir = std::env::temp_dir().join(format!("vectorlay-pool-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&dir).unwrap();
+            let cli = dir.join("nerdctl");
+            // Written by another process: a file that this one has open for writing while another test forks cannot
+            // be executed.
+            let write = Program {
+                path: "/bin/sh".into(),
+                args: vec!["-c".into(), "cat >\"$0\" && chmod 700 \"$0\"".into(), cli.clone().into()],
+                env: vec![("PATH".into(), DEFAULT_PATH.into())],
+                input: Some(format!("#!/bin/sh\n{script}\n").into_bytes()),
+            };
+            process::run(&write, &Bounds { deadline: LONG, grace: LONG, output: 100 }, None).unwrap();
+            let settings = Settings {
+                cli: Cli {
+                    path: cli,
+                    flavour: Flavour::Nerdctl,
+                    namespace: None,
+                    network: None,
+                    runtime: "r".into(),
+                    handover: Handover::Vfio,
+                    log: LogChoice::File { dir: dir.join("logs") },
+                    search_path: DEFAULT_PATH.into(),
+                    home: dir.clone().into(),
+                },
+                deploys: 1,
+                stops: 1,
+                looks: 1,
+                scratch: dir.join("scratch"),
+                overdue,
+            };
+            let (told, outcomes): (SyncSender<_>, _) = sync_channel(64);
+            let pool = Pool::start(settings, Arc::new(move |id, o| told.send((id, o)).unwrap())).unwrap();
+            Self { pool, dir, outcomes }
+        }
+
+        fn next(&self) -> (u64, Outcome) {
+            let (id, outcome) = self.outcomes.recv_timeout(LONG).unwrap();
+            (id.0, outcome)
+        }
+
+        fn submit(&self, id: u64, job: Job) {
+            self.pool.submit(JobId(id), job);
+        }
+
+        /// Lets the script that waits for this file go on.
+        fn touch(&self, name: &str) {
+            std::fs::write(self.dir.join(name), "").unwrap();
+        }
+
+        fn wait_for(&self, name: &str) {
+            let until = Instant::now() + LONG;
+            while !self.dir.join(name).exists() {
+                assert!(Instant::now() < until, "{name} never came");
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    impl Drop for Bench {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+
+    fn container(n: u32) -> ContainerId {
+        ContainerId::new(&format!("{n:064x}")).unwrap()
+    }
+
+    fn pull(auth: Option<RegistryAuth>) -> Job {
+        Job::Pull(Box::new(PullJob { image: ImageRef::new("bb:1").unwrap(), auth, deadline: LONG }))
+    }
+
+    #[test]
+    fn a_hanging_stop_blocks_neither_other_lanes_nor_for_ever_its_own() {
+        let script = "case $1 in
+            stop) touch $HOME/stopping; until [ -e $HOME/go ]; do sleep 0.01; done;;
+            rm) echo $4;;
+            esac";
+        let bench = Bench::new("overdue", script, Duration::from_millis(300));
+        bench.submit(1, Job::Stop(container(1), Duration::ZERO));
+        bench.wait_for("stopping");
+        bench.submit(2, Job::Remove(container(2)));
+        bench.submit(3, Job::List);
+        assert_eq!(bench.next(), (3, Outcome::Listed(Ok(vec![]))));
+        assert_eq!(bench.next(), (2, Outcome::Removed(Ok(()))));
+        // Cancelling does not end it, and it is still waited for.
+        bench.pool.cancel(JobId(1));
+        bench.touch("go");
+        assert_eq!(bench.next(), (1, Outcome::Stopped(Ok(()))));
+    }
+
+    #[test]
+    fn jobs_of_a_lane_take_turns_and_can_be_cancelled() {
+        let script = "[ $1 = pull ] && { touch $HOME/pulling; exec sleep 600; }";
+        let bench = Bench::new("cancel", script, LONG);
+        bench.submit(1, pull(None));
+        bench.wait_for("pulling");
+        bench.submit(2, pull(None));
+        bench.pool.cancel(JobId(2));
+        let (id, outcome) = bench.next();
+        let Outcome::Pulled(Err(failure)) = outcome else { panic!() };
+        assert_eq!((id, failure.words.as_str()), (2, "pull bb:1 was cancelled before it began"));
+        bench.pool.cancel(JobId(1));
+        let (id, outcome) = bench.next();
+        let Outcome::Pulled(Err(failure)) = outcome else { panic!() };
+        assert_eq!((id, failure.kind), (1, FailureKind::Deadline));
+        bench.pool.cancel(JobId(99));
+    }
+
+    #[test]
+    fn credentials_are_there_for_the_pull_only() {
+        let script = "echo $DOCKER_CONFIG >$HOME/where; cat $DOCKER_CONFIG/config.json >$HOME/config; echo bad hunter2 >&2; exit 1";
+        let bench = Bench::new("auth", script, LONG);
+        let auth = RegistryAuth {
+            server: "s".into(),
+            username: "u".into(),
+            password: Secret::new("hunter2".into()),
+        };
+        bench.submit(1, pull(Some(auth)));
+        let (_, Outcome::Pulled(Err(failure))) = bench.next() else { panic!() };
+        assert_eq!(failure.words, "bad ***");
+        let read = |name: &str| std::fs::read_to_string(bench.dir.join(name)).unwrap();
+        assert!(read("config").contains("hunter2"));
+        assert!(!std::path::Path::new(read("where").trim()).exists());
+    }
+
+    #[test]
+    fn logs_come_from_the_shims_file_where_there_is_one() {
+        let script = "case $1 in container) echo '\"d1\"';; logs) echo 2026-11-24T00:19:22.93Z old;; esac";
+        let bench = Bench::new("logs", script, LONG);
+        let logs =
+            |lines: &[&str]| Outcome::Logs(Ok((lines.iter().map(|l| (*l).to_owned()).collect(), false)));
+        bench.submit(1, Job::Logs(container(1), 9));
+        assert_eq!(bench.next(), (1, logs(&["old"])));
+        std::fs::create_dir(bench.dir.join("logs")).unwrap();
+        std::fs::write(bench.dir.join("logs/d1.log"), "a\nb\n").unwrap();
+        bench.submit(2, Job::Logs(container(1), 1));
+        assert_eq!(bench.next(), (2, logs(&["b"])));
+    }
+
+    #[test]
+    fn a_missing_cli_is_an_engine_that_does_not_answer() {
+        let bench = Bench::new("missing", "", LONG);
+        std::fs::remove_file(bench.dir.join("nerdctl")).unwrap();
+        bench.submit(1, Job::List);
+        let (_, Outcome::Listed(Err(failure))) = bench.next() else { panic!() };
+        assert_eq!(failure.kind, FailureKind::Unavailable);
+    }
+}

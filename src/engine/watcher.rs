@@ -1,0 +1,191 @@
+#![allow(clippy::disallowed_methods, reason = "starts the one thread that watches the containers' processes")]
+//! Knows within a millisecond when a container's process has ended: one thread, one pidfd for each container.
+//!
+//! A process number from the engine may be another process's by the time the pidfd is opened: whoever asked for the
+//! watch inspects the container once more after it is in place. Nothing is ever signalled here.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::types::ContainerId;
+
+/// Most containers watched at once; each takes a descriptor.
+pub const WATCH_MAX: usize = 4096;
+
+/// What the watcher has to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The process that stood for this container has ended. Not watched any more.
+    Exited(ContainerId),
+    /// It cannot be watched (its process is gone, or is a thread, as with Kata's runtime-rs; or there are too many):
+    /// look at it from time to time.
+    Unwatchable(ContainerId),
+}
+
+enum Order {
+    Watch(ContainerId, i32),
+    Unwatch(ContainerId),
+    End,
+}
+
+/// The watcher's handle; dropping it ends the thread.
+#[derive(Debug)]
+pub struct Watcher {
+    orders: Sender<Order>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Watcher {
+    /// Starts the thread. `events` is called there, and may block.
+    ///
+    /// # Errors
+    /// The kernel's, when it gives no descriptor or no thread.
+    pub fn start(events: impl Fn(Event) + Send + 'static) -> io::Result<Self> {
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (orders, inbox) = channel();
+        let woken = wake.clone();
+        std::thread::Builder::new().name("watcher".into()).spawn(move || watch(&inbox, &woken, &events))?;
+        Ok(Self { orders, wake })
+    }
+
+    /// Watches `container` by its process `pid`, instead of an earlier one if there is. Answered by an [`Event`].
+    pub fn watch(&self, container: ContainerId, pid: i32) {
+        self.order(Order::Watch(container, pid));
+    }
+
+    /// Watches it no more. An event that is already on its way still arrives.
+    pub fn unwatch(&self, container: ContainerId) {
+        self.order(Order::Unwatch(container));
+    }
+
+    fn order(&self, order: Order) {
+        // The thread ends only with this handle, and a full counter wakes it as well.
+        let _ = self.orders.send(order);
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.order(Order::End);
+    }
+}
+
+fn watch(inbox: &Receiver<Order>, wake: &OwnedFd, events: &dyn Fn(Event)) {
+    let mut watched: BTreeMap<ContainerId, OwnedFd> = BTreeMap::new();
+    loop {
+        let mut fds = vec![PollFd::new(wake, PollFlags::IN)];
+        fds.extend(watched.values().map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
+        // No deadline: it waits for orders and ends alike, and has nothing else to do.
+        if let Err(errno) = poll(&mut fds, None)
+            && errno != rustix::io::Errno::INTR
+        {
+            log::error!("cannot watch containers: {errno}; they are only looked at from time to time now");
+            return;
+        }
+        let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        let woken = ready(&fds[0]);
+        let ended: Vec<ContainerId> =
+            watched.keys().zip(&fds[1..]).filter(|(_, fd)| ready(fd)).map(|(id, _)| id.clone()).collect();
+        for id in ended {
+            watched.remove(&id);
+            events(Event::Exited(id));
+        }
+        if !woken {
+            continue;
+        }
+        // Emptied before the orders are read: one that comes in between wakes it again.
+        let _ = rustix::io::read(wake, &mut [0u8; 8]);
+        for order in inbox.try_iter() {
+            match order {
+                Order::Watch(id, pid) => match open(pid, watched.len()) {
+                    Some(fd) => drop(watched.insert(id, fd)),
+                    None => {
+                        watched.remove(&id);
+                        events(Event::Unwatchable(id));
+                    }
+                },
+                Order::Unwatch(id) => drop(watched.remove(&id)),
+                Order::End => return,
+            }
+        }
+    }
+}
+
+fn open(pid: i32, watched: usize) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(pid).filter(|_| watched < WATCH_MAX)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command};
+    use std::time::Duration;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn sleeper() -> Child {
+        Command::new("/bin/sleep").arg("600").spawn().unwrap()
+    }
+
+    fn end(mut child: Child) {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    fn id(n: u32) -> ContainerId {
+        ContainerId::new(&format!("{n:064x}")).unwrap()
+    }
+
+    #[test]
+    fn tells_of_each_end_once_and_of_what_it_cannot_watch() {
+        let (events, seen) = channel();
+        let watcher = Watcher::start(move |event| events.send(event).unwrap()).unwrap();
+        let (one, two, three) = (sleeper(), sleeper(), sleeper());
+        for (n, child) in [(1, &one), (2, &two), (3, &three)] {
+            watcher.watch(id(n), child.id() as i32);
+        }
+        watcher.unwatch(id(2));
+        watcher.watch(id(4), 0);
+        // Its answer proves that all before it were carried out.
+        assert_eq!(seen.recv_timeout(LONG).unwrap(), Event::Unwatchable(id(4)));
+        end(two);
+        end(three);
+        assert_eq!(seen.recv_timeout(LONG).unwrap(), Event::Exited(id(3)));
+        end(one);
+        assert_eq!(seen.recv_timeout(LONG).unwrap(), Event::Exited(id(1)));
+        // A pid that is no process any more.
+        let gone = sleeper();
+        let pid = gone.id() as i32;
+        end(gone);
+        watcher.watch(id(5), pid);
+        assert_eq!(seen.recv_timeout(LONG).unwrap(), Event::Unwatchable(id(5)));
+        // Dropped, the thread ends and with it the sender.
+        drop(watcher);
+        assert!(seen.recv_timeout(LONG).is_err());
+    }
+
+    #[test]
+    fn a_thread_cannot_be_watched() {
+        let (events, seen) = channel();
+        let watcher = Watcher::start(move |event| events.send(event).unwrap()).unwrap();
+        let (tell, told) = channel();
+        let (stop, stopped) = channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let link = std::fs::read_link("/proc/thread-self").unwrap();
+            tell.send(link.file_name().unwrap().to_str().unwrap().parse().unwrap()).unwrap();
+            let _ = stopped.recv();
+        });
+        watcher.watch(id(1), told.recv().unwrap());
+        assert_eq!(seen.recv_timeout(LONG).unwrap(), Event::Unwatchable(id(1)));
+        drop(stop);
+        thread.join().unwrap();
+    }
+}

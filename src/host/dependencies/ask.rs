@@ -1,0 +1,81 @@
+//! Asks a program something and takes its answer as text, or a line that says why there is none.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+use super::Inputs;
+use crate::process::{self, Bounds, Ended, Program};
+
+/// From SIGTERM to SIGKILL at the deadline: what only prints a version has nothing to tidy up.
+pub const GRACE: Duration = Duration::from_millis(100);
+/// Kept of each stream, in bytes.
+const OUTPUT: usize = 64 * 1024;
+/// The longest line of a program's words that is passed on, in characters.
+const WORDS_MAX: usize = 300;
+
+/// Asks in the environment and under the deadline that the checks have.
+pub struct Asker<'a> {
+    /// What the checks depend on.
+    pub inputs: &'a Inputs,
+    /// For each program.
+    pub deadline: Duration,
+}
+
+impl Asker<'_> {
+    /// Runs `path`, which must be absolute, and returns what it printed (on standard error where standard output is
+    /// empty).
+    ///
+    /// # Errors
+    /// In words for a person: it could not be started, had no answer in time, or failed; then its own last line.
+    pub fn ask(&self, path: &Path, args: &[&str]) -> Result<String, String> {
+        let program = Program {
+            path: path.to_owned(),
+            args: args.iter().map(OsString::from).collect(),
+            env: self.inputs.env.clone(),
+            input: None,
+        };
+        let bounds = Bounds { deadline: self.deadline, grace: GRACE, output: OUTPUT };
+        let finished = process::run(&program, &bounds, None).map_err(|error| error.to_string())?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match finished.ended {
+            Ended::Exit(0) if finished.stdout.is_empty() => Ok(text(&finished.stderr)),
+            Ended::Exit(0) => Ok(text(&finished.stdout)),
+            Ended::Exit(code) => {
+                let said = if finished.stderr.is_empty() { &finished.stdout } else { &finished.stderr };
+                let words = last_words(&text(said));
+                Err(if words.is_empty() { format!("exit status {code}") } else { words })
+            }
+            Ended::Signal(signal) => Err(format!("ended by signal {signal}")),
+            Ended::Deadline | Ended::Cancelled => {
+                Err(format!("no answer within {} s", self.deadline.as_secs_f32()))
+            }
+        }
+    }
+}
+
+/// The last line that is not empty, without logrus' frame (`time="…" level=fatal msg="…"`), printable and bounded.
+fn last_words(text: &str) -> String {
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+    let message = line.split_once(" msg=\"").and_then(|(_, rest)| rest.strip_suffix('"'));
+    let plain = message.map_or_else(|| line.to_owned(), |message| message.replace("\\\"", "\""));
+    plain.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WORDS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_are_readable() {
+        let check = |text: &str, expected: &str| assert_eq!(last_words(text), expected, "{text:?}");
+        check(
+            "time=\"2026-11-24T05:54:42Z\" level=warning msg=\"x\"\ntime=\"2026-11-24T05:54:42Z\" level=fatal msg=\"cannot access containerd socket \\\"/run/containerd/containerd.sock\\\": no such file or directory\"\n",
+            "cannot access containerd socket \"/run/containerd/containerd.sock\": no such file or directory",
+        );
+        check("Cannot connect to the Docker daemon.\n\n", "Cannot connect to the Docker daemon.");
+        check("a\u{1b}[31mb\tc\r\n", "a [31mb c");
+        check(&"ä".repeat(1000), &"ä".repeat(300));
+        check("", "");
+    }
+}

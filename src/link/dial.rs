@@ -1,0 +1,338 @@
+#![allow(
+    clippy::disallowed_methods,
+    reason = "starts the lookup's thread, and reads the clock for the next address"
+)]
+//! From a URL to a stream: name, addresses, proxy and TLS, and from there to a WebSocket, all under one deadline.
+//!
+//! ```text
+//! lookup (a thread of its own) → connect (all addresses, staggered) → CONNECT (with a proxy) → TLS → upgrade
+//! ```
+//!
+//! Each step waits with the attempt's [`Patience`], so none of them can stretch it, and giving the attempt up is
+//! noticed in all of them. Nothing here is tried twice.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFlags, eventfd};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+use super::error::{Error, tls_words};
+use super::proxy::Proxy;
+use super::sock::{Patience, Sock};
+use super::tls::{self, Stream};
+use super::url::{Host, Url};
+use crate::types::Secret;
+
+/// How long after one address the next one is tried, while the first has not answered (RFC 8305 section 8 says 250 ms):
+/// what a black hole costs.
+const STAGGER: Duration = Duration::from_millis(250);
+/// The most addresses of a name that are tried.
+const ADDRESSES_MAX: usize = 16;
+/// The most lookups that may hang at the same time; each holds a thread until its resolver gives up.
+const LOOKUPS_MAX: usize = 8;
+/// How long unacknowledged bytes may stand before the kernel ends a connection, in milliseconds. The core's pings
+/// notice a dead peer sooner; this helps where nothing is read.
+const TCP_USER_TIMEOUT_MS: u32 = 20_000;
+/// The longest answer of a proxy, in bytes.
+const PROXY_ANSWER_MAX: usize = 8 << 10;
+
+/// What a connection is made with, and what it leaves behind.
+#[derive(Debug)]
+pub(super) struct Dialer {
+    /// Roots besides the built-in ones.
+    pub ca_file: Option<PathBuf>,
+    /// The proxy.
+    pub proxy: Option<Proxy>,
+    /// Held by each lookup that has not come back.
+    lookups: Arc<()>,
+}
+
+impl Dialer {
+    /// With these settings.
+    pub(super) fn new(ca_file: Option<PathBuf>, proxy: Option<Proxy>) -> Self {
+        Self { ca_file, proxy, lookups: Arc::new(()) }
+    }
+
+    /// Connects to the URL's host, through the proxy where it serves that, with TLS where the URL wants it.
+    ///
+    /// # Errors
+    /// [`Error`]: which step failed, and on what.
+    pub(super) fn open(&self, url: &Url, patience: &Patience) -> Result<Stream, Error> {
+        // First, so that a bad file costs no connection.
+        let config = if url.secure() { Some(tls::config(self.ca_file.as_deref())?) } else { None };
+        let proxy = self.proxy.as_ref().filter(|proxy| proxy.serves(url.host()));
+        let (host, port) = proxy.map_or((url.host(), url.port()), |proxy| (proxy.host(), proxy.port()));
+        let addresses = self.addresses(host, port, patience)?;
+        let mut sock = connect(&addresses, &format!("{host}:{port}"), patience)?;
+        if let Some(proxy) = proxy {
+            tunnel(&mut sock, proxy, url, patience)?;
+        }
+        let Some(config) = config else { return Ok(Stream::Plain(sock)) };
+        let peer = format!("{}:{}", url.host(), url.port());
+        tls::handshake(config, url.host(), sock).map_err(|error| match rustls_error(&error) {
+            Some(inner) => {
+                let why = tls_words(inner, &url.host().to_string(), self.ca_file.as_deref());
+                Error::Tls { peer, why }
+            }
+            None => failed(patience, "the TLS handshake", "answer to the TLS handshake", &peer, error),
+        })
+    }
+
+    /// All addresses of a host, IPv6 and IPv4 in turn, beginning with the resolver's first choice.
+    fn addresses(&self, host: &Host, port: u16, patience: &Patience) -> Result<Vec<SocketAddr>, Error> {
+        match host {
+            Host::Address(address) => Ok(vec![SocketAddr::new(*address, port)]),
+            Host::Name(name) => self.look_up(name, port, patience).map(interleaved),
+        }
+    }
+
+    fn look_up(&self, name: &str, port: u16, patience: &Patience) -> Result<Vec<SocketAddr>, Error> {
+        let refused = |source| Error::Lookup { name: name.to_owned(), source };
+        if Arc::strong_count(&self.lookups) > LOOKUPS_MAX {
+            return Err(Error::LookupsHang { name: name.to_owned() });
+        }
+        let (answer, answered) = mpsc::sync_channel(1);
+        let done =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| refused(e.into()))?;
+        let tell = done.try_clone().map_err(refused)?;
+        let (question, held) = ((name.to_owned(), port), Arc::clone(&self.lookups));
+        std::thread::Builder::new()
+            .name("lookup".into())
+            .spawn(move || {
+                let found = question.to_socket_addrs().map(|all| all.take(ADDRESSES_MAX).collect::<Vec<_>>());
+                // Nobody waits any more when the attempt is over.
+                let _ = answer.send(found);
+                drop(held);
+                let _ = rustix::io::write(&tell, &1u64.to_ne_bytes());
+            })
+            .map_err(refused)?;
+        loop {
+            match answered.try_recv() {
+                Ok(Ok(found)) if found.is_empty() => {
+                    return Err(refused(io::Error::new(io::ErrorKind::NotFound, "it has no address")));
+                }
+                Ok(found) => return found.map_err(refused),
+                Err(mpsc::TryRecvError::Disconnected) => {
+                    return Err(refused(io::Error::other("the lookup's thread ended")));
+                }
+                Err(mpsc::TryRecvError::Empty) => {}
+            }
+            patience.wait(&[done.as_fd()], PollFlags::IN, None).map_err(|e| {
+                let servers = format!("the name servers for {name}");
+                failed(patience, "waiting for an answer", "answer", &servers, e)
+            })?;
+        }
+    }
+}
+
+/// What `source` means: the attempt is over, or the connection was lost.
+fn failed(
+    patience: &Patience,
+    doing: &'static str,
+    waiting_for: &'static str,
+    peer: &str,
+    source: io::Error,
+) -> Error {
+    patience.ended(waiting_for, peer).unwrap_or_else(|| {
+        let closed = source.kind() == io::ErrorKind::UnexpectedEof;
+        let source =
+            if closed { io::Error::new(source.kind(), "the peer closed the connection") } else { source };
+        Error::Lost { doing, peer: peer.to_owned(), source }
+    })
+}
+
+fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// The families in turn, each in its own order (RFC 8305, section 4).
+fn interleaved(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) = found.into_iter().partition(|a| a.is_ipv6() == first_is_v6);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut all = Vec::new();
+    loop {
+        let pair = [first.next(), second.next()];
+        if pair == [None, None] {
+            return all;
+        }
+        all.extend(pair.into_iter().flatten());
+    }
+}
+
+/// Connects to the first address that answers. The next one is tried when one fails, or has not answered for
+/// [`STAGGER`]; the earlier ones stay in the race.
+fn connect(addresses: &[SocketAddr], peer: &str, patience: &Patience) -> Result<Sock, Error> {
+    let mut waiting: Vec<(OwnedFd, SocketAddr)> = Vec::new();
+    let mut tried: Vec<String> = Vec::new();
+    let mut next = addresses.iter();
+    let mut next_at = Instant::now();
+    loop {
+        if (waiting.is_empty() || Instant::now() >= next_at) && next.len() > 0 {
+            if let Some(address) = next.next() {
+                match begin(*address) {
+                    Ok(fd) => waiting.push((fd, *address)),
+                    Err(error) => tried.push(format!("{}: {}", address.ip(), io::Error::from(error))),
+                }
+                next_at = Instant::now() + STAGGER;
+            }
+            continue;
+        }
+        if waiting.is_empty() {
+            return Err(Error::Connect { peer: peer.to_owned(), tried: tried.join("; ") });
+        }
+        let fds: Vec<_> = waiting.iter().map(|(fd, _)| fd.as_fd()).collect();
+        let until_next = (next.len() > 0).then(|| next_at.saturating_duration_since(Instant::now()));
+        let ready = patience
+            .wait(&fds, PollFlags::OUT, until_next)
+            .map_err(|e| failed(patience, "connecting", "answer to the connection", peer, e))?;
+        for i in (0..waiting.len()).rev().filter(|i| ready[*i]) {
+            let (fd, address) = waiting.swap_remove(i);
+            match sockopt::socket_error(&fd).and_then(|inner| inner) {
+                Ok(()) => return Ok(Sock::new(prepared(fd), patience.clone())),
+                Err(error) => {
+                    tried.push(format!("{}: {}", address.ip(), io::Error::from(error)));
+                    next_at = Instant::now();
+                }
+            }
+        }
+    }
+}
+
+fn begin(address: SocketAddr) -> Result<OwnedFd, Errno> {
+    let family = match address.ip() {
+        IpAddr::V4(_) => AddressFamily::INET,
+        IpAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&fd, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(fd),
+        Err(error) => Err(error),
+    }
+}
+
+fn prepared(fd: OwnedFd) -> TcpStream {
+    // Both are a help, not a need.
+    let _ = sockopt::set_tcp_nodelay(&fd, true);
+    let _ = sockopt::set_tcp_user_timeout(&fd, TCP_USER_TIMEOUT_MS);
+    TcpStream::from(fd)
+}
+
+/// Asks the proxy for a tunnel. Read byte by byte, so that nothing of what follows is swallowed.
+fn tunnel(sock: &mut Sock, proxy: &Proxy, url: &Url, patience: &Patience) -> Result<(), Error> {
+    let at = format!("{}:{}", proxy.host(), proxy.port());
+    let failed = |e| failed(patience, "asking the proxy for a tunnel", "answer to CONNECT", &at, e);
+    let request: Secret = proxy.connect_request(url.host(), url.port());
+    sock.write_all(request.expose().as_bytes()).map_err(failed)?;
+    let mut answer = Vec::new();
+    let mut byte = [0u8];
+    while !answer.ends_with(b"\r\n\r\n") && answer.len() < PROXY_ANSWER_MAX {
+        sock.read_exact(&mut byte).map_err(failed)?;
+        answer.push(byte[0]);
+    }
+    let line: String =
+        String::from_utf8_lossy(&answer).lines().next().unwrap_or("").chars().take(120).collect();
+    let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1));
+    let answer = match status {
+        Some(code) if answer.ends_with(b"\r\n\r\n") && code.len() == 3 && code.starts_with('2') => {
+            return Ok(());
+        }
+        Some("407") => format!("{line} (it wants a user and password, or others)"),
+        Some(_) => line,
+        None => "its answer is not HTTP".to_owned(),
+    };
+    let printable = answer.chars().filter(|c| !c.is_control()).collect();
+    Err(Error::Proxy { proxy: at.clone(), peer: format!("{}:{}", url.host(), url.port()), answer: printable })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::wire::LinkId;
+    use crate::link::wake::Wake;
+
+    #[test]
+    fn the_families_take_turns() {
+        let check = |found: &str, wanted: &str| {
+            let found = found.split(' ').map(|a| SocketAddr::new(a.parse().unwrap(), 1)).collect();
+            let all: Vec<_> = interleaved(found).iter().map(|a| a.ip().to_string()).collect();
+            assert_eq!(all.join(" "), wanted);
+        };
+        check("::1", "::1");
+        check("::1 ::2 1.1.1.1 ::3", "::1 1.1.1.1 ::2 ::3");
+        check("1.1.1.1 2.2.2.2 ::1", "1.1.1.1 ::1 2.2.2.2");
+    }
+
+    /// A listener whose queue is full, so that the kernel answers no further connection: a black hole. What is
+    /// returned must be kept.
+    fn black_hole() -> (OwnedFd, Vec<Sock>, SocketAddr) {
+        let fd = begin_listening();
+        let address = SocketAddr::try_from(rustix::net::getsockname(&fd).unwrap()).unwrap();
+        let mut inside = Vec::new();
+        for _ in 0..16 {
+            let wake = Wake::new().unwrap();
+            let patience = Patience::attempt(Duration::from_millis(100), &wake, LinkId(1));
+            match connect(&[address], "itself", &patience) {
+                Ok(sock) => inside.push(sock),
+                Err(_) => return (fd, inside, address),
+            }
+        }
+        panic!("the queue is never full");
+    }
+
+    fn begin_listening() -> OwnedFd {
+        let fd = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        rustix::net::bind(&fd, &any).unwrap();
+        rustix::net::listen(&fd, 0).unwrap();
+        fd
+    }
+
+    #[test]
+    fn a_black_hole_costs_a_quarter_of_a_second() {
+        let (_fd, _inside, hole) = black_hole();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let good = listener.local_addr().unwrap();
+        let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let check = |addresses: &[SocketAddr], at_least: Duration, good: bool| {
+            let wake = Wake::new().unwrap();
+            let patience = Patience::attempt(Duration::from_secs(2), &wake, LinkId(1));
+            let began = Instant::now();
+            let connected = connect(addresses, "them", &patience);
+            let took = began.elapsed();
+            assert_eq!(connected.is_ok(), good, "{connected:?}");
+            assert!(took >= at_least && took < at_least + Duration::from_secs(1), "{took:?}");
+            connected.map(drop).map_err(|error| error.to_string())
+        };
+        check(&[good], Duration::ZERO, true).unwrap();
+        check(&[refused, good], Duration::ZERO, true).unwrap();
+        check(&[hole, good], STAGGER, true).unwrap();
+        check(&[hole, refused, hole, good], STAGGER * 2, true).unwrap();
+        let text = check(&[hole, refused], Duration::from_secs(2), false).unwrap_err();
+        assert!(text.contains("no answer to the connection from them within 2 s"), "{text}");
+        let text = check(&[refused, refused], Duration::ZERO, false).unwrap_err();
+        assert!(text.contains("127.0.0.1: Connection refused (os error 111); 127.0.0.1"), "{text}");
+    }
+
+    #[test]
+    fn a_lookup_that_hangs_is_left_behind() {
+        let dialer = Dialer::new(None, None);
+        let wake = Wake::new().unwrap();
+        // No patience at all stands for a resolver that takes longer than there is.
+        let patience = Patience::attempt(Duration::ZERO, &wake, LinkId(1));
+        let error = dialer.look_up("localhost", 1, &patience).err().map(|e| e.to_string());
+        assert!(error.is_none_or(|text| text.contains("no answer from the name servers for localhost")));
+        let hanging = vec![Arc::clone(&dialer.lookups); LOOKUPS_MAX];
+        let error = dialer.look_up("localhost", 1, &patience).unwrap_err();
+        assert!(matches!(error, Error::LookupsHang { .. }), "{error}");
+        drop(hanging);
+    }
+}

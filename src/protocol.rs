@@ -1,0 +1,474 @@
+//! The wire, version 1 (`protocol.md`): what the server says, read and checked; and the envelope of what the agent
+//! says. Wire shapes stay here: the core works on the checked values.
+//!
+//! Every message is one JSON object `{"type": string, "payload": object}`. Unknown fields are ignored. Whatever is
+//! merely wrong is described by [`Unusable`] and never ends the connection.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use crate::core::job::{Port, RegistryAuth, Spec};
+use crate::types::{EnvName, ImageRef, NodeId, ReplicaId, RequestId, Secret};
+
+/// The protocol's version, sent in `system_info`.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// The longest message that is read, in bytes; a longer one closes the connection with 1009.
+pub const MESSAGE_MAX: usize = 4 * 1024 * 1024;
+/// The server marks a node offline after this long without a heartbeat.
+pub const OFFLINE_AFTER: Duration = Duration::from_secs(60);
+/// The most GPUs that one deploy can ask for.
+pub const GPU_COUNT_MAX: u64 = 64;
+/// The most variables, arguments and ports of one deploy.
+pub const LIST_MAX: usize = 4096;
+/// The most lines that `logs` gives.
+pub const LOG_LINES_MAX: u64 = 1000;
+/// The most bytes that `logs` gives.
+pub const LOG_BYTES_MAX: usize = 256 * 1024;
+/// The longest timeout that a command can ask for: a day.
+pub const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
+
+/// A message from the server.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Inbound {
+    /// `deploy`.
+    Deploy(Box<Deploy>),
+    /// `stop`.
+    Stop(Stop),
+    /// `registration_success`.
+    Registered {
+        /// The node's ID.
+        node: NodeId,
+        /// Its own token, where the server issues one.
+        token: Option<Secret>,
+    },
+    /// `drain`.
+    Drain,
+    /// `maintenance`.
+    Maintenance,
+    /// `resume`.
+    Resume,
+    /// `logs`.
+    Logs {
+        /// Whose.
+        replica: ReplicaId,
+        /// Echoed in the answer.
+        request: Option<RequestId>,
+        /// How many lines.
+        tail: u32,
+    },
+}
+
+/// When an image is pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pull {
+    /// When it is not there.
+    Missing,
+    /// Before every start.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// `deploy`, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Deploy {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Echoed in the result.
+    pub request: Option<RequestId>,
+    /// What to run.
+    pub spec: Spec,
+    /// Credentials for the image's registry.
+    pub auth: Option<RegistryAuth>,
+    /// When to pull.
+    pub pull: Pull,
+    /// How long its container is given to stop, where the stop does not say.
+    pub stop_timeout: Option<Duration>,
+    /// How long pull and start may take together.
+    pub deploy_timeout: Option<Duration>,
+}
+
+/// `stop`, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stop {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Echoed in the result.
+    pub request: Option<RequestId>,
+    /// How long the container is given to stop.
+    pub timeout: Option<Duration>,
+}
+
+/// A command that a malformed message was meant to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// `deploy`.
+    Deploy,
+    /// `stop`.
+    Stop,
+}
+
+/// Why a message is not acted on.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Unusable {
+    /// It is not JSON, or not an object with a `type`.
+    NotAMessage,
+    /// Its type is none that the agent knows.
+    UnknownType,
+    /// Its payload has the wrong shape.
+    Malformed {
+        /// The message's type.
+        kind: &'static str,
+        /// The command, replica and request that are owed an answer, where they can be read.
+        owed: Option<(Command, ReplicaId, Option<RequestId>)>,
+        /// What is wrong, without the value.
+        why: String,
+    },
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(borrow)]
+    payload: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct RawEnv<'a> {
+    #[serde(borrow, default)]
+    env_vars: Option<BTreeMap<String, &'a RawValue>>,
+}
+
+/// Reads a message.
+///
+/// # Errors
+/// [`Unusable`] when it is not one that can be acted on.
+pub fn read(text: &str) -> Result<Inbound, Unusable> {
+    let envelope: Envelope = serde_json::from_str(text).map_err(|_| Unusable::NotAMessage)?;
+    let kind = match envelope.kind.as_str() {
+        "deploy" => "deploy",
+        "stop" => "stop",
+        "registration_success" => "registration_success",
+        "drain" => return Ok(Inbound::Drain),
+        "maintenance" => return Ok(Inbound::Maintenance),
+        "resume" => return Ok(Inbound::Resume),
+        "logs" => "logs",
+        _ => return Err(Unusable::UnknownType),
+    };
+    let raw = envelope.payload.map_or("null", RawValue::get);
+    let payload = match serde_json::from_str(raw) {
+        Ok(Value::Object(map)) => Payload(map),
+        Ok(_) | Err(_) => {
+            return Err(Unusable::Malformed { kind, owed: None, why: "the payload is not an object".into() });
+        }
+    };
+    let read = match kind {
+        "deploy" => payload.deploy(raw).map(|deploy| Inbound::Deploy(Box::new(deploy))),
+        "stop" => payload.stop().map(Inbound::Stop),
+        "logs" => payload.logs(),
+        _ => payload.registered(),
+    };
+    read.map_err(|why| Unusable::Malformed { kind, owed: payload.owed(kind), why })
+}
+
+/// A payload under reading. Errors are sentences for the result's `error`, without the value.
+struct Payload(Map<String, Value>);
+
+impl Payload {
+    fn owed(&self, kind: &str) -> Option<(Command, ReplicaId, Option<RequestId>)> {
+        let command = match kind {
+            "deploy" => Command::Deploy,
+            "stop" => Command::Stop,
+            _ => return None,
+        };
+        Some((command, self.replica().ok()?, self.request().ok().flatten()))
+    }
+
+    /// The field, unless it is absent or `null`.
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    fn text(&self, name: &str) -> Result<Option<&str>, String> {
+        self.get(name)
+            .map(|value| value.as_str().ok_or_else(|| format!("{name} is not a string")))
+            .transpose()
+    }
+
+    fn whole(&self, name: &str, least: u64, most: u64) -> Result<Option<u64>, String> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        // A server that computes in floating point may write 2.0.
+        let whole = value.as_u64().or_else(|| {
+            value.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0 && *f < 9e15).map(|f| f as u64)
+        });
+        match whole {
+            Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
+            _ => Err(format!("{name} is not a whole number from {least} to {most}")),
+        }
+    }
+
+    fn seconds(&self, name: &str) -> Result<Option<Duration>, String> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        match value.as_f64().map(Duration::try_from_secs_f64) {
+            Some(Ok(time)) if time <= TIMEOUT_MAX => Ok(Some(time)),
+            _ => Err(format!("{name} is not a number of seconds from 0 to {}", TIMEOUT_MAX.as_secs())),
+        }
+    }
+
+    fn replica(&self) -> Result<ReplicaId, String> {
+        let text = self.text("replica_id")?.ok_or("replica_id is missing")?;
+        ReplicaId::new(text).map_err(|e| e.to_string())
+    }
+
+    fn request(&self) -> Result<Option<RequestId>, String> {
+        self.text("request_id")?.map(|text| RequestId::new(text).map_err(|e| e.to_string())).transpose()
+    }
+
+    fn registered(&self) -> Result<Inbound, String> {
+        let node =
+            NodeId::new(self.text("node_id")?.ok_or("node_id is missing")?).map_err(|e| e.to_string())?;
+        Ok(Inbound::Registered { node, token: self.token()? })
+    }
+
+    fn token(&self) -> Result<Option<Secret>, String> {
+        let Some(token) = self.text("node_token")? else { return Ok(None) };
+        if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err("node_token is not printable ASCII".into());
+        }
+        Ok(Some(Secret::new(token.to_owned())))
+    }
+
+    fn stop(&self) -> Result<Stop, String> {
+        Ok(Stop { replica: self.replica()?, request: self.request()?, timeout: self.seconds("timeout_s")? })
+    }
+
+    fn logs(&self) -> Result<Inbound, String> {
+        let tail = self.whole("tail", 0, u64::from(u32::MAX))?.unwrap_or(100).min(LOG_LINES_MAX);
+        Ok(Inbound::Logs {
+            replica: self.replica()?,
+            request: self.request()?,
+            tail: u32::try_from(tail).unwrap_or(u32::MAX),
+        })
+    }
+
+    fn deploy(&self, raw: &str) -> Result<Deploy, String> {
+        let image = self.text("image")?.ok_or("image is missing")?;
+        let pull = match self.text("pull")? {
+            None | Some("missing") => Pull::Missing,
+            Some("always") => Pull::Always,
+            Some("never") => Pull::Never,
+            Some(_) => return Err("pull is none of missing, always and never".into()),
+        };
+        let small = |value: Option<u64>| value.map(|v| u32::try_from(v).unwrap_or(u32::MAX));
+        Ok(Deploy {
+            replica: self.replica()?,
+            request: self.request()?,
+            spec: Spec {
+                image: ImageRef::new(image).map_err(|e| e.to_string())?,
+                gpu_count: small(self.whole("gpu_count", 0, GPU_COUNT_MAX)?).unwrap_or(0),
+                env: self.env(raw)?,
+                command: self.command()?,
+                millicpus: self.millicpus()?,
+                memory_mib: self.whole("memory_mb", 1, 1 << 30)?,
+                shm_mib: self.whole("shm_size_mb", 1, 1 << 30)?,
+                pids_limit: small(self.whole("pids_limit", 1, 1 << 22)?),
+                ports: self.ports()?,
+            },
+            auth: self.auth()?,
+            pull,
+            stop_timeout: self.seconds("stop_timeout_s")?,
+            deploy_timeout: self.seconds("deploy_timeout_s")?,
+        })
+    }
+
+    fn millicpus(&self) -> Result<Option<u64>, String> {
+        let Some(value) = self.get("cpus") else { return Ok(None) };
+        match value.as_f64() {
+            Some(cpus) if (0.001..=4096.0).contains(&cpus) => Ok(Some((cpus * 1000.0).round() as u64)),
+            _ => Err("cpus is not a number from 0.001 to 4096".into()),
+        }
+    }
+
+    fn list(&self, name: &str) -> Result<&[Value], String> {
+        match self.get(name) {
+            None => Ok(&[]),
+            Some(Value::Array(list)) if list.len() <= LIST_MAX => Ok(list),
+            Some(_) => Err(format!("{name} is not an array of at most {LIST_MAX}")),
+        }
+    }
+
+    fn command(&self) -> Result<Vec<String>, String> {
+        let read = |value: &Value| match value.as_str() {
+            Some(text) if !text.contains('\0') => Ok(text.to_owned()),
+            _ => Err("command is not an array of strings without NUL".to_owned()),
+        };
+        self.list("command")?.iter().map(read).collect()
+    }
+
+    fn ports(&self) -> Result<Vec<Port>, String> {
+        let read = |value: &Value| {
+            let number = |name: &str| {
+                value.get(name).and_then(Value::as_u64).and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0)
+            };
+            let udp = match value.get("protocol").map(Value::as_str) {
+                None | Some(Some("tcp")) => Some(false),
+                Some(Some("udp")) => Some(true),
+                Some(_) => None,
+            };
+            Some(Port { host: number("host")?, container: number("container")?, udp: udp? })
+        };
+        let wrong =
+            "ports is not an array of {host, container, protocol} with ports from 1 to 65535 and tcp or udp";
+        self.list("ports")?.iter().map(|value| read(value).ok_or_else(|| wrong.to_owned())).collect()
+    }
+
+    fn auth(&self) -> Result<Option<RegistryAuth>, String> {
+        let Some(auth) = self.get("registry_auth") else { return Ok(None) };
+        let text = |name: &str| {
+            auth.get(name)
+                .and_then(Value::as_str)
+                .filter(|text| !text.chars().any(char::is_control))
+                .ok_or_else(|| format!("registry_auth has no usable {name}"))
+        };
+        let server = text("server")?;
+        if server.is_empty() || !server.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err("registry_auth has no usable server".into());
+        }
+        Ok(Some(RegistryAuth {
+            server: server.to_owned(),
+            username: text("username")?.to_owned(),
+            password: Secret::new(text("password")?.to_owned()),
+        }))
+    }
+
+    /// `env_vars`, by name. Numbers keep the text that stands in the message: 1e3 stays 1e3.
+    fn env(&self, raw: &str) -> Result<Vec<(EnvName, Secret)>, String> {
+        let wrong = || "env_vars is not an object of strings, numbers, booleans and nulls".to_owned();
+        match self.get("env_vars") {
+            None => return Ok(Vec::new()),
+            Some(Value::Object(map)) if map.len() <= LIST_MAX => {}
+            Some(Value::Object(_)) => return Err(format!("env_vars has more than {LIST_MAX} variables")),
+            Some(_) => return Err(wrong()),
+        }
+        let read: RawEnv = serde_json::from_str(raw).map_err(|_| wrong())?;
+        let one = |(name, value): (String, &RawValue)| {
+            let value = match value.get().as_bytes()[0] {
+                b'"' => serde_json::from_str::<String>(value.get()).map_err(|_| wrong())?,
+                b'n' => String::new(),
+                b'{' | b'[' => return Err(wrong()),
+                _ => value.get().to_owned(),
+            };
+            if value.contains('\0') {
+                return Err("a variable's value has a NUL character".to_owned());
+            }
+            Ok((EnvName::new(&name).map_err(|e| e.to_string())?, Secret::new(value)))
+        };
+        read.env_vars.unwrap_or_default().into_iter().map(one).collect()
+    }
+}
+
+/// The text of an outbound message.
+pub fn write(kind: &str, payload: Value) -> String {
+    json!({ "type": kind, "payload": payload }).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deploy(payload: &str) -> Result<Deploy, String> {
+        match read(&format!(r#"{{"type":"deploy","payload":{payload}}}"#)) {
+            Ok(Inbound::Deploy(deploy)) => Ok(*deploy),
+            Ok(other) => panic!("read as {other:?}"),
+            Err(Unusable::Malformed { why, .. }) => Err(why),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    fn env(vars: &str) -> Vec<(String, String)> {
+        let read = deploy(&format!(r#"{{"replica_id":"r","image":"i","env_vars":{vars}}}"#)).unwrap();
+        read.spec.env.iter().map(|(n, v)| (n.to_string(), v.expose().to_owned())).collect()
+    }
+
+    #[test]
+    fn part_a_alone_is_enough() {
+        let read = deploy(r#"{"replica_id":"abc-123","image":"bb:1","unknown":{"x":[1]}}"#).unwrap();
+        assert_eq!(read.replica.as_str(), "abc-123");
+        assert_eq!((read.spec.gpu_count, read.spec.env.len(), read.pull), (0, 0, Pull::Missing));
+        assert_eq!(read.request, None);
+    }
+
+    #[test]
+    fn values_of_variables_keep_their_json_text() {
+        let check = |json: &str, value: &str| {
+            assert_eq!(env(&format!(r#"{{"A":{json}}}"#)), [("A".into(), value.into())], "{json}");
+        };
+        check(r#""a\nb \"q\" ü\u00fc""#, "a\nb \"q\" üü");
+        check("12", "12");
+        check("1e3", "1e3");
+        check("1.0", "1.0");
+        check("123456789012345678901234567890", "123456789012345678901234567890");
+        check("-0", "-0");
+        check("true", "true");
+        check("null", "");
+        check(r#""""#, "");
+        assert_eq!(env("null"), []);
+    }
+
+    #[test]
+    fn what_is_refused_names_the_field_and_never_the_value() {
+        let check = |payload: &str, says: &str| {
+            let why = deploy(payload).expect_err(payload);
+            assert!(why.contains(says), "{payload}: {why}");
+            assert!(!why.contains("s3cret"), "{why}");
+        };
+        check("{}", "image is missing");
+        check(r#"{"image":"i"}"#, "replica_id is missing");
+        check(r#"{"replica_id":7,"image":"i"}"#, "replica_id is not a string");
+        check(r#"{"replica_id":"--rm","image":"i"}"#, "replica_id does not begin");
+        check(r#"{"replica_id":"r","image":"--s3cret"}"#, "image does not begin");
+        check(r#"{"replica_id":"r","image":"i","gpu_count":-1}"#, "gpu_count is not a whole number");
+        check(r#"{"replica_id":"r","image":"i","gpu_count":1.5}"#, "gpu_count");
+        check(r#"{"replica_id":"r","image":"i","gpu_count":1e99}"#, "gpu_count");
+        check(r#"{"replica_id":"r","image":"i","env_vars":[]}"#, "env_vars");
+        check(r#"{"replica_id":"r","image":"i","env_vars":{"A":["s3cret"]}}"#, "env_vars");
+        check(r#"{"replica_id":"r","image":"i","env_vars":{"A":"s3cret\u0000"}}"#, "NUL");
+        check(r#"{"replica_id":"r","image":"i","env_vars":{"A=B":"s3cret"}}"#, "variable's name");
+        check(r#"{"replica_id":"r","image":"i","cpus":0}"#, "cpus");
+        check(r#"{"replica_id":"r","image":"i","command":"sh"}"#, "command");
+        check(r#"{"replica_id":"r","image":"i","ports":[{"host":0,"container":80}]}"#, "ports");
+        check(
+            r#"{"replica_id":"r","image":"i","ports":[{"host":1,"container":80,"protocol":"x"}]}"#,
+            "ports",
+        );
+        check(r#"{"replica_id":"r","image":"i","registry_auth":{"server":"s","username":"u"}}"#, "password");
+        check(r#"{"replica_id":"r","image":"i","stop_timeout_s":-1}"#, "stop_timeout_s");
+        check(r#"{"replica_id":"r","image":"i","pull":"maybe"}"#, "pull");
+    }
+
+    #[test]
+    fn a_malformed_command_with_a_replica_is_owed_an_answer() {
+        let text = r#"{"type":"deploy","payload":{"replica_id":"r","request_id":"q","image":7}}"#;
+        let Err(Unusable::Malformed { owed, .. }) = read(text) else { panic!("it was read") };
+        let request = RequestId::new("q").unwrap();
+        assert_eq!(owed, Some((Command::Deploy, ReplicaId::new("r").unwrap(), Some(request))));
+        for silent in [r#"{"type":"deploy","payload":{"image":"i"}}"#, r#"{"type":"deploy","payload":[]}"#] {
+            let Err(Unusable::Malformed { owed, .. }) = read(silent) else { panic!("it was read") };
+            assert_eq!(owed, None);
+        }
+    }
+
+    #[test]
+    fn what_is_no_message_is_told_apart() {
+        for text in ["", "{", "[]", "7", r#"{"payload":{}}"#, r#"{"type":7}"#, &"[".repeat(100_000)] {
+            assert_eq!(read(text), Err(Unusable::NotAMessage), "{:.20}", text);
+        }
+        assert_eq!(read(r#"{"type":"reboot","payload":{}}"#), Err(Unusable::UnknownType));
+        assert_eq!(read(r#"{"type":"drain"}"#), Ok(Inbound::Drain));
+    }
+}

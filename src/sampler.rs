@@ -1,0 +1,302 @@
+#![allow(
+    clippy::disallowed_methods,
+    reason = "each kind of sample has a thread of its own, and readings a deadline"
+)]
+//! Looks at the host when told to, and never keeps anybody waiting: what it reads may hang.
+//!
+//! Each kind of sample has its own thread, so that a GPU driver that hangs does not hide the dependencies; within a
+//! sample of use, memory, storage and GPUs do not hide each other either. A kind that hangs sends nothing: the
+//! receiver goes on with the last sample, and knows its age.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use crate::core::facts::{Check, Gpu, Hardware, Usage};
+use crate::host::apart::Apart;
+use crate::host::dependencies::{self, Checker};
+use crate::host::{self, memory, storage};
+
+/// How long a sample of use waits for the storage's and the GPUs' part. What comes later is not in it.
+const PART_DEADLINE: Duration = Duration::from_secs(2);
+
+/// An order to look at something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sample {
+    /// Memory, storage, the GPUs' use.
+    Usage,
+    /// A round of all dependency checks.
+    Checks,
+    /// The hardware, with the GPUs' inventory.
+    Hardware,
+}
+
+/// What was seen.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SamplerEvent {
+    /// Of [`Sample::Usage`].
+    Usage(Usage),
+    /// Of [`Sample::Hardware`].
+    Hardware(Box<Hardware>),
+    /// One of [`Sample::Checks`], as soon as it is known; the number of its round, counted from 1.
+    Check(u64, Check),
+    /// The round is over: every check has been sent.
+    ChecksDone(u64),
+}
+
+/// Takes an inventory of the GPUs. `None`: it could not be taken, and nothing is known anew about any of them.
+pub type ReadGpus = Box<dyn FnMut() -> Option<Vec<Gpu>> + Send>;
+/// Reads the mean use of the GPUs, in percent. `None`: none of them can be read.
+pub type ReadUtilization = Box<dyn FnMut() -> Option<u8> + Send>;
+/// Takes the events, from any of the sampler's threads. It may block.
+pub type Emit = Arc<dyn Fn(SamplerEvent) + Send + Sync>;
+
+/// What is looked at.
+pub struct Sources {
+    /// Where /proc and /sys are read.
+    pub root: PathBuf,
+    /// The path whose file system is reported.
+    pub data_path: PathBuf,
+    /// What the dependency checks depend on.
+    pub checks: dependencies::Inputs,
+    /// The GPUs' inventory.
+    pub gpus: ReadGpus,
+    /// The GPUs' use.
+    pub utilization: ReadUtilization,
+}
+
+/// Why the sampler could not be started.
+#[derive(Debug)]
+pub struct Error {
+    source: io::Error,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "cannot start a thread that looks at the host: {}; raise the limit of tasks (TasksMax=) or free memory",
+            self.source
+        )
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// The threads. They end when this is dropped and what they read has come back.
+#[derive(Debug)]
+pub struct Sampler {
+    usage: SyncSender<()>,
+    checks: SyncSender<()>,
+    hardware: SyncSender<()>,
+}
+
+impl Sampler {
+    /// Starts the threads; nothing is looked at before the first order.
+    ///
+    /// # Errors
+    /// [`Error`] when a thread cannot be started.
+    pub fn start(sources: Sources, emit: Emit) -> Result<Self, Error> {
+        Self::start_threads(sources, emit).map_err(|source| Error { source })
+    }
+
+    fn start_threads(sources: Sources, emit: Emit) -> io::Result<Self> {
+        let Sources { root, data_path, checks, gpus, utilization } = sources;
+        let mut usage = UsageReader {
+            root: root.clone(),
+            storage: Apart::start("sampler-storage", move || storage::read(&data_path))?,
+            utilization: Apart::start("sampler-gpu-use", utilization)?,
+        };
+        let mut checker = Checker::new(Arc::new(checks));
+        let mut inventory = Inventory { root, read: gpus, last: Vec::new() };
+        let (to_usage, to_checks, to_hardware) = (Arc::clone(&emit), Arc::clone(&emit), emit);
+        Ok(Self {
+            usage: serve("sampler-usage", move |_| to_usage(SamplerEvent::Usage(usage.read())))?,
+            checks: serve("sampler-checks", move |round| {
+                checker.round(&mut |check| to_checks(SamplerEvent::Check(round, check)));
+                to_checks(SamplerEvent::ChecksDone(round));
+            })?,
+            hardware: serve("sampler-hardware", move |_| {
+                to_hardware(SamplerEvent::Hardware(Box::new(inventory.hardware())));
+            })?,
+        })
+    }
+
+    /// Orders a sample; never blocks. While one of the kind is being taken, one more can wait; further orders mean
+    /// that same one.
+    pub fn order(&self, sample: Sample) {
+        let orders = match sample {
+            Sample::Usage => &self.usage,
+            Sample::Checks => &self.checks,
+            Sample::Hardware => &self.hardware,
+        };
+        // Full: one is waiting already. The thread itself ends only after this sender.
+        let _ = orders.try_send(());
+    }
+}
+
+/// Starts a thread that does `work` for each order; the number of the order is counted from 1.
+fn serve(name: &str, mut work: impl FnMut(u64) + Send + 'static) -> io::Result<SyncSender<()>> {
+    let (sender, orders): (SyncSender<()>, Receiver<()>) = sync_channel(1);
+    let thread = Builder::new().name(name.to_owned());
+    thread.spawn(move || (1..).zip(orders.iter()).for_each(|(number, ())| work(number)))?;
+    Ok(sender)
+}
+
+struct UsageReader {
+    root: PathBuf,
+    storage: Apart<Option<(crate::core::facts::Storage, u64)>>,
+    utilization: Apart<Option<u8>>,
+}
+
+impl UsageReader {
+    fn read(&mut self) -> Usage {
+        let until = Instant::now() + PART_DEADLINE;
+        self.storage.order();
+        self.utilization.order();
+        let memory = memory::read(&self.root);
+        let (storage, free_bytes) = self.storage.answer(until).flatten().unzip();
+        Usage {
+            memory_gib: memory.map(|memory| (memory.used_gib(), memory.total_gib())),
+            storage,
+            free_bytes,
+            gpu_utilization: self.utilization.answer(until).flatten(),
+        }
+    }
+}
+
+struct Inventory {
+    root: PathBuf,
+    read: ReadGpus,
+    last: Vec<Gpu>,
+}
+
+impl Inventory {
+    /// An inventory that fails leaves the last one standing: a bus that could not be listed is no bus without GPUs.
+    fn hardware(&mut self) -> Hardware {
+        match (self.read)() {
+            Some(gpus) => self.last = gpus,
+            None => log::warn!(
+                "cannot list the PCI devices under {}: the GPUs are taken to be as they were",
+                self.root.display()
+            ),
+        }
+        host::hardware(&self.root, self.last.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::facts::{Health, Verdict};
+    use crate::host::dependencies::Places;
+    use crate::host::files::fixture::Fixture;
+    use crate::types::PciAddress;
+    use std::path::Path;
+    use std::sync::mpsc::{Sender, channel};
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn gpu() -> Gpu {
+        Gpu {
+            address: PciAddress::parse("41:00.0").unwrap(),
+            line: String::new(),
+            name: String::new(),
+            vendor_id: 0x10de,
+            device_id: 0x2204,
+            class: 0x300,
+            driver: None,
+            iommu_group: None,
+            companions: Vec::new(),
+            numa_node: None,
+            device_node: None,
+            verdict: Verdict::Assignable,
+            health: Health::Ok,
+        }
+    }
+
+    fn sources(root: &Path, gpus: ReadGpus, utilization: ReadUtilization) -> Sources {
+        let checks = dependencies::Inputs {
+            root: root.to_owned(),
+            cli: "nerdctl".into(),
+            env: Vec::new(),
+            runtime: "runc".into(),
+            gpus_by_vfio: false,
+            has_gpus: |_| false,
+            places: Places { path: Vec::new(), kata: Vec::new(), virtiofsd: Vec::new() },
+        };
+        Sources { root: root.to_owned(), data_path: root.to_owned(), checks, gpus, utilization }
+    }
+
+    fn start(sources: Sources) -> (Sampler, Receiver<SamplerEvent>) {
+        let (sender, events): (Sender<SamplerEvent>, _) = channel();
+        let emit = move |event| drop(sender.send(event));
+        (Sampler::start(sources, Arc::new(emit)).unwrap(), events)
+    }
+
+    #[test]
+    fn every_kind_of_sample_is_taken() {
+        let host = Fixture::new(&[
+            ("/proc/meminfo", "MemTotal: 67108864 kB\nMemAvailable: 41943040 kB\n"),
+            ("/proc/sys/kernel/hostname", "gpu-07\n"),
+        ]);
+        let sources = sources(host.path(), Box::new(|| Some(vec![gpu()])), Box::new(|| Some(78)));
+        let (sampler, events) = start(sources);
+        let next = || events.recv_timeout(LONG).unwrap();
+
+        sampler.order(Sample::Usage);
+        let SamplerEvent::Usage(usage) = next() else { panic!("not a sample of use") };
+        assert_eq!((usage.memory_gib, usage.gpu_utilization), (Some((24, 64)), Some(78)));
+        assert!(usage.storage.is_some_and(|storage| storage.path == host.path().to_str().unwrap()));
+        assert!(usage.free_bytes.is_some());
+
+        sampler.order(Sample::Hardware);
+        let SamplerEvent::Hardware(hardware) = next() else { panic!("not the hardware") };
+        assert_eq!((hardware.hostname.as_str(), hardware.gpus.len()), ("gpu-07", 1));
+
+        for round in [1, 2] {
+            sampler.order(Sample::Checks);
+            for _ in dependencies::names() {
+                assert!(matches!(next(), SamplerEvent::Check(of, _) if of == round));
+            }
+            assert_eq!(next(), SamplerEvent::ChecksDone(round));
+        }
+    }
+
+    #[test]
+    fn gpus_that_hang_hide_nothing_else() {
+        let host = Fixture::new(&[("/proc/meminfo", "MemTotal: 67108864 kB\nMemAvailable: 67108864 kB\n")]);
+        let (release, held) = channel::<()>();
+        let (release_use, held_use) = channel::<()>();
+        let gpus = move || held.recv().ok().map(|()| vec![gpu()]);
+        let utilization = move || held_use.recv().ok().map(|()| 1);
+        let (sampler, events) = start(sources(host.path(), Box::new(gpus), Box::new(utilization)));
+        // More orders than can wait, to a thread that hangs: none blocks.
+        (0..100).for_each(|_| sampler.order(Sample::Hardware));
+        sampler.order(Sample::Usage);
+        let SamplerEvent::Usage(usage) = events.recv_timeout(LONG).unwrap() else { panic!("not use") };
+        assert_eq!((usage.memory_gib, usage.gpu_utilization), (Some((0, 64)), None));
+        assert!(usage.storage.is_some());
+        release.send(()).unwrap();
+        assert!(matches!(events.recv_timeout(LONG).unwrap(), SamplerEvent::Hardware(_)));
+        drop((release, release_use));
+    }
+
+    #[test]
+    fn a_failed_inventory_leaves_the_last_one_standing() {
+        let host = Fixture::new(&[]);
+        let mut answers = [Some(vec![gpu()]), None, Some(Vec::new())].into_iter();
+        let read: ReadGpus = Box::new(move || answers.next().unwrap());
+        let mut inventory = Inventory { root: host.path().to_owned(), read, last: Vec::new() };
+        let counts: Vec<usize> = (0..3).map(|_| inventory.hardware().gpus.len()).collect();
+        assert_eq!(counts, [1, 1, 0]);
+    }
+}

@@ -1,0 +1,357 @@
+//! The engine room against a real engine. Which one, the environment says:
+//! `VECTORLAY_TEST_CLI` (absolute path of a CLI or of a wrapper around one), `VECTORLAY_TEST_ENGINE` (`docker` or
+//! `nerdctl`), `VECTORLAY_TEST_IMAGE` (one with busybox's /bin/sleep, /bin/sh and /bin/cat). Without them the tests
+//! are skipped, and counted as skipped. `VECTORLAY_TEST_REGISTRY_AUTH`, `…_USER` and `…_PASSWORD` name a registry that
+//! has `busybox:1` for that user only.
+#![allow(clippy::disallowed_methods, reason = "waits for real containers")]
+#![allow(clippy::print_stderr, reason = "says what was skipped")]
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail as the test does")]
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use vectorlay::core::job::{
+    Failure, FailureKind, InspectedState, Job, JobId, LABEL_DEPLOY, LABEL_GPUS, LABEL_REPLICA, Listed,
+    ListedStatus, Outcome, PullJob, RegistryAuth, RunJob, Spec,
+};
+use vectorlay::engine::cli::{Cli, DEFAULT_PATH, Flavour, Handover, LogChoice};
+use vectorlay::engine::watcher::{Event, Watcher};
+use vectorlay::engine::{OVERDUE, Pool, Settings};
+use vectorlay::process::{self, Bounds, Program};
+use vectorlay::types::{ContainerId, EnvName, ImageRef, PciAddress, ReplicaId, Secret};
+
+const LONG: Duration = Duration::from_secs(120);
+
+struct Bench {
+    cli: Cli,
+    image: ImageRef,
+    pool: Pool,
+    outcomes: Receiver<(JobId, Outcome)>,
+    next: std::cell::Cell<u64>,
+    scratch: PathBuf,
+}
+
+/// The engine, unless there is none to test with.
+fn bench(test: &str, change: impl FnOnce(&mut Cli)) -> Option<Bench> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let (Some(path), Some(engine)) = (variable("VECTORLAY_TEST_CLI"), variable("VECTORLAY_TEST_ENGINE"))
+    else {
+        skip(test, "VECTORLAY_TEST_CLI and VECTORLAY_TEST_ENGINE are not set");
+        return None;
+    };
+    let mut cli = Cli {
+        path: path.into(),
+        flavour: if engine == "docker" { Flavour::Docker } else { Flavour::Nerdctl },
+        namespace: None,
+        network: Some("none".into()),
+        runtime: "io.containerd.kata.v2".into(),
+        handover: Handover::Vfio,
+        log: LogChoice::JsonFile { max_mib: 1, files: 2 },
+        search_path: DEFAULT_PATH.into(),
+        home: "/root".into(),
+    };
+    change(&mut cli);
+    let scratch = std::env::temp_dir().join(format!("vectorlay-real-{test}-{}", std::process::id()));
+    let settings = Settings {
+        cli: cli.clone(),
+        deploys: 2,
+        stops: 2,
+        looks: 2,
+        scratch: scratch.clone(),
+        overdue: OVERDUE,
+    };
+    let (told, outcomes) = channel();
+    let told = std::sync::Mutex::new(told);
+    let sink = Arc::new(move |id, outcome| told.lock().unwrap().send((id, outcome)).unwrap());
+    let pool = Pool::start(settings, sink).unwrap();
+    let image = ImageRef::new(&variable("VECTORLAY_TEST_IMAGE").unwrap_or("bb:1".into())).unwrap();
+    Some(Bench { cli, image, pool, outcomes, next: 1.into(), scratch })
+}
+
+fn skip(test: &str, why: &str) {
+    eprintln!("skipped: {test}: {why}");
+    if let Ok(path) = std::env::var("VECTORLAY_TEST_SKIPS") {
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
+        writeln!(file, "{test}: {why}").unwrap();
+    }
+}
+
+impl Bench {
+    fn ask(&self, job: Job) -> Outcome {
+        let id = JobId(self.next.replace(self.next.get() + 1));
+        self.pool.submit(id, job);
+        let (answered, outcome) = self.outcomes.recv_timeout(LONG).unwrap();
+        assert_eq!(answered, id);
+        outcome
+    }
+
+    fn job(&self, replica: &str, command: &[&str]) -> RunJob {
+        RunJob {
+            replica: ReplicaId::new(replica).unwrap(),
+            name: format!("replica-{replica}"),
+            spec: Spec {
+                image: self.image.clone(),
+                gpu_count: 0,
+                env: vec![],
+                command: command.iter().map(|arg| (*arg).to_owned()).collect(),
+                millicpus: None,
+                memory_mib: None,
+                shm_mib: None,
+                pids_limit: None,
+                ports: vec![],
+            },
+            labels: vec![(LABEL_REPLICA, replica.into()), (LABEL_DEPLOY, format!("deploy-{replica}"))],
+            gpus: vec![],
+            deadline: LONG,
+        }
+    }
+
+    fn run(&self, job: RunJob) -> Result<ContainerId, Failure> {
+        match self.ask(Job::Run(Box::new(job))) {
+            Outcome::Ran(result) => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn list(&self, replica: &str) -> Vec<Listed> {
+        match self.ask(Job::List) {
+            Outcome::Listed(Ok(list)) => {
+                list.into_iter().filter(|listed| listed.replica == replica).collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn state(&self, id: &ContainerId) -> InspectedState {
+        match self.ask(Job::Inspect(id.clone())) {
+            Outcome::Inspected(Ok(Some(inspected))) => inspected.state,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn remove(&self, id: &ContainerId) {
+        assert_eq!(self.ask(Job::Remove(id.clone())), Outcome::Removed(Ok(())));
+    }
+
+    fn remove_all(&self, replica: &str) {
+        for listed in self.list(replica) {
+            self.remove(&listed.id);
+        }
+        assert_eq!(self.list(replica), []);
+    }
+
+    /// What a command inside a container prints.
+    fn inside(&self, id: &ContainerId, command: &[&str]) -> Vec<u8> {
+        let mut args: Vec<_> = vec!["exec".into(), id.as_str().into()];
+        args.extend(command.iter().map(Into::into));
+        let env = vec![("PATH".into(), DEFAULT_PATH.into()), ("HOME".into(), "/root".into())];
+        let program = Program { path: self.cli.path.clone(), args, env, input: None };
+        let bounds = Bounds { deadline: LONG, grace: LONG, output: 4 << 20 };
+        process::run(&program, &bounds, None).unwrap().stdout
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.scratch);
+    }
+}
+
+#[test]
+fn variables_arrive_byte_for_byte() {
+    let Some(bench) = bench("variables_arrive_byte_for_byte", |_| {}) else { return };
+    let long = "x".repeat(100 * 1024);
+    let variables = [
+        ("EMPTY", ""),
+        ("LINES", "one\ntwo\n"),
+        ("CRLF", "one\r\ntwo\r\n"),
+        ("QUOTES", "\"double\" 'single' `back`"),
+        ("LEADING", "  \tx"),
+        ("TRAILING", "x \t "),
+        ("UNICODE_SPACE", "x\u{a0}"),
+        ("HASH", "# no comment"),
+        ("EQUALS", "a=b=c"),
+        ("UTF8", "grüße 日本 🦀"),
+        ("BACKSLASH", "a\\nb\\"),
+        ("DOLLAR", "$HOME ${HOME} $(id)"),
+        ("COMMA", "a,b,\"c"),
+        ("CONTROL", "a\u{1b}[31m\u{1}b"),
+        ("JSON", "{\"a\": [1, \"two\"]}"),
+        ("lower.case-name", "x"),
+        ("LONG", &long),
+        ("PATH", "/tenant/bin"),
+        ("HOME", "/tenant"),
+        ("LD_PRELOAD", "/tenant.so"),
+        ("NERDCTL_TOML", "/etc/passwd"),
+        ("CONTAINERD_NAMESPACE", "other"),
+        ("DOCKER_HOST", "tcp://127.0.0.1:1"),
+        ("HTTP_PROXY", "http://127.0.0.1:1"),
+        ("TMPDIR", "/no/such"),
+    ];
+    let mut job = bench.job("env", &["/bin/sleep", "1000"]);
+    job.spec.env = variables.map(|(n, v)| (EnvName::new(n).unwrap(), Secret::new(v.into()))).to_vec();
+    let id = bench.run(job).unwrap();
+    let environ = bench.inside(&id, &["/bin/cat", "/proc/1/environ"]);
+    bench.remove(&id);
+    let seen: Vec<&str> = environ.split(|b| *b == 0).map(|v| std::str::from_utf8(v).unwrap()).collect();
+    for (name, value) in variables {
+        let expected = format!("{name}={value}");
+        let got = seen.iter().find(|v| v.split('=').next() == Some(name));
+        assert_eq!(got, Some(&expected.as_str()), "{name}");
+    }
+}
+
+#[test]
+fn the_commands_arguments_are_no_flags() {
+    let Some(bench) = bench("the_commands_arguments_are_no_flags", |_| {}) else { return };
+    let script = "for a; do echo \"[$a]\"; done; echo to stderr >&2; exit 7";
+    let odd = ["--privileged", "", "-v", "--", "two\nlines", "$HOME", "ä"];
+    let command: Vec<&str> = ["/bin/sh", "-c", script, "sh"].into_iter().chain(odd).collect();
+    let id = bench.run(bench.job("args", &command)).unwrap();
+    let until = Instant::now() + LONG;
+    while bench.state(&id) != InspectedState::Exited(7) {
+        assert!(Instant::now() < until, "it never ended");
+    }
+    let Outcome::Logs(Ok((mut lines, false))) = bench.ask(Job::Logs(id.clone(), 100)) else { panic!() };
+    bench.remove(&id);
+    lines.retain(|line| line != "to stderr");
+    assert_eq!(lines, ["[--privileged]", "[]", "[-v]", "[--]", "[two", "lines]", "[$HOME]", "[ä]"]);
+}
+
+#[test]
+fn a_container_from_start_to_removal() {
+    let Some(bench) = bench("a_container_from_start_to_removal", |_| {}) else { return };
+    let mut job = bench.job("life", &["/bin/sh", "-c", "trap 'exit 3' TERM; while :; do sleep 1; done"]);
+    job.spec.memory_mib = Some(64);
+    job.spec.millicpus = Some(500);
+    job.spec.shm_mib = Some(16);
+    job.spec.pids_limit = Some(32);
+    job.labels.push((LABEL_GPUS, "0000:41:00.0".into()));
+    let id = bench.run(job).unwrap();
+    let listed = bench.list("life");
+    assert_eq!((listed.len(), &listed[0].id, listed[0].status), (1, &id, ListedStatus::Up));
+    assert_eq!(listed[0].gpus, [PciAddress::parse("41:00.0").unwrap()]);
+    assert_eq!((listed[0].deploy.as_str(), listed[0].spec.as_str()), ("deploy-life", ""));
+    let InspectedState::Running(Some(pid)) = bench.state(&id) else { panic!() };
+
+    // Its end is known at once.
+    let (told, events) = channel();
+    let watcher = Watcher::start(move |event| told.send(event).unwrap()).unwrap();
+    watcher.watch(id.clone(), pid);
+    assert!(events.recv_timeout(Duration::from_millis(300)).is_err());
+
+    // The name is taken as long as it is there, and a second one of that name leaves nothing.
+    let clash = bench.run(bench.job("life", &["/bin/sleep", "1"])).unwrap_err();
+    assert_eq!(clash.kind, FailureKind::NameTaken, "{clash}");
+    assert_eq!(bench.list("life").len(), 1);
+
+    let stop = || bench.ask(Job::Stop(id.clone(), Duration::from_secs(20)));
+    assert_eq!(stop(), Outcome::Stopped(Ok(())));
+    assert_eq!(events.recv_timeout(LONG).unwrap(), Event::Exited(id.clone()));
+    assert_eq!(bench.state(&id), InspectedState::Exited(3));
+    assert_eq!(bench.list("life")[0].status, ListedStatus::Exited(3));
+    assert_eq!(stop(), Outcome::Stopped(Ok(())), "an ended one is stopped");
+
+    bench.remove(&id);
+    bench.remove(&id);
+    assert_eq!(bench.ask(Job::Inspect(id.clone())), Outcome::Inspected(Ok(None)));
+    let Outcome::Stopped(Err(gone)) = stop() else { panic!() };
+    assert_eq!(gone.kind, FailureKind::NoSuchContainer, "{gone}");
+    let Outcome::Logs(Err(gone)) = bench.ask(Job::Logs(id.clone(), 1)) else { panic!() };
+    assert_eq!(gone.kind, FailureKind::NoSuchContainer, "{gone}");
+}
+
+#[test]
+fn failures_are_told_apart() {
+    let Some(bench) = bench("failures_are_told_apart", |_| {}) else { return };
+    let missing = ImageRef::new("127.0.0.1:1/missing:1").unwrap();
+    let mut job = bench.job("missing", &[]);
+    job.spec.image = missing.clone();
+    let failure = bench.run(job).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::NoImage, "{failure}");
+    let auth = RegistryAuth {
+        server: "127.0.0.1:1".into(),
+        username: "u".into(),
+        password: Secret::new("hunter2".into()),
+    };
+    let pull = Job::Pull(Box::new(PullJob { image: missing, auth: Some(auth), deadline: LONG }));
+    let Outcome::Pulled(Err(failure)) = bench.ask(pull) else { panic!() };
+    assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+    assert!(failure.words.contains("connection refused"), "{failure}");
+
+    // A command that is not there: whatever is left is found by its label and removed by its ID.
+    let failure = bench.run(bench.job("command", &["/no/such"])).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+    assert!(failure.words.contains("/no/such"), "{failure}");
+    for listed in bench.list("command") {
+        assert_eq!(bench.state(&listed.id), InspectedState::NoTask);
+    }
+    bench.remove_all("command");
+}
+
+#[test]
+fn a_pull_with_credentials() {
+    let name = "a_pull_with_credentials";
+    let Some(bench) = bench(name, |_| {}) else { return };
+    let variable = |part: &str| std::env::var(format!("VECTORLAY_TEST_REGISTRY_{part}"));
+    let (Ok(server), Ok(username), Ok(password)) = (variable("AUTH"), variable("USER"), variable("PASSWORD"))
+    else {
+        return skip(name, "VECTORLAY_TEST_REGISTRY_AUTH, _USER and _PASSWORD are not set");
+    };
+    let pull = |password: Option<&str>| {
+        let auth = password.map(|password| RegistryAuth {
+            server: server.clone(),
+            username: username.clone(),
+            password: Secret::new(password.into()),
+        });
+        let image = ImageRef::new(&format!("{server}/busybox:1")).unwrap();
+        match bench.ask(Job::Pull(Box::new(PullJob { image, auth, deadline: LONG }))) {
+            Outcome::Pulled(result) => result.map_err(|failure| failure.kind),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(pull(None), Err(FailureKind::Refused));
+    assert_eq!(pull(Some("wrong")), Err(FailureKind::Refused));
+    assert_eq!(pull(Some(&password)), Ok(()));
+    let left = std::fs::read_dir(&bench.scratch).unwrap().count();
+    assert_eq!(left, 0, "no credentials stay");
+}
+
+#[test]
+fn a_missing_runtime() {
+    let Some(bench) = bench("a_missing_runtime", |cli| cli.runtime = "io.containerd.nope.v2".into()) else {
+        return;
+    };
+    let failure = bench.run(bench.job("runtime", &["/bin/sleep", "1"])).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+    bench.remove_all("runtime");
+}
+
+#[test]
+fn logs_in_a_file_of_the_shims() {
+    let name = "logs_in_a_file_of_the_shims";
+    let dir = std::env::temp_dir().join(format!("vectorlay-real-logs-{}", std::process::id()));
+    let Some(bench) = bench(name, |cli| cli.log = LogChoice::File { dir: dir.clone() }) else { return };
+    if bench.cli.flavour == Flavour::Docker {
+        return skip(name, "Docker has no file:// log driver");
+    }
+    std::fs::create_dir_all(&dir).unwrap();
+    let id =
+        bench.run(bench.job("logfile", &["/bin/sh", "-c", "echo out; echo err >&2; sleep 1000"])).unwrap();
+    let until = Instant::now() + LONG;
+    loop {
+        let Outcome::Logs(Ok((mut lines, false))) = bench.ask(Job::Logs(id.clone(), 10)) else { panic!() };
+        // The shim copies two pipes side by side: in which order is its own business.
+        lines.sort_unstable_by(|a, b| b.cmp(a));
+        if lines == ["out", "err"] {
+            break;
+        }
+        assert!(Instant::now() < until, "{lines:?}");
+    }
+    assert!(dir.join("deploy-logfile.log").exists());
+    bench.remove(&id);
+    std::fs::remove_dir_all(dir).unwrap();
+}
