@@ -107,6 +107,21 @@ fn a_node_that_is_missing() {
 }
 
 #[test]
+fn a_module_that_is_missing() {
+    let host = Host::new(CONSUMER);
+    std::fs::remove_dir(host.root().join("sys/module/vfio_iommu_type1")).unwrap();
+    let verdict = || {
+        let mut watch = Watch::new(host.root(), Limits::default());
+        watch.read(Instant::now(), &mut || None).unwrap().gpus.remove(0).gpu.verdict
+    };
+    assert!(
+        matches!(verdict(), Verdict::Obstructed(why) if why.ends_with("run `modprobe vfio_iommu_type1`"))
+    );
+    host.write("dev/iommu", "");
+    assert_eq!(verdict(), Verdict::Assignable);
+}
+
+#[test]
 fn two_gpus_in_one_group() {
     let facts = "
         cpu AuthenticAMD

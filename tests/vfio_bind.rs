@@ -63,10 +63,11 @@ fn run_with(
             return Err(failure);
         }
         match step {
-            Step::Load => {
+            Step::Load { module: "vfio-pci", optional: false } => {
                 host.write("sys/bus/pci/drivers/vfio-pci/bind", "");
                 Ok(())
             }
+            Step::Load { module, .. } => Err(Failure::Said(format!("{module} not found"))),
             Step::Write { path, value, .. } => host.kernel(path, value, &native).map_err(Failure::Said),
             Step::Await { node } => {
                 assert!(node.exists(), "{}", node.display());
@@ -121,7 +122,7 @@ fn binds_the_whole_group_and_gives_it_back() {
     assert_eq!(state(&host), "pcieport vfio-pci vfio-pci - amdgpu free 1");
     let device = "/sys/bus/pci/devices/0000:01:00";
     let expected = format!(
-        "modprobe vfio-pci\n\
+        "modprobe vfio-pci\nmodprobe vfio_iommu_type1\ngoing on without vfio_iommu_type1: vfio_iommu_type1 not found\n\
          echo vfio-pci > {device}.0/driver_override\necho 0000:01:00.0 > {device}.0/driver/unbind\n\
          echo 0000:01:00.0 > /sys/bus/pci/drivers_probe\n\
          echo vfio-pci > {device}.1/driver_override\necho 0000:01:00.1 > {device}.1/driver/unbind\n\
@@ -156,7 +157,8 @@ fn a_dry_run_prints_the_same_and_changes_nothing() {
     result.unwrap();
     // All but the boot display.
     assert_eq!(state(&wet), "pcieport vfio-pci vfio-pci vfio-pci amdgpu free 2");
-    assert_eq!(printed, done);
+    let note = "going on without vfio_iommu_type1: vfio_iommu_type1 not found\n";
+    assert_eq!(printed, done.replace(note, ""));
 }
 
 /// A refusal that contains `part`; nothing is written.
@@ -218,6 +220,18 @@ fn refuses_what_a_process_uses() {
     run(&host, &bind(&["01:00.0"]), OK).0.unwrap();
     host.fact("holder 4242 qemu-system-x86 /dev/vfio/18");
     refused(&host, &unbind(&["01:00.0"]), "/dev/vfio/18 is open in process 4242 (qemu-system-x86)");
+}
+
+#[test]
+fn refuses_to_let_go_of_what_seems_to_be_open() {
+    let host = Host::new(&DESKTOP.replace("driver=nvidia group=18", "driver=vfio-pci group=18 enable=1"));
+    refused(&host, &unbind(&["01:00.0"]), "0000:01:00.0 seems to be open");
+    let forced = Request::Unbind(VfioChange { force: true, ..these(&["01:00.0"]) });
+    run(&host, &forced, OK).0.unwrap();
+    assert_eq!(state(&host), BEFORE);
+    // A driver of the host's switches its device on, and that is no obstacle.
+    let host = Host::new(&DESKTOP.replace("driver=nvidia group=18", "driver=nvidia group=18 enable=1"));
+    run(&host, &bind(&["01:00.0"]), OK).0.unwrap();
 }
 
 #[test]

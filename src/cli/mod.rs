@@ -70,7 +70,7 @@ pub struct VfioChange {
     pub what: VfioTarget,
     /// Only show what would be written.
     pub dry_run: bool,
-    /// The boot display, and groups with disks or networks, too.
+    /// The boot display, groups with disks or networks, and what only seems to be in use, too.
     pub force: bool,
     /// At each boot from now on, too.
     pub persist: bool,
@@ -142,7 +142,10 @@ struct Flag {
 const JSON: Flag = Flag { name: "json", doc: "Answer in JSON" };
 const ALL: Flag = Flag { name: "all", doc: "All GPUs instead of single ones" };
 const DRY_RUN: Flag = Flag { name: "dry-run", doc: "Only show what would be written" };
-const FORCE: Flag = Flag { name: "force", doc: "The boot display, and groups with disks or networks, too" };
+const FORCE: Flag = Flag {
+    name: "force",
+    doc: "The boot display, groups with disks or networks, and what only seems to be in use, too",
+};
 const PERSIST: Flag = Flag { name: "persist", doc: "At each boot from now on, too" };
 const SAVED: Flag = Flag {
     name: "saved",
@@ -200,7 +203,7 @@ const fn command(
 }
 
 const BIND_FLAGS: &[&Flag] = &[&ALL, &SAVED, &DRY_RUN, &FORCE, &PERSIST];
-const UNBIND_FLAGS: &[&Flag] = &[&ALL, &DRY_RUN, &PERSIST];
+const UNBIND_FLAGS: &[&Flag] = &[&ALL, &DRY_RUN, &FORCE, &PERSIST];
 
 /// All commands; the first is the one that is meant when none is given.
 const COMMANDS: &[CommandRow] = &[

@@ -121,6 +121,17 @@ pub fn device_node(root: &Path, of: &Function) -> Option<String> {
     group.filter(exists).or_else(|| own.filter(exists))
 }
 
+/// The module that maps a guest's memory for its devices. kmod's modprobe loads it after vfio by itself, busybox's does
+/// not, and without it a hypervisor gets "No such device" only when the microVM starts.
+pub const BACKEND: &str = "vfio_iommu_type1";
+
+/// Whether [`BACKEND`] is there, loaded or built in (it has parameters, so it shows either way), or what other machines
+/// and newer kernels have instead: POWER's, iommufd.
+pub fn has_backend(root: &Path) -> bool {
+    let paths = ["sys/module/vfio_iommu_type1", "sys/module/vfio_iommu_spapr_tce", "dev/iommu"];
+    paths.iter().any(|p| root.join(p).exists())
+}
+
 /// Every node of VFIO by which a process can have `of` or its group, whether it exists or not.
 pub fn vfio_nodes(of: &Function) -> impl Iterator<Item = String> {
     let group = of.group.map(|n| format!("/dev/vfio/{n}"));
@@ -159,6 +170,8 @@ pub enum Obstacle {
     },
     /// Its group has no node in /dev.
     NoNode,
+    /// [`BACKEND`] is not loaded.
+    NoBackend,
 }
 
 /// An obstacle together with the device, as text.
@@ -205,8 +218,13 @@ impl fmt::Display for Told<'_> {
             ),
             Obstacle::NoNode => write!(
                 f,
-                "{address} is bound, but /dev/vfio/{group} does not exist; see that the vfio and vfio_iommu_type1 \
-                 modules are loaded and that /dev is a devtmpfs"
+                "{address} is bound, but /dev/vfio/{group} does not exist; see that the vfio module is loaded and that \
+                 /dev is a devtmpfs"
+            ),
+            Obstacle::NoBackend => write!(
+                f,
+                "{address} is bound, but the module {BACKEND}, which maps memory for it, is not loaded; run `modprobe \
+                 {BACKEND}`"
             ),
         }
     }
@@ -259,7 +277,10 @@ pub fn obstacle(
         let driver = member.driver.clone().unwrap_or_default();
         return Some(Obstacle::Companion { label: member.label(), driver });
     }
-    node.is_none().then_some(Obstacle::NoNode)
+    match node {
+        None => Some(Obstacle::NoNode),
+        Some(_) => (!has_backend(root)).then_some(Obstacle::NoBackend),
+    }
 }
 
 /// The kernel's rule for one member.

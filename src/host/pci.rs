@@ -47,6 +47,9 @@ pub struct Function {
     pub boot_display: bool,
     /// Virtual functions that are switched on and that it could have at most; `None` when it has no SR-IOV.
     pub sriov: Option<Sriov>,
+    /// Whether something has switched it on (`enable`). While a VFIO driver has it, that is a process that opened it;
+    /// but some drivers forget to switch their device off when they let it go.
+    pub enabled: bool,
     /// The physical function that it is a virtual function of.
     pub physical: Option<PciAddress>,
     /// Its character device of VFIO's newer interface (`vfio3`; Linux 6.1 and later, while bound to vfio-pci).
@@ -164,6 +167,7 @@ fn read(folder: &Path) -> Option<Function> {
         numa_node: sysfs::number(&at("numa_node")),
         boot_display: sysfs::number(&at("boot_vga")) == Some(1),
         sriov: most.map(|most| Sriov { on, most }),
+        enabled: sysfs::number::<u32>(&at("enable")).is_some_and(|n| n > 0),
         physical: sysfs::link_name(&at("physfn")).and_then(|n| PciAddress::parse(&n).ok()),
         vfio_device: sysfs::names(&at("vfio-dev")).into_iter().find(|n| n.starts_with("vfio")),
     })

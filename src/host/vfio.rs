@@ -30,8 +30,13 @@ const OTHER_BRIDGE: u16 = 0x0680;
 /// One step of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Load the kernel module vfio-pci.
-    Load,
+    /// Load a kernel module.
+    Load {
+        /// Its name.
+        module: &'static str,
+        /// Whether it goes on without it: kernels that have only iommufd lack [`iommu::BACKEND`].
+        optional: bool,
+    },
     /// Write `value` to the file `path`.
     Write {
         /// The file.
@@ -51,7 +56,7 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Load => write!(f, "modprobe {DRIVER}"),
+            Self::Load { module, .. } => write!(f, "modprobe {module}"),
             // As a shell would have it: an empty echo is the newline that resets an override.
             Self::Write { path, value, .. } => {
                 let (space, value) = if value.trim().is_empty() { ("", "") } else { (" ", value.as_str()) };
@@ -100,6 +105,11 @@ pub enum Refusal {
         /// Which process.
         holder: Holder,
     },
+    /// A device that vfio-pci has is switched on, so a process has opened it, but none was found.
+    Opened {
+        /// The device.
+        device: PciAddress,
+    },
     /// Not every process could be looked at.
     Unseen,
 }
@@ -136,6 +146,11 @@ impl fmt::Display for Refusal {
                     "{node} is open in {holder}, and the kernel would wait for it; stop that process first"
                 )
             }
+            Self::Opened { device } => write!(
+                f,
+                "{device} seems to be open in a process that cannot be found (its `enable` is not 0), and the kernel \
+                 would wait for it; stop what uses it, or add --force"
+            ),
             Self::Unseen => f.write_str(
                 "cannot see which processes have the devices open; run this as root, outside of containers",
             ),
@@ -172,7 +187,10 @@ pub fn bind(
 
     let mut steps = Vec::new();
     if !devices.is_empty() && !root.join("sys/bus/pci/drivers").join(DRIVER).exists() {
-        steps.push(Step::Load);
+        steps.push(Step::Load { module: DRIVER, optional: false });
+    }
+    if !devices.is_empty() && !iommu::has_backend(root) {
+        steps.push(Step::Load { module: iommu::BACKEND, optional: true });
     }
     for device in devices {
         steps.push(write_to(root, device, "driver_override", DRIVER));
@@ -189,14 +207,22 @@ pub fn bind(
 }
 
 /// The steps that give `wanted` and all else in their groups back to the drivers that the kernel picks; none when
-/// vfio-pci has none of them.
+/// vfio-pci has none of them. `force` takes those that only seem to be in use.
 ///
 /// # Errors
 /// [`Refusal`]: then nothing is to be done for any of them.
-pub fn unbind(root: &Path, all: &[Function], wanted: &[PciAddress]) -> Result<Vec<Step>, Refusal> {
+pub fn unbind(
+    root: &Path,
+    all: &[Function],
+    wanted: &[PciAddress],
+    force: bool,
+) -> Result<Vec<Step>, Refusal> {
     let groups = groups(all, wanted)?;
     let devices: Vec<&Function> = members(all, &groups).collect();
     nobody_holds(root, &devices)?;
+    if let Some(device) = devices.iter().find(|d| d.has_vfio_driver() && d.enabled && !force) {
+        return Err(Refusal::Opened { device: device.address });
+    }
     Ok(restore(root, &devices))
 }
 

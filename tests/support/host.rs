@@ -7,14 +7,14 @@
 //! iommu dmar0                         a unit of the IOMMU
 //! ids                                 a pci.ids file
 //! pci 0000:01:00.0 10de:2204 0300 …   a function: address, vendor and device, class, then KEY=VALUE:
-//!     under= (its port) rev= driver= group= numa= boot_vga= sriov=on/most of=(its physical function) cdev=
+//!     under= (its port) rev= driver= group= numa= boot_vga= sriov=on/most enable= of=(its physical function) cdev=
 //!     link= max= (16.0x16) power= reset= (none, or names joined by +) config= (ones, none) aer=cor/nonfatal/fatal
 //! noiommu 3                           group 3 is one of VFIO's no-IOMMU mode
 //! nonode 18                           /dev/vfio/18 is missing
 //! holder 4242 qemu /dev/vfio/18       a process that has a file open
 //! kmsg 3,1,1,-;vfio-pci …             a record of the kernel's log
 //! ```
-//! A group with a member that vfio-pci or a variant has gets its node in /dev/vfio.
+//! A group with a member that vfio-pci or a variant has gets its node in /dev/vfio, and VFIO's other module is loaded.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test uses a part of it")]
 
 use std::fs;
@@ -122,6 +122,7 @@ impl Host {
         put("revision", &format!("0x{}", get("rev").unwrap_or("00")));
         put("numa_node", get("numa").unwrap_or("-1"));
         put("driver_override", "(null)");
+        put("enable", get("enable").unwrap_or("0"));
         put("power_state", get("power").unwrap_or("D0"));
         if class == "0300" {
             put("boot_vga", get("boot_vga").unwrap_or("0"));
@@ -172,6 +173,7 @@ impl Host {
         let _ = symlink(&path, folder.join("iommu_group"));
         if driver.is_some_and(|d| d.ends_with("vfio-pci") || d.ends_with("vfio_pci")) {
             self.write(&format!("dev/vfio/{group}"), "");
+            fs::create_dir_all(self.root.join("sys/module/vfio_iommu_type1")).unwrap();
         }
     }
 

@@ -205,7 +205,7 @@ pub fn unbind_with(
 ) -> Result<(), Error> {
     let inventory = inventory(root)?;
     let wanted = boot::wanted(&change.what, None, &inventory, root, out)?;
-    let steps = vfio::unbind(root, &inventory.functions, &wanted).map_err(Error::Refused)?;
+    let steps = vfio::unbind(root, &inventory.functions, &wanted, change.force).map_err(Error::Refused)?;
     carry_out(&steps, change.dry_run, root, out, perform)?;
     if change.persist && !change.dry_run {
         boot::note(root, &inventory, |noted| noted.retain(|a| !wanted.contains(a)))?;
@@ -255,6 +255,10 @@ fn carry_out(
             touched.push(*device);
         }
         if let Err(why) = perform(step) {
+            if let Step::Load { module, optional: true } = step {
+                say(out, &format!("going on without {module}: {why}")).map_err(Error::Print)?;
+                continue;
+            }
             if let (Failure::Hung(_), Step::Write { device, .. }) = (&why, step) {
                 // The kernel holds this one: another write to it would hang as well.
                 touched.retain(|t| t != device);
@@ -280,10 +284,10 @@ fn take_back(root: &Path, touched: &[PciAddress], perform: &mut Perform<'_>) -> 
 /// Performs one step on this machine.
 fn perform(step: &Step) -> Result<(), Failure> {
     match step {
-        Step::Load => {
+        Step::Load { module, .. } => {
             let dirs = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Path::new);
             let path = process::find("modprobe", &dirs).ok_or(Failure::NoModprobe)?;
-            start(path, vec![vfio::DRIVER.into()], LOAD_DEADLINE)
+            start(path, vec![module.into()], LOAD_DEADLINE)
         }
         Step::Write { path, value, .. } => {
             // This very executable, also when its file was replaced meanwhile.
