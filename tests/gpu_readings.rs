@@ -1,14 +1,11 @@
 //! What is read beside the GPUs themselves: how busy they are, and whether Kata would take them.
-#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used)]
 
 #[path = "support/host.rs"]
 mod host;
 
-use std::time::Instant;
-
 use host::Host;
-use vectorlay::host::gpus::Watch;
-use vectorlay::host::health::Limits;
+use vectorlay::host::pci;
 
 #[test]
 fn use_is_known_where_the_hosts_driver_has_the_gpu() {
@@ -21,10 +18,10 @@ fn use_is_known_where_the_hosts_driver_has_the_gpu() {
         pci 0000:85:00.0 1002:74a1 1200 driver=amdgpu group=3
     ";
     let host = Host::new(facts);
-    let gpus = Watch::new(host.root(), Limits::default()).read(Instant::now(), &mut || None).unwrap().facts();
+    let functions = pci::functions(host.root()).unwrap();
     // The second line is of a GPU that vfio-pci took meanwhile.
     let printed = "00000000:41:00.0, 90, 100, 6144\n00000000:42:00.0, 1, 1, 6144\n";
-    let with = |smi: Option<&str>| utilization::read(host.root(), &gpus, &mut || smi.map(str::to_owned));
+    let with = |smi: Option<&str>| utilization::read(host.root(), &functions, &mut || smi.map(str::to_owned));
     assert_eq!(
         (with(Some(printed)).mean_percent(), with(Some(printed)).sources),
         (Some(90), vec!["nvidia-smi"])
@@ -42,7 +39,7 @@ fn use_is_known_where_the_hosts_driver_has_the_gpu() {
     assert_eq!(with(None).mean_percent(), None);
 
     // Without a GPU of NVIDIA's driver nobody asks for it.
-    let bound: Vec<_> = gpus.into_iter().filter(|g| g.driver.as_deref() == Some("vfio-pci")).collect();
+    let bound: Vec<_> = functions.into_iter().filter(|g| g.driver.as_deref() == Some("vfio-pci")).collect();
     let found = utilization::read(host.root(), &bound, &mut || panic!("asked"));
     assert_eq!(found, utilization::Utilization::default());
 }

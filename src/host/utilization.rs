@@ -6,9 +6,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::pci;
+use super::pci::{self, Function};
 use super::sysfs;
-use crate::core::facts::Gpu;
 use crate::process::{self, Bounds, Ended, Program};
 use crate::types::PciAddress;
 
@@ -62,11 +61,16 @@ impl Utilization {
     }
 }
 
-/// Reads the use of `gpus`. `nvidia_smi` gives what nvidia-smi prints; it is called only when NVIDIA's driver has one
-/// of them.
-pub fn read(root: &Path, gpus: &[Gpu], nvidia_smi: &mut dyn FnMut() -> Option<String>) -> Utilization {
+/// Reads the use of the GPUs among `functions`. `nvidia_smi` gives what nvidia-smi prints; it is called only when NVIDIA's
+/// driver has one of them.
+pub fn read(
+    root: &Path,
+    functions: &[Function],
+    nvidia_smi: &mut dyn FnMut() -> Option<String>,
+) -> Utilization {
     let mut found = Utilization::default();
-    let of_driver = |name: &'static str| gpus.iter().filter(move |g| g.driver.as_deref() == Some(name));
+    let gpus = || functions.iter().filter(|f| f.is_gpu());
+    let of_driver = |name: &'static str| gpus().filter(move |g| g.driver.as_deref() == Some(name));
     if of_driver("nvidia").next().is_some() {
         let uses = nvidia_smi().map(|text| parse(&text)).unwrap_or_default();
         let ours = uses.into_iter().filter(|u| of_driver("nvidia").any(|g| g.address == u.address));
