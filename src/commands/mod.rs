@@ -3,4 +3,6 @@
 
 pub mod check;
 pub mod info;
+pub mod remarks;
+pub mod status;
 pub mod vfio;

@@ -98,6 +98,7 @@ impl Disk {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test needs some time to begin with")]
 mod tests {
     use super::*;
 

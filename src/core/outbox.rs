@@ -184,6 +184,7 @@ impl Outbox {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test needs some time to begin with")]
 mod tests {
     use super::*;
 

@@ -1,0 +1,70 @@
+//! What `check` says besides the dependencies: each GPU with what stands in its way, how it would be handed over,
+//! what Kata's configuration would refuse, and where logs go.
+
+use std::time::Instant;
+
+use super::check::Remark;
+use crate::config::Config;
+use crate::core::facts::{Gpu, Health, Verdict};
+use crate::engine::cli::Handover;
+use crate::host::dependencies::{self, Shim};
+use crate::host::gpus::Watch;
+use crate::host::kata_config::{self, Runtime};
+use crate::host::lspci;
+use crate::setup::{self, Setup};
+
+/// The remarks about this host and these settings.
+pub fn all(config: &Config, setup: &Setup) -> Vec<Remark> {
+    let remark = |about: &str, text: String| Remark { about: about.to_owned(), text };
+    let mut remarks = vec![remark("logs", setup.log_reason.to_owned())];
+    #[allow(clippy::disallowed_methods, reason = "an inventory has a time")]
+    let now = Instant::now();
+    let inventory =
+        Watch::new(&config.root, setup::health_limits(config)).read(now, &mut || lspci::run(&config.root));
+    match inventory {
+        Err(unreadable) => remarks.push(remark("GPUs", unreadable.to_string())),
+        Ok(inventory) => {
+            let gpus = inventory.facts();
+            if gpus.is_empty() {
+                return remarks;
+            }
+            remarks.push(remark("hand-over", setup.handover_reason.clone()));
+            remarks.extend(gpus.iter().map(|gpu| remark(&format!("GPU {}", gpu.address), judge(gpu))));
+            if setup.cli.handover == Handover::Vfio && setup.hands_over {
+                let devices = gpus.iter().map(|gpu| 1 + gpu.companions.len()).sum::<usize>();
+                remarks.extend(kata(config, setup, devices as u64).map(|text| remark("Kata", text)));
+            }
+        }
+    }
+    remarks
+}
+
+fn judge(gpu: &Gpu) -> String {
+    let verdict = match &gpu.verdict {
+        Verdict::Assignable => "assignable".to_owned(),
+        Verdict::Held(why) | Verdict::Obstructed(why) => why.clone(),
+    };
+    match &gpu.health {
+        Health::Ok => verdict,
+        Health::Suspect(why) => format!("{verdict}; suspect: {why}"),
+        Health::Failed(why) => format!("{verdict}; failed: {why}"),
+        Health::Unknown(why) => format!("{verdict}; health unknown: {why}"),
+    }
+}
+
+/// What Kata's configuration would refuse, or make fail.
+fn kata(config: &Config, setup: &Setup, devices: u64) -> impl Iterator<Item = String> {
+    let shim = match dependencies::shim(&setup.inputs) {
+        Shim::Found(path) => Some(std::fs::canonicalize(&path).unwrap_or(path)),
+        Shim::None | Shim::Elsewhere { .. } | Shim::Missing { .. } => None,
+    };
+    let is_kata = |name: &str| name.contains("kata");
+    let shim = shim.filter(|path| path.file_name().is_some_and(|name| is_kata(&name.to_string_lossy())));
+    let findings = shim.map(|shim| {
+        let runtime = if shim.to_string_lossy().contains("runtime-rs") { Runtime::Rust } else { Runtime::Go };
+        let file = kata_config::find(&config.root, runtime, &shim);
+        let settings = file.and_then(|file| kata_config::Settings::read(&config.root, &file));
+        kata_config::findings(settings.as_ref(), runtime, devices)
+    });
+    findings.unwrap_or_default().into_iter().map(|finding| finding.to_string())
+}

@@ -1,0 +1,91 @@
+//! `vectorlay-agent status`: how the running agent says the node is.
+
+use std::fmt::Write as _;
+use std::io::Write;
+
+use serde_json::Value;
+
+/// Writes the agent's answer, for people or as it is.
+pub fn run(answer: &Value, as_json: bool, out: &mut dyn Write) {
+    let text = if as_json { format!("{answer:#}\n") } else { render(answer) };
+    // A reader that has gone is no error.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+fn render(answer: &Value) -> String {
+    let text = |name: &str| match answer.get(name) {
+        Some(Value::String(text)) => text.clone(),
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(other) => other.to_string(),
+    };
+    let mut out = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "{name:<12} {value}");
+    };
+    line("node", text("node_id"));
+    line("version", text("version"));
+    line("state", with_reason(&text("state"), answer.get("reason")));
+    line("link", with_reason(&text("link"), answer.get("link_trouble")));
+    line("waiting", format!("{} deploys, {} results", text("deploys_waiting"), text("results_waiting")));
+    line("containers", format!("as of {} s ago", text("containers_age_s")));
+    for container in list(answer, "containers") {
+        let code = container.get("exit_code").map(|code| format!(" ({code})")).unwrap_or_default();
+        line("", format!("{:<10} {}", field(container, "status") + &code, field(container, "replica_id")));
+    }
+    for gpu in list(answer, "gpus") {
+        let user = match gpu.get("replica_id").and_then(Value::as_str) {
+            Some(replica) => format!("used by {replica}"),
+            None if gpu.get("assignable") == Some(&Value::Bool(true)) => "free".to_owned(),
+            None => with_reason("not assignable", gpu.get("reason")),
+        };
+        line("GPU", format!("{} {}: {user}", field(gpu, "pci_address"), field(gpu, "name")));
+    }
+    out
+}
+
+fn with_reason(word: &str, reason: Option<&Value>) -> String {
+    match reason.and_then(Value::as_str).filter(|reason| !reason.is_empty()) {
+        Some(reason) => format!("{word}: {reason}"),
+        None => word.to_owned(),
+    }
+}
+
+fn list<'a>(answer: &'a Value, name: &str) -> &'a [Value] {
+    answer.get(name).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+fn field(value: &Value, name: &str) -> String {
+    value.get(name).and_then(Value::as_str).unwrap_or("-").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_table_shows_what_the_agent_said() {
+        let answer = json!({
+            "node_id": "n-1", "version": "0.1.0", "state": "degraded", "reason": "containerd: gone",
+            "link": "connected", "link_trouble": null, "containers_age_s": 3, "results_waiting": 0,
+            "deploys_waiting": 1,
+            "containers": [{"replica_id": "a", "status": "running"},
+                           {"replica_id": "b", "status": "exited", "exit_code": 7}],
+            "gpus": [{"pci_address": "0000:41:00.0", "name": "H100", "assignable": true, "replica_id": "a"},
+                     {"pci_address": "0000:42:00.0", "name": "H100", "assignable": false, "reason": "D3cold"}],
+        });
+        let mut out = Vec::new();
+        run(&answer, false, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        for part in [
+            "degraded: containerd: gone",
+            "running    a",
+            "exited (7) b",
+            "used by a",
+            "not assignable: D3cold",
+        ] {
+            assert!(text.contains(part), "{part:?} in\n{text}");
+        }
+    }
+}
