@@ -190,9 +190,8 @@ pub fn gpu_reader(config: &Config) -> impl FnMut() -> Option<Vec<Gpu>> + Send + 
 /// Reads the mean use of the GPUs that the host can read.
 pub fn utilization_reader(config: &Config) -> impl FnMut() -> Option<u8> + Send + 'static {
     let root = config.root.clone();
-    let mut gpus = gpu_reader(config);
     move || {
-        let gpus = gpus()?;
-        utilization::read(&root, &gpus, &mut || utilization::run_nvidia_smi(&root)).mean_percent()
+        let functions = pci::functions(&root).ok()?;
+        utilization::read(&root, &functions, &mut || utilization::run_nvidia_smi(&root)).mean_percent()
     }
 }
