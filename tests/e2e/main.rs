@@ -1,4 +1,7 @@
-#![allow(clippy::disallowed_methods, reason = "programs are started here, clocks read, and files watched in threads")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "programs are started here, clocks read, and files watched in threads"
+)]
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 #![allow(missing_docs)]
 //! End to end: the agent's binary, the reference control plane's, and a real container engine. One file for each
@@ -8,4 +11,8 @@
 mod support;
 mod world;
 
+mod delivery;
 mod deploy;
+mod hostile;
+mod stopping;
+mod variables;

@@ -54,7 +54,8 @@ impl Node {
     /// One that knows no control plane, has no token, and whose container CLI does not exist.
     pub fn new(name: &str) -> Self {
         let folder = Folder::new(name);
-        let mut node = Self { folder, settings: Vec::new(), environment: BTreeMap::new(), around: Vec::new() };
+        let mut node =
+            Self { folder, settings: Vec::new(), environment: BTreeMap::new(), around: Vec::new() };
         std::fs::write(node.file(), "{}").unwrap();
         for (setting, part) in [
             ("state-dir", "state"),
