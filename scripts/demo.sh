@@ -95,7 +95,7 @@ node=$(grep -m1 ' registered ' "$dir/server.log" | cut -d' ' -f2)
 
 step "3. It saves its identity, for root alone."
 await "$dir/agent.log" 'this node is '
-ls -l "$dir/state/node.json" | shown
+stat -c '%A %U %s bytes  %n' "$dir/state/node.json" | shown
 
 step "4. It connects, says what the machine is, and sends its first heartbeat."
 await "$dir/server.log" "^$node system_info"
@@ -113,6 +113,7 @@ await "$dir/server.log" "^$node deploy_result "
 container=$(grep -m1 "^$node deploy_result " "$dir/server.log" | sed -E 's/.*"container_id":"([0-9a-f]+)".*/\1/')
 "$VECTORLAY_TEST_CLI" "${namespace[@]}" ps --filter "label=vectorlay.replica" | shown
 say "    its environment, read inside the container:"
+# shellcheck disable=SC2016 # the container's shell is to expand it
 "$VECTORLAY_TEST_CLI" "${namespace[@]}" exec "$container" sh -c 'printf "[%s]\n" "$GREETING"' | shown
 
 step "6. Another replica ends by itself: its exit code is known at once."
