@@ -2,12 +2,14 @@
 //! programs that the engine runs on the host.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
 
+use crate::support::agent::wait_until;
 use crate::support::control_plane::WAIT;
 use crate::world::World;
 
@@ -52,6 +54,14 @@ fn variables_arrive_byte_for_byte_and_nobody_else_sees_them() {
     let others =
         [("NUMBER", json!(17)), ("FRACTION", json!(0.5)), ("TRUE", json!(true)), ("NULL", Value::Null)];
     env.extend(others);
+
+    // The watch itself sees what it is to see.
+    let watch = Watch::start();
+    let mut bait = std::process::Command::new("sleep").arg("1000").arg0(CANARY).spawn().unwrap();
+    wait_until(WAIT, "the watch has looked", || watch.rounds() > 1);
+    bait.kill().unwrap();
+    bait.wait().unwrap();
+    assert_ne!(watch.stop(), [""; 0]);
 
     let watch = Watch::start();
     let container = world.deploy("secret", &json!({"env_vars": env}));

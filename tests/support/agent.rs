@@ -62,12 +62,12 @@ impl Node {
             ("control-socket", "run/agent.sock"),
             ("log-dir", "logs"),
             ("container-cli", "missing/docker"),
-            ("data-path", ""),
         ] {
             let path = node.path().join(part);
             node.set(setting, path.to_str().unwrap());
         }
-        node.set("log", "debug").set("min-free-gb", "0");
+        let path = node.path().to_str().unwrap().to_owned();
+        node.set("data-path", &path).set("log", "debug").set("min-free-gb", "0");
         let file = node.file();
         node.env("VECTORLAY_CONFIG", file.to_str().unwrap());
         node.env("PATH", &std::env::var("PATH").unwrap_or_default()).env("HOME", "/root");
