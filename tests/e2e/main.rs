@@ -13,9 +13,14 @@ mod world;
 
 mod delivery;
 mod deploy;
+mod drain;
+mod exits;
+mod half_open;
 mod hostile;
 mod identity;
 mod looks;
+mod reconnect;
+mod restarts;
 mod secured;
 mod settings;
 mod stopping;
