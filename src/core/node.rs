@@ -156,9 +156,11 @@ impl Node {
         let free = usage.free_bytes?;
         let path = usage.storage.as_ref().map_or("the data path", |storage| storage.path.as_str());
         (free < least).then(|| {
-            let gb = |bytes: u64| bytes / 1_000_000_000;
-            let error =
-                format!("{} GB free on {path}, at least {} are needed for images", gb(free), gb(least));
+            let error = format!(
+                "{} GiB free on {path}, at least {} are needed for images (setting min_free_gb)",
+                free >> 30,
+                least >> 30
+            );
             Refusal::new(Code::NoDisk, error)
         })
     }
