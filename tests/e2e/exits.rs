@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::control_plane::WAIT;
+use crate::support::engine::skip;
 use crate::world::World;
 
 /// The slow comparison with the engine's list is 60 s away: what comes within this was noticed at once.
@@ -51,10 +52,7 @@ fn an_exit_is_told_at_once_with_its_code() {
 fn out_of_memory() {
     let Some(world) = World::start("out_of_memory") else { return };
     if !world.engine.is_docker() {
-        return crate::support::engine::skip(
-            "out_of_memory",
-            "nerdctl does not say that it was for want of memory",
-        );
+        return skip("out_of_memory", "nerdctl does not say that it was for want of memory");
     }
     let script = "x=x; while :; do x=$x$x$x$x; done";
     world.deploy("greedy", &json!({"memory_mb": 16, "command": ["/bin/sh", "-c", script]}));
@@ -70,19 +68,9 @@ fn out_of_memory() {
 fn what_a_container_prints() {
     let Some(world) = World::start("what_a_container_prints") else { return };
     let script = "for i in $(seq 1 50); do echo line $i; done; echo last >&2; echo; printf 'grüße \\033[31m\\n'; sleep 1000";
-    let container = world.deploy("talks", &json!({"command": ["/bin/sh", "-c", script]}));
-    crate::support::agent::wait_until(WAIT, "it has printed", || {
-        world.engine.text(&["logs", &container]).contains("grüße")
-    });
-    let ask = |replica: &str, tail: u64| {
-        let mark = world.plane.mark();
-        let body =
-            json!({"replica_id": replica, "tail": tail, "request_id": format!("logs-{replica}-{tail}")});
-        world.plane.api_post(&format!("/nodes/{}/logs", world.id), &body);
-        let answer = world.plane.wait_event_after(mark, WAIT, |event| event["type"] == "logs");
-        assert_eq!(answer["payload"]["request_id"], body["request_id"]);
-        answer["payload"].clone()
-    };
+    world.deploy("talks", &json!({"command": ["/bin/sh", "-c", script]}));
+    world.wait_printed("talks", "grüße");
+    let ask = |replica: &str, tail: u64| world.logs(replica, tail);
     let all = ask("talks", 100);
     let mut lines: Vec<&str> =
         all["lines"].as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();

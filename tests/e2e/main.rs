@@ -16,6 +16,7 @@ mod deploy;
 mod drain;
 mod exits;
 mod half_open;
+mod heartbeat;
 mod hostile;
 mod identity;
 mod looks;

@@ -16,20 +16,15 @@ fn a_container_is_asked_before_it_is_killed() {
     let deploy = |replica: &str, fields: serde_json::Value| {
         let mut fields = fields;
         fields["command"] = json!(["/bin/sh", "-c", STUBBORN]);
-        let container = world.deploy(replica, &fields);
-        crate::support::agent::wait_until(WAIT, "it listens", || {
-            world.engine.text(&["logs", &container]).contains("ready")
-        });
-        container
+        world.deploy(replica, &fields);
+        world.wait_printed(replica, "ready");
     };
     // It is given the time that the deploy says, or the stop, which beats it.
     for (of_deploy, of_stop, expected) in [(Some(2), None, 2), (Some(60), Some(1), 1)] {
-        let container = deploy("stubborn", json!({"stop_timeout_s": of_deploy}));
+        deploy("stubborn", json!({"stop_timeout_s": of_deploy}));
         let began = Instant::now();
         let request = world.send("stop", &json!({"replica_id": "stubborn", "timeout_s": of_stop}));
-        crate::support::agent::wait_until(WAIT, "it is asked", || {
-            world.engine.text(&["logs", &container]).contains("asked")
-        });
+        world.wait_printed("stubborn", "asked");
         assert_eq!(world.result(&request)["status"], "stopped");
         let took = began.elapsed();
         assert!(took >= Duration::from_secs(expected), "{took:?}");

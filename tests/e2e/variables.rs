@@ -58,7 +58,8 @@ fn variables_arrive_byte_for_byte_and_nobody_else_sees_them() {
     // The watch itself sees what it is to see.
     let watch = Watch::start();
     let mut bait = std::process::Command::new("sleep").arg("1000").arg0(CANARY).spawn().unwrap();
-    wait_until(WAIT, "the watch has looked", || watch.rounds() > 1);
+    let before_it = watch.rounds();
+    wait_until(WAIT, "the watch has looked", || watch.rounds() > before_it + 1);
     bait.kill().unwrap();
     bait.wait().unwrap();
     assert_ne!(watch.stop(), [""; 0]);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::agent::{Agent, Node};
+use crate::support::agent::{Agent, Node, wait_until};
 use crate::support::control_plane::{ControlPlane, TOKEN, WAIT};
 use crate::support::engine::Engine;
 
@@ -112,6 +112,25 @@ impl World {
         let result = self.result(&self.send("stop", &payload));
         assert_eq!(result["status"], "stopped", "{result}");
         assert_eq!(self.engine.containers(replica), [""; 0]);
+    }
+
+    /// The answer to `logs` for a replica.
+    pub fn logs(&self, replica: &str, tail: u64) -> Value {
+        let mark = self.plane.mark();
+        let request = format!("logs-{replica}-{tail}-{mark}");
+        let body = json!({"replica_id": replica, "tail": tail, "request_id": request});
+        self.plane.api_post(&format!("/nodes/{}/logs", self.id), &body);
+        let answer = self.plane.wait_event_after(mark, WAIT, |event| event["type"] == "logs");
+        assert_eq!(answer["payload"]["request_id"], request);
+        answer["payload"].clone()
+    }
+
+    /// Waits until a replica has printed this.
+    pub fn wait_printed(&self, replica: &str, text: &str) {
+        wait_until(WAIT, "it is printed", || {
+            let answer = self.logs(replica, 1000);
+            answer["lines"].as_array().unwrap().iter().any(|line| line.as_str().unwrap().contains(text))
+        });
     }
 
     /// The node, once it is as wanted.

@@ -12,8 +12,9 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(
     clippy::disallowed_methods,
+    clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "tests start programs, read clocks, and fail"
+    reason = "tests start programs, read clocks, show logs, and fail"
 )]
 
 use std::collections::BTreeMap;

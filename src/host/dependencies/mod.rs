@@ -138,8 +138,9 @@ pub struct Checker {
     inputs: Arc<Inputs>,
     ask: Duration,
     round: Duration,
-    /// The probes of this round and of earlier ones answer here.
-    results: (Sender<(usize, Check)>, Receiver<(usize, Check)>),
+    /// The probes of this round and of earlier ones answer here, each with its index.
+    answers: Sender<(usize, Check)>,
+    answered: Receiver<(usize, Check)>,
     /// The probes that have not answered yet.
     asked: [bool; PROBES.len()],
 }
@@ -148,13 +149,14 @@ impl Checker {
     /// One that has not checked anything yet.
     pub fn new(inputs: Arc<Inputs>) -> Self {
         let (ask, round) = (ASK_DEADLINE, ROUND_DEADLINE);
-        Self { inputs, ask, round, results: mpsc::channel(), asked: Default::default() }
+        let (answers, answered) = mpsc::channel();
+        Self { inputs, ask, round, answers, answered, asked: Default::default() }
     }
 
     /// Checks everything once: each check is emitted once, as soon as it is known. Returns at the latest after 14 s.
     pub fn round(&mut self, emit: &mut dyn FnMut(Check)) {
         // What answered after its round was over is old, but it hangs no more.
-        while let Ok((index, _)) = self.results.1.try_recv() {
+        while let Ok((index, _)) = self.answered.try_recv() {
             self.asked[index] = false;
         }
         let mut waiting: Vec<usize> = Vec::new();
@@ -163,7 +165,7 @@ impl Checker {
                 emit(self.unanswered(probe, "still has not answered since an earlier check"));
                 continue;
             }
-            let (inputs, ask, sender) = (Arc::clone(&self.inputs), self.ask, self.results.0.clone());
+            let (inputs, ask, sender) = (Arc::clone(&self.inputs), self.ask, self.answers.clone());
             let thread = Builder::new().name(format!("check-{}", probe.name)).spawn(move || {
                 let check = (probe.run)(&Asker { inputs: &inputs, deadline: ask });
                 // Nobody listens any more when the checker is gone.
@@ -183,7 +185,7 @@ impl Checker {
         let until = Instant::now() + self.round;
         while !waiting.is_empty() {
             let left = until.saturating_duration_since(Instant::now());
-            let Ok((index, check)) = self.results.1.recv_timeout(left) else { break };
+            let Ok((index, check)) = self.answered.recv_timeout(left) else { break };
             self.asked[index] = false;
             if waiting.contains(&index) {
                 waiting.retain(|other| *other != index);
