@@ -149,9 +149,9 @@ impl Gpus {
         self.back.iter().copied()
     }
 
-    /// Whether there is a GPU at this address.
+    /// Whether there is a GPU at this address, or was one when the operator held it back.
     pub fn knows(&self, gpu: PciAddress) -> bool {
-        self.slots.contains_key(&gpu)
+        self.slots.contains_key(&gpu) || self.back.contains(&gpu)
     }
 
     /// Who has a GPU.
