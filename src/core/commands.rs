@@ -53,7 +53,10 @@ impl Core {
                 let request = deploy.request.as_ref();
                 self.answered_before(request, out)
                     || self.answer_again(&deploy.replica, request, &hash)
-                    || self.replicas.get(&deploy.replica).is_some_and(|replica| replica.awaits(request, &hash))
+                    || self
+                        .replicas
+                        .get(&deploy.replica)
+                        .is_some_and(|replica| replica.awaits(request, &hash))
             }
             Inbound::Stop(stop) => {
                 let awaited = |replica: &Replica| {

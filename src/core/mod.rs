@@ -418,8 +418,8 @@ impl Core {
         self.expire_waiting(now, out);
         self.drive(now, out);
         self.drive_engine(now, out);
-        self.drive_node(now, out);
         self.drive_session(now, out);
+        self.drive_node(now, out);
         self.drive_ending(now, out);
         if self.orphans_due.is_some_and(|at| at <= now) {
             self.orphans_due = None;

@@ -67,12 +67,7 @@ impl Core {
     }
 
     /// Answers a stop of a replica that does not exist: kept, or only sent when too much is kept already.
-    pub(super) fn tell_absent(
-        &mut self,
-        id: &ReplicaId,
-        request: Option<RequestId>,
-        out: &mut Vec<Action>,
-    ) {
+    pub(super) fn tell_absent(&mut self, id: &ReplicaId, request: Option<RequestId>, out: &mut Vec<Action>) {
         let newest = self.outbox.iter().rposition(|entry| entry.replica == *id);
         let again = |n: usize, entry: &Entry| {
             Some(n) == newest && entry.kind == Kind::Stop && entry.request == request

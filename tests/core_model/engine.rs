@@ -147,8 +147,11 @@ impl Engine {
             match luck % 4 {
                 0 => {}
                 1 => {
-                    let under = |name: &&String| **name == run.name || name.starts_with(&format!("{}-", run.name));
-                    if self.named(&run.name).is_none() && self.ghosts.keys().filter(under).count() < GHOSTS_MAX {
+                    let under =
+                        |name: &&String| **name == run.name || name.starts_with(&format!("{}-", run.name));
+                    if self.named(&run.name).is_none()
+                        && self.ghosts.keys().filter(under).count() < GHOSTS_MAX
+                    {
                         let id = self.fresh_id();
                         self.ghosts.insert(run.name.clone(), id);
                     }

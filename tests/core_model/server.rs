@@ -51,7 +51,16 @@ impl Server {
         let text = format!(
             r#"{{"type":"deploy","payload":{{"replica_id":"{replica}","image":"{image}","gpu_count":{gpus}{field}{more}}}}}"#
         );
-        self.tasks.push(Task { kind: Kind::Deploy, replica, request, text, outcome: None, taken: None, weak: false, anew: false });
+        self.tasks.push(Task {
+            kind: Kind::Deploy,
+            replica,
+            request,
+            text,
+            outcome: None,
+            taken: None,
+            weak: false,
+            anew: false,
+        });
         n
     }
 
@@ -59,7 +68,16 @@ impl Server {
         let (n, request) = self.name(replica);
         let field = request.as_ref().map_or(String::new(), |id| format!(r#","request_id":"{id}""#));
         let text = format!(r#"{{"type":"stop","payload":{{"replica_id":"{replica}"{field}}}}}"#);
-        self.tasks.push(Task { kind: Kind::Stop, replica, request, text, outcome: None, taken: None, weak: false, anew: false });
+        self.tasks.push(Task {
+            kind: Kind::Stop,
+            replica,
+            request,
+            text,
+            outcome: None,
+            taken: None,
+            weak: false,
+            anew: false,
+        });
         n
     }
 
@@ -113,7 +131,8 @@ impl Server {
         let word = |name: &str| payload[name].as_str().unwrap_or("-").to_owned();
         let outcome = format!("{}:{}", word("status"), word("code"));
         let Some(request) = payload["request_id"].as_str() else {
-            let oldest = |task: &&mut Task| task.kind == kind && task.replica == replica && task.outcome.is_none();
+            let oldest =
+                |task: &&mut Task| task.kind == kind && task.replica == replica && task.outcome.is_none();
             if let Some(task) = self.tasks.iter_mut().find(oldest) {
                 task.outcome = Some(outcome);
             }
@@ -149,7 +168,11 @@ impl Server {
         {
             let before = |task: &&Task| {
                 let taken = task.taken.is_some_and(|(process, then)| process == incarnation && then < at);
-                task.replica == replica && task.kind == Kind::Deploy && taken && task.outcome.is_none() && !task.anew
+                task.replica == replica
+                    && task.kind == Kind::Deploy
+                    && taken
+                    && task.outcome.is_none()
+                    && !task.anew
             };
             if let Some(task) = self.tasks.iter().find(before) {
                 return Err(format!("{request} stopped {replica} before {:?} had its result", task.request));

@@ -142,17 +142,23 @@ fn act(world: &mut World, Step(op, a, b): Step) {
         Op::Receive => world.receive(1 + pick(4)),
         Op::Deploy => {
             let replica = REPLICAS[pick(REPLICAS.len())];
-            if world.server.open().filter(|n| world.server.tasks[*n].replica == replica).count() < limit(replica) {
-                let image = ["img:a", "img:b", "img:a", "img:b", "img:a", "img:far", "img:nope"][b as usize % 7];
+            if world.server.open().filter(|n| world.server.tasks[*n].replica == replica).count()
+                < limit(replica)
+            {
+                let image =
+                    ["img:a", "img:b", "img:a", "img:b", "img:a", "img:far", "img:nope"][b as usize % 7];
                 let gpus = [0, 0, 1, 2, 0, 3][(b / 8) as usize % 6];
-                let more = ["", "", "", r#","deploy_timeout_s":20"#, r#","pull":"always""#, r#","pull":"never""#];
+                let more =
+                    ["", "", "", r#","deploy_timeout_s":20"#, r#","pull":"always""#, r#","pull":"never""#];
                 let n = world.server.new_deploy(replica, image, gpus, more[(b / 64) as usize % 6]);
                 world.post(n);
             }
         }
         Op::Stop => {
             let replica = REPLICAS[pick(REPLICAS.len())];
-            if world.server.open().filter(|n| world.server.tasks[*n].replica == replica).count() < limit(replica) {
+            if world.server.open().filter(|n| world.server.tasks[*n].replica == replica).count()
+                < limit(replica)
+            {
                 let n = world.server.new_stop(replica);
                 world.post(n);
             }
@@ -165,7 +171,8 @@ fn act(world: &mut World, Step(op, a, b): Step) {
         }
         Op::Disk => world.disk(if b % 16 == 0 { 1 } else { 0 }),
         Op::Dial => world.dialed([0, 0, 0, 0, 0, 0, 1, 2, 3, 4][pick(10)]),
-        Op::Cut => world.cut(b % 4 == 0, [DownReason::Broken, DownReason::Closed(4001), DownReason::Violation][pick(3)]),
+        Op::Cut => world
+            .cut(b % 4 == 0, [DownReason::Broken, DownReason::Closed(4001), DownReason::Violation][pick(3)]),
         Op::Crash => world.crash(a),
         Op::Engine => world.engine.mode = [Mode::Well, Mode::Well, Mode::Away, Mode::Frozen][pick(4)],
         Op::End => world.meddle(a, false),
@@ -250,7 +257,8 @@ fn finish(world: &mut World) {
     let stops: Vec<usize> = REPLICAS.iter().map(|replica| world.server.new_stop(replica)).collect();
     deliver(world, &stops, "stopped", "a stop when all is well");
     empty(world, "after all was stopped");
-    let deploys: Vec<usize> = (0..4).map(|n| world.server.new_deploy(REPLICAS[n], "img:a", (n % 2) as u32, "")).collect();
+    let deploys: Vec<usize> =
+        (0..4).map(|n| world.server.new_deploy(REPLICAS[n], "img:a", (n % 2) as u32, "")).collect();
     deliver(world, &deploys, "running", "a deploy when all is well");
     let up = world.engine.containers.values().filter(|c| matches!(c.status, Status::Up(_))).count();
     if world.broken.is_none() && up != 4 {
@@ -300,7 +308,8 @@ fn rest(world: &mut World, when: &str) {
     if let Some(n) = world.server.open().next() {
         let task = &world.server.tasks[n];
         let kind = if task.kind == Kind::Deploy { "deploy" } else { "stop" };
-        world.broken = Some(format!("{when} a {kind} of {} has no outcome ({:?})", task.replica, task.request));
+        world.broken =
+            Some(format!("{when} a {kind} of {} has no outcome ({:?})", task.replica, task.request));
         return;
     }
     let status = world.control(Request::Status);
@@ -336,7 +345,8 @@ fn compare(world: &mut World, status: &Value, when: &str) {
             && world.server.exits.get(&container.replica) != Some(&format!("exited:{code}"))
         {
             let heard = world.server.exits.get(&container.replica);
-            wrong = Some(format!("{when} the exit of {} with {code} was told as {heard:?}", container.replica));
+            wrong =
+                Some(format!("{when} the exit of {} with {code} was told as {heard:?}", container.replica));
         }
     }
     let free = world.server.heartbeat.as_ref().map(|h| h["gpus_free"].as_u64().unwrap_or_default());

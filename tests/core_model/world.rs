@@ -114,12 +114,9 @@ fn limits() -> Limits {
 impl World {
     pub fn new(seed: u64) -> Self {
         let now = Instant::now();
-        let identity = Identity {
-            node_id: NodeId::new("node-1").unwrap(),
-            node_token: None,
-            spec_key: Some([7; 32]),
-        };
-        let identity = (seed % 4 != 0).then_some(identity);
+        let identity =
+            Identity { node_id: NodeId::new("node-1").unwrap(), node_token: None, spec_key: Some([7; 32]) };
+        let identity = (!seed.is_multiple_of(4)).then_some(identity);
         let mut out = Vec::new();
         let core = Core::new(now, limits(), Self::origin(identity.clone(), None, seed), &mut out);
         let mut world = Self {
@@ -179,7 +176,8 @@ impl World {
     pub fn crash(&mut self, luck: u32) {
         self.say(|| "=== crash".into());
         let store = std::mem::take(&mut self.store);
-        let late = |since: Option<Instant>| since.is_none_or(|since| since + Duration::from_secs(2) <= self.now);
+        let late =
+            |since: Option<Instant>| since.is_none_or(|since| since + Duration::from_secs(2) <= self.now);
         if store.bad || store.in_flight.as_ref().is_some_and(|(.., since)| late(*since)) {
             // What was sent without its record may be decided anew.
             for task in &mut self.server.tasks {
@@ -274,7 +272,9 @@ impl World {
             Action::Job(id, job) => self.submit(id, job),
             Action::CancelJob(id) => {
                 if let Some(flight) = self.flights.iter_mut().find(|flight| flight.id == id) {
-                    flight.outcome.get_or_insert_with(|| failed(&flight.job, FailureKind::Deadline, "given up"));
+                    flight
+                        .outcome
+                        .get_or_insert_with(|| failed(&flight.job, FailureKind::Deadline, "given up"));
                 }
             }
             Action::Watch(container, pid) => {
@@ -313,9 +313,11 @@ impl World {
         if let Job::Run(run) = &job {
             let busy = |gpu: &PciAddress| run.gpus.iter().any(|(mine, _)| mine == gpu);
             let in_container = self.engine.containers.values().find(|c| c.gpus.iter().any(busy));
-            let rivals = self.flights.iter().filter(|flight| flight.outcome.is_none()).filter_map(|flight| match &flight.job {
-                Job::Run(other) => Some(&**other),
-                _ => None,
+            let rivals = self.flights.iter().filter(|flight| flight.outcome.is_none()).filter_map(|flight| {
+                match &flight.job {
+                    Job::Run(other) => Some(&**other),
+                    _ => None,
+                }
             });
             let mut rivals = rivals.chain(self.orphans.iter().map(|(run, _)| run));
             if let Some(container) = in_container {
@@ -338,7 +340,9 @@ impl World {
 
     fn link_order(&mut self, order: LinkOrder) {
         match order {
-            LinkOrder::Dial { link, .. } | LinkOrder::Register { link, .. } if !matches!(self.link, Link::None) => {
+            LinkOrder::Dial { link, .. } | LinkOrder::Register { link, .. }
+                if !matches!(self.link, Link::None) =>
+            {
                 self.breaks(format!("{link} is tried while another lives"));
             }
             LinkOrder::Dial { link, .. } => self.link = Link::Dialing(link),
@@ -610,7 +614,10 @@ impl World {
     pub fn sampler(&mut self) {
         match &mut self.reading {
             Some(reading @ None) => {
-                let hardware = Hardware { gpus: gpus(&self.engine, &self.missing_gpus, &self.failed_gpus), ..Hardware::default() };
+                let hardware = Hardware {
+                    gpus: gpus(&self.engine, &self.missing_gpus, &self.failed_gpus),
+                    ..Hardware::default()
+                };
                 *reading = Some(hardware);
             }
             Some(Some(_)) => {
@@ -701,7 +708,10 @@ impl World {
         }
         let link = up.id;
         self.link = Link::None;
-        self.handle(Event::Link(link, LinkEvent::Down(Down { why, retry_after: None, detail: "cut".into() })));
+        self.handle(Event::Link(
+            link,
+            LinkEvent::Down(Down { why, retry_after: None, detail: "cut".into() }),
+        ));
     }
 
     /// The server reads up to `count` frames.
@@ -716,7 +726,8 @@ impl World {
                 None if up.closing => {
                     let link = up.id;
                     self.link = Link::None;
-                    let down = Down { why: DownReason::Closed(1001), retry_after: None, detail: String::new() };
+                    let down =
+                        Down { why: DownReason::Closed(1001), retry_after: None, detail: String::new() };
                     self.handle(Event::Link(link, LinkEvent::Down(down)));
                     return;
                 }
@@ -852,7 +863,8 @@ pub const GPUS: usize = 6;
 fn gpus(engine: &Engine, missing: &BTreeSet<usize>, failed: &BTreeSet<usize>) -> Vec<Gpu> {
     let one = |n: usize| {
         let group = n.min(4) as u32;
-        let same_group: Vec<PciAddress> = (0..GPUS).filter(|m| (*m).min(4) as u32 == group).map(address).collect();
+        let same_group: Vec<PciAddress> =
+            (0..GPUS).filter(|m| (*m).min(4) as u32 == group).map(address).collect();
         let busy = engine
             .containers
             .values()
@@ -881,7 +893,8 @@ fn detail(event: &Event) -> String {
         Event::Link(_, LinkEvent::Text(text)) => format!(" {text}"),
         Event::Job(_, Outcome::Ran(Ok(id))) => format!(" {}", id.short()),
         Event::Job(_, Outcome::Listed(Ok(list))) => {
-            let one = |c: &vectorlay::core::job::Listed| format!("{}={}:{:?}", c.id.short(), c.replica, c.status);
+            let one =
+                |c: &vectorlay::core::job::Listed| format!("{}={}:{:?}", c.id.short(), c.replica, c.status);
             format!(" {:?}", list.iter().map(one).collect::<Vec<_>>())
         }
         Event::Orphans(orphans) => format!(" {orphans:?}"),
@@ -891,7 +904,9 @@ fn detail(event: &Event) -> String {
 
 fn detail_of(action: &Action) -> String {
     match action {
-        Action::Link(LinkOrder::Send(_, text)) if text.contains("_result") || text.contains("replica_status") => {
+        Action::Link(LinkOrder::Send(_, text))
+            if text.contains("_result") || text.contains("replica_status") =>
+        {
             format!(" {text}")
         }
         Action::Link(LinkOrder::Send(_, text)) => format!(" {:.40}", text),
