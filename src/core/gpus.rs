@@ -196,12 +196,7 @@ impl Gpus {
         let (health, mut reason) = if slot.missed > 0 {
             ("unknown", Some("missing from the last reading of the bus".to_owned()))
         } else {
-            match &slot.gpu.health {
-                Health::Ok => ("ok", None),
-                Health::Suspect(why) => ("suspect", Some(why.clone())),
-                Health::Failed(why) => ("failed", Some(why.clone())),
-                Health::Unknown(why) => ("unknown", Some(why.clone())),
-            }
+            (slot.gpu.health.word(), slot.gpu.health.reason().map(str::to_owned))
         };
         // A holder of our own makes the host call it busy: that is no obstacle worth a word.
         if let (Verdict::Obstructed(why) | Verdict::Held(why), None) =
