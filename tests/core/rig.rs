@@ -86,6 +86,9 @@ impl Rig {
             recheck: Duration::from_secs(600),
             grace: Duration::from_secs(20),
             min_free_bytes: 5,
+            image_marks: None,
+            ask_guests: false,
+            gpu_retest: Duration::ZERO,
         };
         let identity = |node: &str| Identity {
             node_id: NodeId::new(node).unwrap(),

@@ -136,6 +136,9 @@ impl Engine {
             }
             Job::Logs(..) => Outcome::Logs(Ok((Vec::new(), false))),
             Job::Probe => Outcome::Probed(Ok(())),
+            Job::Images => Outcome::Images(Ok(Vec::new())),
+            Job::RemoveImage(_) => Outcome::ImageRemoved(Ok(())),
+            Job::GuestUse(..) => Outcome::GuestUse(Ok(vec![50])),
         }
     }
 
@@ -230,5 +233,8 @@ pub fn failed(job: &Job, kind: FailureKind, words: &str) -> Outcome {
         Job::Remove(_) => Outcome::Removed(Err(failure)),
         Job::Logs(..) => Outcome::Logs(Err(failure)),
         Job::Probe => Outcome::Probed(Err(failure)),
+        Job::Images => Outcome::Images(Err(failure)),
+        Job::RemoveImage(_) => Outcome::ImageRemoved(Err(failure)),
+        Job::GuestUse(..) => Outcome::GuestUse(Err(failure)),
     }
 }

@@ -108,6 +108,9 @@ fn limits() -> Limits {
         recheck: Duration::from_secs(120),
         grace: Duration::from_secs(20),
         min_free_bytes: 5,
+        image_marks: None,
+        ask_guests: true,
+        gpu_retest: Duration::from_secs(30),
     }
 }
 
@@ -333,7 +336,13 @@ impl World {
             Job::Pull(pull) => pull.deadline,
             Job::Stop(_, time) => *time + Duration::from_secs(30),
             Job::Remove(_) => Duration::from_secs(60),
-            Job::List | Job::Inspect(_) | Job::Probe | Job::Logs(..) => Duration::from_secs(20),
+            Job::List
+            | Job::Inspect(_)
+            | Job::Probe
+            | Job::Logs(..)
+            | Job::Images
+            | Job::RemoveImage(_)
+            | Job::GuestUse(..) => Duration::from_secs(20),
         };
         self.flights.push(Flight { id, job, deadline: self.now + lasts, outcome: None });
     }
