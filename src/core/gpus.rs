@@ -171,9 +171,9 @@ impl Gpus {
         self.slots.get(&gpu).map(|slot| slot.gpu.vendor_id)
     }
 
-    /// Whether there is a GPU at this address.
+    /// Whether there is a GPU at this address, or was one when the operator held it back.
     pub fn knows(&self, gpu: PciAddress) -> bool {
-        self.slots.contains_key(&gpu)
+        self.slots.contains_key(&gpu) || self.back.contains(&gpu)
     }
 
     /// Who has a GPU.
@@ -196,12 +196,7 @@ impl Gpus {
         let (health, mut reason) = if slot.missed > 0 {
             ("unknown", Some("missing from the last reading of the bus".to_owned()))
         } else {
-            match &slot.gpu.health {
-                Health::Ok => ("ok", None),
-                Health::Suspect(why) => ("suspect", Some(why.clone())),
-                Health::Failed(why) => ("failed", Some(why.clone())),
-                Health::Unknown(why) => ("unknown", Some(why.clone())),
-            }
+            (slot.gpu.health.word(), slot.gpu.health.reason().map(str::to_owned))
         };
         // A holder of our own makes the host call it busy: that is no obstacle worth a word.
         if let (Verdict::Obstructed(why) | Verdict::Held(why), None) =

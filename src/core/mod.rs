@@ -411,7 +411,7 @@ impl Core {
 
     /// When [`Core::handle`] is to be called again at the latest, with [`Event::Tick`] if with nothing else.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let ending = self.ending.as_ref().and_then(Ending::deadline);
+        let ending = self.ending.as_ref().and_then(|ending| ending.deadline(now));
         let waiting = self.waiting.iter().map(|(until, _)| *until).min();
         let replicas = self.replicas.values().filter_map(|replica| self.due(now, replica)).min();
         // What waits for its record is looked at when it can be sent.
@@ -438,8 +438,8 @@ impl Core {
         self.expire_waiting(now, out);
         self.drive(now, out);
         self.drive_engine(now, out);
-        self.drive_node(now, out);
         self.drive_session(now, out);
+        self.drive_node(now, out);
         self.drive_ending(now, out);
         if self.orphans_due.is_some_and(|at| at <= now) {
             self.orphans_due = None;

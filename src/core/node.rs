@@ -330,20 +330,13 @@ impl Core {
     /// The GPUs, as `system_info` and `status` show them.
     pub(super) fn gpu_list(&self) -> Vec<Value> {
         let one = |(gpu, health, reason, assignable): (&super::facts::Gpu, &str, Option<String>, bool)| {
-            json!({
-                "pci_address": gpu.address.to_string(),
-                "vendor_id": format!("{:04x}", gpu.vendor_id),
-                "device_id": format!("{:04x}", gpu.device_id),
-                "name": gpu.name,
-                "class": format!("{:04x}", gpu.class),
-                "driver": gpu.driver,
-                "iommu_group": gpu.iommu_group,
-                "numa_node": gpu.numa_node,
-                "assignable": assignable,
-                "health": health,
-                "reason": reason,
-                "replica_id": self.gpus.holder(gpu.address).map(ToString::to_string),
-            })
+            let mut described = gpu.described();
+            let holder = self.gpus.holder(gpu.address).map(ToString::to_string);
+            described.insert("health".into(), health.into());
+            described.insert("assignable".into(), assignable.into());
+            described.insert("reason".into(), json!(reason));
+            described.insert("replica_id".into(), json!(holder));
+            Value::Object(described)
         };
         self.gpus.describe().into_iter().map(one).collect()
     }
