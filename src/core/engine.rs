@@ -55,6 +55,11 @@ impl Engine {
         self.listed.map(|at| now.saturating_duration_since(at))
     }
 
+    /// The containers are to be listed without delay.
+    pub(super) fn list_now(&mut self, now: Instant) {
+        self.list_due = now;
+    }
+
     fn probe_due(&self) -> Instant {
         self.heard + if self.down.is_some() { PROBE_DOWN } else { PROBE_AFTER }
     }

@@ -11,6 +11,8 @@ use crate::types::{PciAddress, ReplicaId};
 
 /// A GPU that this many readings in a row do not show is gone, unless a replica has it.
 const READINGS_UNTIL_GONE: u32 = 3;
+/// How many readings may show a GPU held after its container is gone: its microVM may still be ending.
+const READINGS_UNTIL_KEPT: u8 = 10;
 
 /// What the core knows of one GPU.
 #[derive(Debug, Clone)]
@@ -18,8 +20,10 @@ struct Slot {
     gpu: Gpu,
     /// Readings in a row that did not show it.
     missed: u32,
-    /// Freed, and no reading taken since.
-    stale: bool,
+    /// Freed, and this many readings are still to come before one says how it is since.
+    stale: u8,
+    /// How many more readings may show a freed one held by a process that has not quite ended.
+    patience: u8,
 }
 
 /// Why a claim was not granted.
@@ -57,11 +61,20 @@ impl Gpus {
             }
         }
         for gpu in gpus {
-            let slot = Slot { gpu: gpu.clone(), missed: 0, stale: false };
-            changed |= self
-                .slots
-                .insert(gpu.address, slot.clone())
-                .is_none_or(|old| old.gpu != slot.gpu || old.missed > 0 || old.stale);
+            let mut slot = Slot { gpu: gpu.clone(), missed: 0, stale: 0, patience: 0 };
+            let old = self.slots.get(&gpu.address);
+            if let Some(old) = old {
+                slot.stale = old.stale.saturating_sub(1);
+                slot.patience = old.patience;
+                if old.stale == 1 && old.patience > 0 && matches!(gpu.verdict, Verdict::Held(_)) {
+                    slot.stale = 1;
+                    slot.patience -= 1;
+                }
+            }
+            changed |= old.is_none_or(|old| {
+                old.gpu != slot.gpu || old.missed > 0 || (old.stale > 0) != (slot.stale > 0)
+            });
+            self.slots.insert(gpu.address, slot);
         }
         let before = self.slots.len();
         let held = &self.held;
@@ -91,7 +104,7 @@ impl Gpus {
         let free: usize = groups.iter().map(|group| group.gpus.len()).sum();
         let Some(chosen) = choose(&groups, count) else {
             let coming_back = self.held.values().filter(|holder| returning(holder)).count()
-                + self.slots.values().filter(|slot| slot.stale).count();
+                + self.slots.values().filter(|slot| slot.stale > 0).count();
             return Err(if free + coming_back >= count && coming_back > 0 {
                 Denied::Wait
             } else {
@@ -107,14 +120,16 @@ impl Gpus {
         Ok(claimed)
     }
 
-    /// The containers of `replica` are gone. Says whether it had any GPU: then a new reading is due.
-    pub fn free(&mut self, replica: &ReplicaId) -> bool {
+    /// The containers of `replica` are gone. Says whether it had any GPU: then a new reading is due. `under_way`:
+    /// how many readings were ordered before and have not arrived.
+    pub fn free(&mut self, replica: &ReplicaId, under_way: u8) -> bool {
         let before = self.held.len();
         let slots = &mut self.slots;
         self.held.retain(|address, holder| {
             if holder == replica {
                 if let Some(slot) = slots.get_mut(address) {
-                    slot.stale = true;
+                    slot.stale = under_way + 1;
+                    slot.patience = READINGS_UNTIL_KEPT;
                 }
                 false
             } else {
@@ -187,7 +202,7 @@ impl Gpus {
 
     fn usable(&self, slot: &Slot) -> bool {
         slot.missed == 0
-            && !slot.stale
+            && slot.stale == 0
             && slot.gpu.verdict == Verdict::Assignable
             && !matches!(slot.gpu.health, Health::Failed(_))
             && !self.held.contains_key(&slot.gpu.address)
@@ -336,11 +351,31 @@ mod tests {
         gpus.reading(&host());
         claim(&mut gpus, "a", 6).unwrap();
         assert_eq!(gpus.count(), (6, 0));
-        assert!(gpus.free(&replica("a")));
-        assert!(!gpus.free(&replica("a")), "nothing left to free");
+        assert!(gpus.free(&replica("a"), 1));
+        assert!(!gpus.free(&replica("a"), 0), "nothing left to free");
         assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Wait));
         gpus.reading(&host());
+        assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Wait), "that one was under way before");
+        gpus.reading(&host());
         assert_eq!(claim(&mut gpus, "b", 1), Ok("01".into()));
+    }
+
+    #[test]
+    fn a_freed_gpu_may_be_held_a_little_longer_by_its_ending_vm() {
+        let mut busy = host();
+        for gpu in &mut busy {
+            gpu.verdict = Verdict::Held("held by process 7".into());
+        }
+        let mut gpus = Gpus::default();
+        gpus.reading(&host());
+        claim(&mut gpus, "a", 6).unwrap();
+        gpus.free(&replica("a"), 0);
+        for _ in 0..READINGS_UNTIL_KEPT {
+            gpus.reading(&busy);
+            assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Wait));
+        }
+        gpus.reading(&busy);
+        assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Short { free: 0, total: 6 }), "somebody else's");
     }
 
     #[test]

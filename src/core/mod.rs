@@ -25,7 +25,7 @@ use self::operator::{ControlId, Request};
 use self::outbox::{Kind, Outbox};
 use self::random::Random;
 use self::record::Identity;
-use self::replica::{Phase, Replica};
+use self::replica::{Phase, Replica, Step};
 use self::session::Session;
 pub use self::tidy::Tidy;
 use self::wire::{LinkEvent, LinkId, LinkOrder};
@@ -211,7 +211,7 @@ pub(super) enum Purpose {
     List(u64),
     Probe,
     /// A container that belongs to nobody is being removed.
-    Stray,
+    Stray(ContainerId),
     Logs {
         replica: ReplicaId,
         request: Option<RequestId>,
@@ -286,6 +286,10 @@ pub struct Core {
     orphans: BTreeSet<String>,
     orphans_known: bool,
     orphans_due: Option<Instant>,
+    /// The tick at which a call of an earlier process was last found to be over.
+    orphans_over: u64,
+    /// The tick at which the last complete listing began.
+    listed_at: u64,
     gpus: gpus::Gpus,
     ours: tidy::Ours,
     outbox: Outbox,
@@ -323,6 +327,8 @@ impl Core {
             orphans: BTreeSet::new(),
             orphans_known: false,
             orphans_due: None,
+            orphans_over: 0,
+            listed_at: 0,
             gpus: gpus::Gpus::default(),
             ours: tidy::Ours::default(),
             outbox: Outbox::default(),
@@ -364,7 +370,10 @@ impl Core {
             Event::ChecksDone => self.node.checks_done(),
             Event::Saved(seq) => self.disk.saved(seq),
             Event::SaveFailed(seq, why) => self.disk.failed(now, seq, why),
-            Event::IdentitySaved => self.identity_trouble = None,
+            Event::IdentitySaved => {
+                self.identity_trouble = None;
+                self.identity_retry = None;
+            }
             Event::IdentityFailed(why) => {
                 self.identity_trouble = Some(why);
                 self.identity_retry = Some(now + IDENTITY_AGAIN);
@@ -382,15 +391,17 @@ impl Core {
 
     /// When [`Core::handle`] is to be called again at the latest, with [`Event::Tick`] if with nothing else.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let ending = self.ending.as_ref().map(Ending::deadline);
-        let waiting = self.waiting.front().map(|(until, _)| *until);
-        let replicas = self.replicas.values().filter_map(|replica| self.due(replica)).min();
+        let ending = self.ending.as_ref().and_then(Ending::deadline);
+        let waiting = self.waiting.iter().map(|(until, _)| *until).min();
+        let replicas = self.replicas.values().filter_map(|replica| self.due(now, replica)).min();
+        // What waits for its record is looked at when it can be sent.
+        let gate = self.session.flowing().and_then(|_| self.outbox.next_gate());
         [
             self.session.next_deadline(),
             Some(self.node.next_deadline()),
             self.engine_deadline(now),
             self.disk.next_deadline(now),
-            self.outbox.next_gate(),
+            gate,
             self.identity_retry,
             self.orphans_due,
             replicas,
@@ -404,15 +415,12 @@ impl Core {
 
     /// Level-triggered: what the state calls for.
     fn maintain(&mut self, now: Instant, out: &mut Vec<Action>) {
-        self.expire_waiting(now);
-        if self.ending.is_none() {
-            self.drive(now, out);
-        } else {
-            self.drive_ending(now, out);
-        }
+        self.expire_waiting(now, out);
+        self.drive(now, out);
         self.drive_engine(now, out);
         self.drive_node(now, out);
         self.drive_session(now, out);
+        self.drive_ending(now, out);
         if self.orphans_due.is_some_and(|at| at <= now) {
             self.orphans_due = None;
             out.push(Action::FindOrphans);
@@ -435,15 +443,26 @@ impl Core {
     }
 
     fn orphans(&mut self, now: Instant, orphans: BTreeSet<String>) {
-        self.orphans = orphans;
+        let before = std::mem::replace(&mut self.orphans, orphans);
         self.orphans_known = true;
         if !self.orphans.is_empty() {
             self.orphans_due = Some(now + ORPHANS_EVERY);
         }
+        // What a call that is over has made is in a listing that begins now; an earlier one may miss it.
+        if before.iter().any(|deploy| !self.orphans.contains(deploy)) {
+            self.engine.list_now(now);
+            self.orphans_over = self.tick;
+        }
         for replica in self.replicas.values_mut() {
-            if matches!(replica.phase, Phase::Orphaned(_)) && !self.orphans.contains(&replica.deploy_id) {
-                replica.phase = Phase::Unverified;
-                replica.touched = self.tick;
+            if self.orphans.contains(&replica.deploy_id) {
+                continue;
+            }
+            if matches!(replica.phase, Phase::Orphaned(_)) {
+                replica.enter(Phase::Unverified, self.tick);
+            } else if matches!(replica.phase, Phase::Clearing(Step::Look(_)))
+                && before.contains(&replica.deploy_id)
+            {
+                replica.enter(Phase::Clearing(Step::Look(self.tick)), self.tick);
             }
         }
     }

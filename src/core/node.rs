@@ -54,6 +54,8 @@ pub(super) struct Node {
     checked_once: bool,
     checks_due: Instant,
     hardware_due: Instant,
+    /// Readings of the hardware that were ordered and have not arrived: one is taken at a time, and one waits.
+    pub(super) hardware_readings: u8,
     usage: Option<Usage>,
     info_wanted: bool,
     told: Option<(&'static str, String)>,
@@ -69,6 +71,7 @@ impl Node {
             checked_once: false,
             checks_due: now,
             hardware_due: now,
+            hardware_readings: 0,
             usage: None,
             info_wanted: false,
             told: None,
@@ -111,6 +114,7 @@ impl Node {
     pub(super) fn hardware(&mut self, hardware: Hardware) {
         let changed = self.hardware.as_ref().is_some_and(|old| old.gpus.len() != hardware.gpus.len());
         self.info_wanted |= changed;
+        self.hardware_readings = self.hardware_readings.saturating_sub(1);
         self.hardware = Some(hardware);
     }
 
@@ -154,7 +158,10 @@ impl Core {
                 self.node.checks_under_way = true;
                 self.node.checks_due = now + self.limits.recheck;
             }
-            Sample::Hardware => self.node.hardware_due = now + HARDWARE_EVERY,
+            Sample::Hardware => {
+                self.node.hardware_due = now + HARDWARE_EVERY;
+                self.node.hardware_readings = (self.node.hardware_readings + 1).min(2);
+            }
             Sample::Usage => {}
         }
         out.push(Action::Sample(sample));
