@@ -77,8 +77,11 @@ fn hang(engine: &Engine, mode: &str) {
         lost.push(format!("degraded after {degraded:?}"));
     }
     let outcome = rig.outcome(&deploy, LATE);
-    let wanted: &[&str] =
-        if mode == "all" { &["timeout", "runtime_unavailable"] } else { &["running", "timeout", "runtime_unavailable"] };
+    let wanted: &[&str] = if mode == "all" {
+        &["timeout", "runtime_unavailable"]
+    } else {
+        &["running", "timeout", "runtime_unavailable"]
+    };
     expect(&mut lost, "the deploy during it", &outcome, wanted);
     // At least one heartbeat falls into it.
     std::thread::sleep(Duration::from_secs(35).saturating_sub(began.elapsed()));
@@ -94,8 +97,11 @@ fn hang(engine: &Engine, mode: &str) {
     }
     expect(&mut lost, "the stop after", &rig.outcome(&rig.stop(&old), SOON), &["stopped"]);
     lost.extend(rig.losses(BEAT_SLACK));
-    let fault =
-        if mode == "all" { "every call of the CLI hangs for ever" } else { "every look at the engine hangs for ever" };
+    let fault = if mode == "all" {
+        "every call of the CLI hangs for ever"
+    } else {
+        "every look at the engine hangs for ever"
+    };
     let expected = "degraded within 30 s and back by itself, deploys fail truly, no process left";
     let (latest_beat, recovery) = (rig.latest_beat(), recovery.into_iter().collect());
     Row { fault, times: 1, expected, lost, latest_beat, recovery, seed }.finish();
@@ -111,8 +117,10 @@ fn one_replica_hangs() {
     // More than there are places for stops, fewer than for deploys.
     let hung: Vec<String> = (0..4).map(|_| format!("{}hang", rig.new_replica())).collect();
     let began = Instant::now();
-    let deploys: Vec<String> =
-        hung.iter().map(|replica| rig.deploy_with(replica, json!({"deploy_timeout_s": DEPLOY_S * 3}))).collect();
+    let deploys: Vec<String> = hung
+        .iter()
+        .map(|replica| rig.deploy_with(replica, json!({"deploy_timeout_s": DEPLOY_S * 3})))
+        .collect();
     let cancelled = rig.stop(&hung[0]);
     for _ in 0..3 {
         let other = rig.new_replica();

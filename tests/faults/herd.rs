@@ -35,8 +35,9 @@ fn the_control_plane_restarts() {
     let plane = ControlPlane::start(&["--quiet", "--state", &state_text]);
     let address = plane.address().to_owned();
     let plane = Arc::new(plane);
-    let mut rigs: Vec<Rig> =
-        (0..agents).map(|_| Rig::off(&plane, None, Changes { script: SCRIPT.to_owned(), ..Changes::default() })).collect();
+    let mut rigs: Vec<Rig> = (0..agents)
+        .map(|_| Rig::off(&plane, None, Changes { script: SCRIPT.to_owned(), ..Changes::default() }))
+        .collect();
     for rig in &mut rigs {
         rig.start();
     }
@@ -53,7 +54,10 @@ fn the_control_plane_restarts() {
     // The rigs hold the old one, so it is ended here and not when it is dropped.
     crate::procs::signal(plane.pid(), rustix::process::Signal::TERM);
     let stopped = Instant::now();
-    assert!(wait_for(SOON, || crate::procs::read(plane.pid()).is_none_or(|p| p.state == 'Z').then_some(())).is_some());
+    assert!(
+        wait_for(SOON, || crate::procs::read(plane.pid()).is_none_or(|p| p.state == 'Z').then_some(()))
+            .is_some()
+    );
     let again = ControlPlane::start(&["--quiet", "--state", &state_text, "--listen", &address]);
     let up = stopped.elapsed();
     let back = wait_for(SOON, || (connected(&again, "heartbeat").len() == agents).then(|| stopped.elapsed()));
@@ -69,9 +73,14 @@ fn the_control_plane_restarts() {
         lost.push(format!("the last one came back after {:.1} s", last.as_secs_f32()));
     }
     let window = 200;
-    let crowd = times.iter().map(|from| times.iter().filter(|t| (*from..*from + window).contains(t)).count()).max();
+    let crowd =
+        times.iter().map(|from| times.iter().filter(|t| (*from..*from + window).contains(t)).count()).max();
     let crowd = crowd.unwrap_or(0);
-    eprintln!("herd: {agents} agents back between {:?} and {:?} ms, at most {crowd} in {window} ms", times.first(), times.last());
+    eprintln!(
+        "herd: {agents} agents back between {:?} and {:?} ms, at most {crowd} in {window} ms",
+        times.first(),
+        times.last()
+    );
     if crowd * 100 > agents * TENTH_MAX_PERCENT && crowd > 5 {
         lost.push(format!("{crowd} of {agents} came within {window} ms"));
     }
@@ -87,7 +96,8 @@ fn the_control_plane_restarts() {
     }
     let _ = std::fs::remove_file(state);
     let expected = "all back, spread over 4 to 6 s, the first heartbeat at once";
-    let fault = plan.pick("restart of the control plane with 25 agents", "restart of the control plane with 100 agents");
+    let fault = plan
+        .pick("restart of the control plane with 25 agents", "restart of the control plane with 100 agents");
     let latest_beat = Duration::from_millis(slowest);
     Row { fault, times: 1, expected, lost, latest_beat, recovery, seed }.finish();
 }

@@ -20,8 +20,6 @@ const OFFLINE_AFTER: Duration = Duration::from_secs(60);
 const RECONNECT: Duration = Duration::from_secs(6 + 3);
 /// From the last packet until the agent gives the connection up: 15 s and what a busy machine adds.
 const NOTICE: Duration = Duration::from_secs(15 + 4);
-/// Nonsense that a peer says, in both forms of the suite.
-const MALFORMED: u32 = 10_000;
 
 #[test]
 fn the_connection_is_cut() {
@@ -175,7 +173,8 @@ fn packets_are_dropped() {
 fn the_peer_talks_nonsense() {
     let Some(engine) = Engine::find("the_peer_talks_nonsense") else { return };
     let _engine = share_engine();
-    let (mut random, rig) = (Random::new(), Rig::new(&engine));
+    let (plan, mut random, rig) = (Plan::new(), Random::new(), Rig::new(&engine));
+    let times = plan.pick(2_000, 10_000);
     let path = format!("/nodes/{}/send", rig.node);
     let mut lost = Vec::new();
     let replica = rig.new_replica();
@@ -184,7 +183,7 @@ fn the_peer_talks_nonsense() {
     }
     let before = rig.status().unwrap()["malformed_messages"].as_u64().unwrap();
     let began = Instant::now();
-    for _ in 0..MALFORMED {
+    for _ in 0..times {
         let (status, answer) = rig.plane.api_post_text(&path, &nonsense(&mut random));
         assert_eq!(status, 200, "{answer}");
     }
@@ -195,8 +194,8 @@ fn the_peer_talks_nonsense() {
     }
     let recovery = vec![began.elapsed()];
     let counted = rig.status().unwrap()["malformed_messages"].as_u64().unwrap() - before;
-    if counted != u64::from(MALFORMED) {
-        lost.push(format!("{counted} of {MALFORMED} were counted as malformed"));
+    if counted != u64::from(times) {
+        lost.push(format!("{counted} of {times} were counted as malformed"));
     }
     if rig.connects() != 1 {
         lost.push("the connection did not last".to_owned());
@@ -204,7 +203,7 @@ fn the_peer_talks_nonsense() {
     lost.extend(rig.losses(BEAT_SLACK));
     let expected = "ignored and counted, the connection lasts, work goes on";
     let latest_beat = rig.latest_beat();
-    let (fault, times) = ("malformed messages", MALFORMED);
+    let fault = "malformed messages";
     Row { fault, times, expected, lost, latest_beat, recovery, seed: random.seed }.finish();
 }
 
@@ -228,7 +227,9 @@ fn nonsense(random: &mut Random) -> String {
         3 => json!({"type": odd(random), "payload": {}}).to_string(),
         4 => json!({"type": "deploy", "payload": odd(random)}).to_string(),
         5 => json!({"type": "stop", "payload": {"replica_id": [odd(random)]}}).to_string(),
-        6 => json!({"type": "deploy", "payload": {"image": odd(random), "env_vars": odd(random)}}).to_string(),
+        6 => {
+            json!({"type": "deploy", "payload": {"image": odd(random), "env_vars": odd(random)}}).to_string()
+        }
         7 => json!({"type": "reboot", "payload": {"x": odd(random)}}).to_string(),
         8 => json!([{"type": "stop"}, odd(random)]).to_string(),
         _ => json!({"payload": {"replica_id": "a"}, "typ": odd(random)}).to_string(),

@@ -20,7 +20,8 @@ pub struct Process {
 
 /// All processes of this machine that can be read.
 pub fn all() -> Vec<Process> {
-    let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let pids =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter_map(read).collect()
 }
 

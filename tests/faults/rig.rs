@@ -56,7 +56,8 @@ impl Engine {
     /// The engine to test with; without one `test` is skipped, and counted so.
     pub fn find(test: &str) -> Option<Self> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let (Some(cli), Some(kind)) = (variable("VECTORLAY_TEST_CLI"), variable("VECTORLAY_TEST_ENGINE")) else {
+        let (Some(cli), Some(kind)) = (variable("VECTORLAY_TEST_CLI"), variable("VECTORLAY_TEST_ENGINE"))
+        else {
             skip(test, "VECTORLAY_TEST_CLI and VECTORLAY_TEST_ENGINE are not set");
             return None;
         };
@@ -66,7 +67,8 @@ impl Engine {
 
     /// Runs the CLI, with a deadline: what it printed, if it succeeded.
     pub fn ask(&self, args: &[&str]) -> Option<String> {
-        let output = Command::new("timeout").args(["-k", "1", ASK_S]).arg(&self.cli).args(args).output().unwrap();
+        let output =
+            Command::new("timeout").args(["-k", "1", ASK_S]).arg(&self.cli).args(args).output().unwrap();
         output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
     }
 
@@ -234,6 +236,7 @@ impl Rig {
             ("MIN_FREE_GB", "0".to_owned()),
             ("RECONCILE_S", "5".to_owned()),
             ("RETENTION_S", "2".to_owned()),
+            ("LOG", "debug".to_owned()),
         ];
         for (name, value) in settings.iter().chain(&self.changes.settings) {
             command.env(format!("VECTORLAY_{name}"), value);
@@ -280,7 +283,11 @@ impl Rig {
 
     /// Waits until it is.
     pub fn wait_ready(&self, deadline: Duration) {
-        assert!(wait_for(deadline, || self.ready().then_some(())).is_some(), "not connected: {:#}", self.view());
+        assert!(
+            wait_for(deadline, || self.ready().then_some(())).is_some(),
+            "not connected: {:#}",
+            self.view()
+        );
     }
 
     /// How often it has connected.
@@ -290,7 +297,9 @@ impl Rig {
 
     /// What is wrong with the node, in the words of its last `node_state` (or of the operator's status).
     pub fn reason(&self) -> String {
-        self.status().map(|status| status["reason"].as_str().unwrap_or_default().to_owned()).unwrap_or_default()
+        self.status()
+            .map(|status| status["reason"].as_str().unwrap_or_default().to_owned())
+            .unwrap_or_default()
     }
 
     /// What `vectorlay-agent status` says; `None` while the agent does not answer.
@@ -392,7 +401,9 @@ impl Rig {
     pub fn losses(&self, beat_slack: Duration) -> Vec<String> {
         let mut lost = Vec::new();
         if self.recovered(Instant::now(), LATE).is_none() {
-            lost.extend(self.jobs().iter().filter(|j| j["result"].is_null()).map(|j| format!("no outcome: {j}")));
+            lost.extend(
+                self.jobs().iter().filter(|j| j["result"].is_null()).map(|j| format!("no outcome: {j}")),
+            );
             lost.push(format!("ready: {}", self.ready()));
         }
         lost.extend(self.contradictions());
@@ -467,7 +478,8 @@ impl Rig {
                     differences.push(format!("{replica}: the agent's own view differs ({wanted} expected)"));
                 }
             }
-            differences.extend(up.keys().map(|replica| format!("a container of {replica}, which nobody asked for")));
+            differences
+                .extend(up.keys().map(|replica| format!("a container of {replica}, which nobody asked for")));
             differences.is_empty().then_some(())
         });
         if agreed.is_none() {
@@ -493,7 +505,9 @@ impl Rig {
     /// is gone, this rig's label, or its files.
     fn leaks(&self, lost: &mut Vec<String>) {
         let mut words: BTreeSet<String> = self.seen.lock().unwrap().clone();
-        words.extend(self.jobs().iter().filter_map(|job| job["result"]["container_id"].as_str().map(str::to_owned)));
+        words.extend(
+            self.jobs().iter().filter_map(|job| job["result"]["container_id"].as_str().map(str::to_owned)),
+        );
         words.insert(format!("{LABEL}={}", self.name));
         words.insert(self.cli().to_str().unwrap().to_owned());
         // Looks come and go: only what is seen for the whole time is left over.
