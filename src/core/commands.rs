@@ -32,7 +32,7 @@ impl Core {
     /// A command arrived.
     pub(super) fn command(&mut self, now: Instant, command: Inbound, out: &mut Vec<Action>) {
         match command {
-            Inbound::Deploy(_) | Inbound::Stop(_) if self.ending.is_some() => {}
+            Inbound::Deploy(_) | Inbound::Stop(_) if self.ending.is_some() || self.known(&command, out) => {}
             Inbound::Deploy(_) | Inbound::Stop(_) if !self.table_ready => self.wait(now, command, out),
             Inbound::Deploy(deploy) => self.deploy(now, *deploy, out),
             Inbound::Stop(stop) => self.stop(now, stop, out),
@@ -44,23 +44,45 @@ impl Core {
         }
     }
 
+    /// Whether a command is a redelivery: one that was answered gets its answer again, one whose outcome is awaited
+    /// gets that when it is there.
+    fn known(&mut self, command: &Inbound, out: &mut Vec<Action>) -> bool {
+        match command {
+            Inbound::Deploy(deploy) => {
+                let hash = self.key.hash(&deploy.spec);
+                let request = deploy.request.as_ref();
+                self.answered_before(request, out)
+                    || self.answer_again(&deploy.replica, request, &hash)
+                    || self
+                        .replicas
+                        .get(&deploy.replica)
+                        .is_some_and(|replica| replica.awaits(request, &hash))
+            }
+            Inbound::Stop(stop) => {
+                let awaited = |replica: &Replica| {
+                    replica.stop.as_ref().is_some_and(|accepted| accepted.requests.contains(&stop.request))
+                };
+                self.answered_before(stop.request.as_ref(), out)
+                    || stop.request.is_some() && self.replicas.get(&stop.replica).is_some_and(awaited)
+            }
+            Inbound::Registered { .. }
+            | Inbound::Drain
+            | Inbound::Maintenance
+            | Inbound::Resume
+            | Inbound::Logs { .. } => false,
+        }
+    }
+
     /// A `deploy` arrived, or waited for the table until now.
     pub(super) fn deploy(&mut self, now: Instant, command: protocol::Deploy, out: &mut Vec<Action>) {
         let protocol::Deploy { replica: id, request, spec, auth, pull, stop_timeout, deploy_timeout } =
             command;
         let hash = self.key.hash(&spec);
-        if self.answered_before(request.as_ref(), out) || self.answer_again(&id, request.as_ref(), &hash) {
-            return;
-        }
         let replica = self.replicas.get(&id);
         let stage = replica.map_or(Stage::None, Replica::stage);
-        let same = replica.is_some_and(|r| {
-            same_spec(&r.hash, &hash)
-                || request.is_some() && r.deploy.as_ref().is_some_and(|d| d.requests.contains(&request))
-        });
-        let same_next = replica.and_then(|r| r.next.as_ref()).is_some_and(|next| {
-            same_spec(&next.hash, &hash) || request.is_some() && next.requests.contains(&request)
-        });
+        let same = replica.is_some_and(|replica| same_spec(&replica.hash, &hash));
+        let next = replica.and_then(|replica| replica.next.as_ref());
+        let same_next = next.is_some_and(|next| same_spec(&next.hash, &hash));
         let meaning = on_deploy(stage, same, same_next);
         let refusal = match meaning {
             OnDeploy::Start | OnDeploy::After | OnDeploy::Replace => self.admission(),
@@ -161,11 +183,8 @@ impl Core {
     /// A `stop` arrived, or waited for the table until now.
     pub(super) fn stop(&mut self, now: Instant, command: protocol::Stop, out: &mut Vec<Action>) {
         let protocol::Stop { replica: id, request, timeout } = command;
-        if self.answered_before(request.as_ref(), out) {
-            return;
-        }
         let Some(replica) = self.replicas.get_mut(&id) else {
-            self.tell_absent(now, &id, request, out);
+            self.tell_absent(&id, request, out);
             return;
         };
         if let Some(stop) = &replica.stop

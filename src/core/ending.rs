@@ -22,9 +22,9 @@ pub(super) struct Ending {
 }
 
 impl Ending {
-    /// When something is to be done by itself.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        (!self.closing).then(|| self.flush.unwrap_or(self.grace))
+    /// When something is to be done by itself. Once all times are up, only the session's own deadline is left.
+    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
+        Some(self.flush.unwrap_or(self.grace)).filter(|at| *at > now)
     }
 }
 
@@ -67,6 +67,7 @@ impl Core {
             && ending.closing
             && !ending.told
             && self.session.is_over()
+            && (settled || ending.flush.is_none_or(|flush| flush <= now))
         {
             ending.told = true;
             out.push(Action::End(End::Clean));

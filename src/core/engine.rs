@@ -80,7 +80,7 @@ impl Core {
             // `rm -f` says 0 whatever happens: its success is no sign of life.
             Outcome::Removed(Ok(())) => return,
             Outcome::Removed(Err(failure)) => (Some(failure), false),
-            Outcome::Logs(_) => return,
+            Outcome::Logs(_) | Outcome::Images(_) | Outcome::ImageRemoved(_) | Outcome::GuestUse(_) => return,
         };
         match failure {
             None => self.engine_answers(now),

@@ -24,6 +24,8 @@ const CONFIRM_FIRST: Duration = Duration::from_millis(20);
 const CONFIRM_TRIES: u32 = 8;
 /// How long after a claim that had to wait the GPUs are looked at again.
 const GPU_READING_PAUSE: Duration = Duration::from_secs(1);
+/// A claim goes by a reading of the GPUs that is not older than this.
+const GPU_READING_AGE: Duration = Duration::from_secs(5);
 /// How many names held by a container that does not exist are passed over.
 const GHOSTS_MAX: u32 = 3;
 
@@ -43,7 +45,10 @@ impl Core {
                 }
             }
             (Purpose::List(_), _) => self.listing_over(now, false),
-            (Purpose::Probe | Purpose::Stray(_) | Purpose::Logs { .. }, _) => {}
+            (Purpose::Images, Outcome::Images(result)) => self.room_answer(now, job, Some(result), out),
+            (Purpose::Images, _) => self.room_answer(now, job, None, out),
+            (Purpose::Guest(id), Outcome::GuestUse(result)) => self.guest_answer(now, id, result.ok()),
+            (Purpose::Probe | Purpose::Stray(_) | Purpose::Logs { .. } | Purpose::Guest(_), _) => {}
         }
     }
 
@@ -504,6 +509,11 @@ impl Core {
         self.gone(now, id);
     }
 
+    /// Whether a deploy is on its way to a container.
+    pub(super) fn deploying(&self) -> bool {
+        self.replicas.values().any(|replica| replica.deploy.is_some())
+    }
+
     /// Claims GPUs; `Err(None)`: not now, but soon.
     fn claim(&mut self, now: Instant, id: &ReplicaId, count: usize) -> Result<(), Option<Refusal>> {
         if count == 0 {
@@ -511,6 +521,11 @@ impl Core {
         }
         if !self.orphans.is_empty() || self.listed_at < self.orphans_over {
             // A call of an earlier process may have claimed some that no label shows yet.
+            return Err(None);
+        }
+        if !self.node.hardware_is_fresh(now, GPU_READING_AGE) {
+            // How well they are is looked at before each job.
+            self.node.want_hardware(now);
             return Err(None);
         }
         let replicas = &self.replicas;

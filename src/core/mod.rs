@@ -8,7 +8,7 @@
 //! - `commands`, `life` and `listing`, over the tables of [`replica`]: what is done in each state of a replica
 //! - `telling`: results and refusals; `ending`: SIGTERM
 //! - [`outbox`]: results until the peer has them; `document`, [`record`] and [`disk`]: what survives the process
-//! - [`gpus`]: who has which GPU; `engine`: whether it answers; [`node`]: states and messages
+//! - [`gpus`]: who has which GPU; `guests`: how busy they are; `images`: room for images; `engine`: whether it answers; [`node`]: states and messages
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -40,6 +40,8 @@ mod ending;
 mod engine;
 pub mod facts;
 pub mod gpus;
+mod guests;
+mod images;
 pub mod job;
 pub mod life;
 mod listing;
@@ -80,6 +82,12 @@ pub struct Limits {
     pub grace: Duration,
     /// Free bytes below which no image is pulled.
     pub min_free_bytes: u64,
+    /// The data path's use, in percent, from which and down to which images are removed; `None`: never.
+    pub image_marks: Option<(u8, u8)>,
+    /// Whether containers are asked how busy their GPUs are.
+    pub ask_guests: bool,
+    /// How long a GPU that failed is left alone before a good reading counts.
+    pub gpu_retest: Duration,
 }
 
 /// What a core starts from.
@@ -212,6 +220,10 @@ pub(super) enum Purpose {
     Probe,
     /// A container that belongs to nobody is being removed.
     Stray(ContainerId),
+    /// Images are listed or removed.
+    Images,
+    /// The replica is asked how busy its GPUs are.
+    Guest(ReplicaId),
     Logs {
         replica: ReplicaId,
         request: Option<RequestId>,
@@ -292,6 +304,8 @@ pub struct Core {
     listed_at: u64,
     gpus: gpus::Gpus,
     ours: tidy::Ours,
+    images: images::Images,
+    guests: guests::Guests,
     outbox: Outbox,
     /// Answers by request ID, oldest first.
     answered: VecDeque<(RequestId, Kind, ReplicaId, Map<String, Value>)>,
@@ -331,6 +345,8 @@ impl Core {
             listed_at: 0,
             gpus: gpus::Gpus::default(),
             ours: tidy::Ours::default(),
+            images: images::Images::default(),
+            guests: guests::Guests::new(),
             outbox: Outbox::default(),
             answered: VecDeque::new(),
             jobs: BTreeMap::new(),
@@ -358,14 +374,18 @@ impl Core {
             Event::Beat => {
                 self.beat(now, out);
                 self.sample(Sample::Usage, now, out);
+                self.ask_guests(out);
             }
             Event::Link(link, event) => self.link_event(now, link, event, out),
             Event::Job(job, outcome) => self.outcome(now, job, outcome, out),
             Event::ProcessEnded(container) => self.process_ended(now, &container),
             Event::Unwatchable(container) => self.unwatchable(&container),
             Event::Orphans(orphans) => self.orphans(now, orphans),
-            Event::Usage(usage) => self.node.usage(usage),
-            Event::Hardware(hardware) => self.hardware(*hardware),
+            Event::Usage(usage) => {
+                self.node.usage(usage);
+                self.make_room(now, out);
+            }
+            Event::Hardware(hardware) => self.hardware(now, *hardware),
             Event::Check(check) => self.node.check(check),
             Event::ChecksDone => self.node.checks_done(),
             Event::Saved(seq) => self.disk.saved(seq),
@@ -391,7 +411,7 @@ impl Core {
 
     /// When [`Core::handle`] is to be called again at the latest, with [`Event::Tick`] if with nothing else.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let ending = self.ending.as_ref().and_then(Ending::deadline);
+        let ending = self.ending.as_ref().and_then(|ending| ending.deadline(now));
         let waiting = self.waiting.iter().map(|(until, _)| *until).min();
         let replicas = self.replicas.values().filter_map(|replica| self.due(now, replica)).min();
         // What waits for its record is looked at when it can be sent.
@@ -418,8 +438,8 @@ impl Core {
         self.expire_waiting(now, out);
         self.drive(now, out);
         self.drive_engine(now, out);
-        self.drive_node(now, out);
         self.drive_session(now, out);
+        self.drive_node(now, out);
         self.drive_ending(now, out);
         if self.orphans_due.is_some_and(|at| at <= now) {
             self.orphans_due = None;
@@ -434,12 +454,12 @@ impl Core {
         }
     }
 
-    fn hardware(&mut self, hardware: Hardware) {
+    fn hardware(&mut self, now: Instant, hardware: Hardware) {
         let gpus: &[Gpu] = &hardware.gpus;
-        if self.gpus.reading(gpus) {
+        if self.gpus.reading(now, self.limits.gpu_retest, gpus) {
             self.node.want_info();
         }
-        self.node.hardware(hardware);
+        self.node.hardware(now, hardware);
     }
 
     fn orphans(&mut self, now: Instant, orphans: BTreeSet<String>) {

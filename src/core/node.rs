@@ -49,6 +49,7 @@ impl Mode {
 pub(super) struct Node {
     mode: Mode,
     hardware: Option<Hardware>,
+    hardware_at: Option<Instant>,
     checks: BTreeMap<&'static str, Check>,
     checks_under_way: bool,
     checked_once: bool,
@@ -66,6 +67,7 @@ impl Node {
         Self {
             mode,
             hardware: None,
+            hardware_at: None,
             checks: BTreeMap::new(),
             checks_under_way: false,
             checked_once: false,
@@ -111,7 +113,8 @@ impl Node {
         self.checked_once = true;
     }
 
-    pub(super) fn hardware(&mut self, hardware: Hardware) {
+    pub(super) fn hardware(&mut self, now: Instant, hardware: Hardware) {
+        self.hardware_at = Some(now);
         let changed = self.hardware.as_ref().is_some_and(|old| old.gpus.len() != hardware.gpus.len());
         self.info_wanted |= changed;
         self.hardware_readings = self.hardware_readings.saturating_sub(1);
@@ -120,6 +123,21 @@ impl Node {
 
     pub(super) fn usage(&mut self, usage: Usage) {
         self.usage = Some(usage);
+    }
+
+    /// The data path's use, in percent.
+    pub(super) fn usage_percent(&self) -> Option<u8> {
+        Some(self.usage.as_ref()?.storage.as_ref()?.usage_percent)
+    }
+
+    /// The mean use of the GPUs that the host can read, in percent.
+    pub(super) fn host_utilization(&self) -> Option<u8> {
+        self.usage.as_ref()?.gpu_utilization
+    }
+
+    /// Whether the GPUs were looked at not longer ago than `age`.
+    pub(super) fn hardware_is_fresh(&self, now: Instant, age: Duration) -> bool {
+        self.hardware_at.is_some_and(|at| at + age > now)
     }
 
     /// The GPUs are to be looked at again at this time.
@@ -138,9 +156,11 @@ impl Node {
         let free = usage.free_bytes?;
         let path = usage.storage.as_ref().map_or("the data path", |storage| storage.path.as_str());
         (free < least).then(|| {
-            let gb = |bytes: u64| bytes / 1_000_000_000;
-            let error =
-                format!("{} GB free on {path}, at least {} are needed for images", gb(free), gb(least));
+            let error = format!(
+                "{} GiB free on {path}, at least {} are needed for images (setting min_free_gb)",
+                free >> 30,
+                least >> 30
+            );
             Refusal::new(Code::NoDisk, error)
         })
     }
@@ -310,20 +330,13 @@ impl Core {
     /// The GPUs, as `system_info` and `status` show them.
     pub(super) fn gpu_list(&self) -> Vec<Value> {
         let one = |(gpu, health, reason, assignable): (&super::facts::Gpu, &str, Option<String>, bool)| {
-            json!({
-                "pci_address": gpu.address.to_string(),
-                "vendor_id": format!("{:04x}", gpu.vendor_id),
-                "device_id": format!("{:04x}", gpu.device_id),
-                "name": gpu.name,
-                "class": format!("{:04x}", gpu.class),
-                "driver": gpu.driver,
-                "iommu_group": gpu.iommu_group,
-                "numa_node": gpu.numa_node,
-                "assignable": assignable,
-                "health": health,
-                "reason": reason,
-                "replica_id": self.gpus.holder(gpu.address).map(ToString::to_string),
-            })
+            let mut described = gpu.described();
+            let holder = self.gpus.holder(gpu.address).map(ToString::to_string);
+            described.insert("health".into(), health.into());
+            described.insert("assignable".into(), assignable.into());
+            described.insert("reason".into(), json!(reason));
+            described.insert("replica_id".into(), json!(holder));
+            Value::Object(described)
         };
         self.gpus.describe().into_iter().map(one).collect()
     }
@@ -337,7 +350,7 @@ impl Core {
         let age = self.engine.table_age(now).map(|age| age.as_secs());
         json!({ "status": {
             "containers": containers,
-            "gpu_utilization": usage.and_then(|usage| usage.gpu_utilization),
+            "gpu_utilization": self.gpu_utilization(now).0,
             "memory_used_gb": memory.map(|(used, _)| used),
             "memory_total_gb": memory.map(|(_, total)| total),
             "storage": self.storage(),
@@ -364,6 +377,8 @@ impl Core {
             "results_waiting": self.outbox.len(),
             "deploys_waiting": self.queue.len() + self.waiting.len(),
             "malformed_messages": self.malformed,
+            "gpu_utilization": self.gpu_utilization(now).0,
+            "gpu_utilization_source": self.gpu_utilization(now).1,
             "gpus": self.gpu_list(),
         })
     }

@@ -65,7 +65,7 @@ pub struct Entry {
     pub spec: String,
     /// The message's payload.
     pub payload: Map<String, Value>,
-    /// Whether it goes into the record (a refusal does not: nothing was accepted).
+    /// Whether it goes into the record (an answer that is given again does not).
     pub recorded: bool,
     gate: Option<Gate>,
     sent: Option<(LinkId, u64)>,

@@ -394,6 +394,21 @@ impl Replica {
         }
     }
 
+    /// Whether a deploy that arrives is one whose outcome is awaited here already: one that failed and is being
+    /// removed too. Without a request ID, one that follows a stop is another.
+    pub fn awaits(&self, request: Option<&RequestId>, hash: &str) -> bool {
+        let known = |deploy: &Deploy| deploy.requests.iter().any(|known| known.as_ref() == request);
+        let deploy = self.deploy.as_ref().filter(|deploy| known(deploy));
+        let next = self.next.as_ref().filter(|next| known(next));
+        match request {
+            Some(_) => deploy.is_some() || next.is_some(),
+            None => {
+                let equal = |deploy: &Deploy| same_spec(&deploy.hash, hash);
+                self.stop.is_none() && deploy.is_some_and(equal) || next.is_some_and(equal)
+            }
+        }
+    }
+
     /// Whether someone still waits for an outcome.
     pub fn owes(&self) -> bool {
         self.owed() > 0

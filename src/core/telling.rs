@@ -58,33 +58,23 @@ impl Core {
         requests: Vec<Option<RequestId>>,
         refusal: Option<Refusal>,
     ) {
-        // `stopped` is what a later process would find out too; only a failure needs its word on disk first.
-        let gate = refusal.as_ref().map(|_| self.disk.gate(now));
+        let gate = self.disk.gate(now);
         let payload = match &refusal {
             None => payload(id, "stopped"),
             Some(refusal) => refusal_payload(id, refusal),
         };
-        self.tell(Kind::Stop, id, requests, payload, |entry| match gate {
-            Some(gate) => entry.after(gate),
-            None => entry,
-        });
+        self.tell(Kind::Stop, id, requests, payload, |entry| entry.after(gate));
     }
 
     /// Answers a stop of a replica that does not exist: kept, or only sent when too much is kept already.
-    pub(super) fn tell_absent(
-        &mut self,
-        now: Instant,
-        id: &ReplicaId,
-        request: Option<RequestId>,
-        out: &mut Vec<Action>,
-    ) {
+    pub(super) fn tell_absent(&mut self, id: &ReplicaId, request: Option<RequestId>, out: &mut Vec<Action>) {
         let newest = self.outbox.iter().rposition(|entry| entry.replica == *id);
         let again = |n: usize, entry: &Entry| {
             Some(n) == newest && entry.kind == Kind::Stop && entry.request == request
         };
         if self.outbox.send_again(again) {
         } else if self.outbox.len() < OWED_MAX {
-            self.tell_stopped(now, id, vec![request], None);
+            self.tell(Kind::Stop, id, vec![request], payload(id, "stopped"), |entry| entry);
         } else {
             self.send_unkept(Kind::Stop, with_request(payload(id, "stopped"), request.as_ref()), out);
         }
@@ -133,7 +123,9 @@ impl Core {
         self.refuse(Kind::Deploy, replica, request, hash, refusal, out);
     }
 
-    /// Answers a command that was not accepted: kept in memory, or only sent when too much is kept already.
+    /// Answers a command that was not accepted: kept, or only sent when too much is kept already. It is recorded as
+    /// outcomes are: lost with the process, a refused deploy that is redelivered would be started behind a stop that
+    /// came after it.
     pub(super) fn refuse(
         &mut self,
         kind: Kind,
@@ -145,8 +137,7 @@ impl Core {
     ) {
         let payload = refusal_payload(replica, refusal);
         if self.outbox.len() < OWED_MAX {
-            let about = |entry: Entry| entry.about(hash).unrecorded();
-            self.tell(kind, replica, vec![request], payload, about);
+            self.tell(kind, replica, vec![request], payload, |entry| entry.about(hash));
         } else {
             self.send_unkept(kind, with_request(payload, request.as_ref()), out);
         }
