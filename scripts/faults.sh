@@ -26,8 +26,9 @@ trap 'exit 143' TERM
 report=$(mktemp)
 export VECTORLAY_TEST_REPORT=$report VECTORLAY_TEST_ROUNDS=${VECTORLAY_TEST_ROUNDS:-200}
 if [ -z "${VECTORLAY_TEST_AGENT:-}" ]; then
-    scripts/build-static.sh "$(uname -m)"
-    export VECTORLAY_TEST_AGENT=$PWD/target/static/$(uname -m)/vectorlay-agent
+    arch=$(uname -m)
+    scripts/build-static.sh "$arch"
+    export VECTORLAY_TEST_AGENT=$PWD/target/static/$arch/vectorlay-agent
 fi
 cargo test --locked --quiet --no-run --test faults
 engine_start

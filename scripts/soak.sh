@@ -30,8 +30,9 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 if [ -z "${VECTORLAY_TEST_AGENT:-}" ]; then
-    scripts/build-static.sh "$(uname -m)"
-    export VECTORLAY_TEST_AGENT=$PWD/target/static/$(uname -m)/vectorlay-agent
+    arch=$(uname -m)
+    scripts/build-static.sh "$arch"
+    export VECTORLAY_TEST_AGENT=$PWD/target/static/$arch/vectorlay-agent
 fi
 cargo test --locked --quiet --no-run --test faults
 engine_start

@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use crate::control_plane::ControlPlane;
 use crate::procs::{self, wait_for};
 use crate::report::{Random, Row};
-use crate::rig::{BEAT_SLACK, Changes, Engine, LATE, Rig, SOON, share_engine, skip};
+use crate::rig::{BEAT_SLACK, Changes, Engine, LATE, Rig, SOON, skip};
 
 /// Within this the node has to say what is wrong with its disk.
 const SAID_WITHIN: Duration = Duration::from_secs(15);
@@ -64,20 +64,20 @@ fn mount(args: &[&str]) -> bool {
 }
 
 #[test]
-fn the_disk_is_full() {
-    on_a_bad_disk("the_disk_is_full", "state directory full", |disk, on| disk.fill(on));
-}
-
-#[test]
-fn the_disk_is_read_only() {
-    on_a_bad_disk("the_disk_is_read_only", "state directory read-only", |disk, on| disk.read_only(on));
-}
-
-fn on_a_bad_disk(test: &str, fault: &'static str, switch: impl Fn(&Disk, bool)) {
+fn the_disk_is_bad() {
+    let test = "the_disk_is_bad";
     let Some(engine) = Engine::find(test) else { return };
-    let _engine = share_engine();
+    // Side by side: they mostly wait.
+    std::thread::scope(|scope| {
+        scope.spawn(|| on_a_bad_disk(test, &engine, "state directory full", Disk::fill));
+        scope.spawn(|| on_a_bad_disk(test, &engine, "state directory read-only", Disk::read_only));
+        scope.spawn(|| fsync_hangs(test, &engine));
+    });
+}
+
+fn on_a_bad_disk(test: &str, engine: &Engine, fault: &'static str, switch: impl Fn(&Disk, bool)) {
     let plane = Arc::new(ControlPlane::start(&["--quiet"]));
-    let mut rig = Rig::off(&plane, Some(&engine), Changes::default());
+    let mut rig = Rig::off(&plane, Some(engine), Changes::default());
     let Some(disk) = Disk::mount(&rig.folder().join("state")) else {
         return skip(test, "mount is not allowed");
     };
@@ -111,8 +111,8 @@ fn on_a_bad_disk(test: &str, fault: &'static str, switch: impl Fn(&Disk, bool)) 
     let expected = "work goes on from memory, the node says why, the good copy stays, it starts";
     let (latest_beat, recovery) = (rig.latest_beat(), well.into_iter().collect());
     Row { fault, times: 1, expected, lost, latest_beat, recovery, seed: Random::new().seed }.finish();
-    // The file system is busy as long as the agent holds its lock.
-    drop(rig);
+    // The agent's lock keeps the file system busy, and the file system the rig's folder.
+    rig.kill();
     drop(disk);
 }
 
@@ -150,13 +150,10 @@ impl Drop for SlowFsync {
     }
 }
 
-#[test]
-fn fsync_hangs() {
-    let Some(engine) = Engine::find("fsync_hangs") else { return };
-    let _engine = share_engine();
-    let (seed, rig) = (Random::new().seed, Rig::new(&engine));
+fn fsync_hangs(test: &str, engine: &Engine) {
+    let (seed, rig) = (Random::new().seed, Rig::new(engine));
     let Some(slow) = SlowFsync::begin(rig.pid()) else {
-        return skip("fsync_hangs", "strace cannot be used here");
+        return skip(test, "strace cannot be used here");
     };
     let mut lost = Vec::new();
     let began = Instant::now();

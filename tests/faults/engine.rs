@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::procs::{self, wait_for};
 use crate::report::{Plan, Random, Row};
-use crate::rig::{BEAT_SLACK, Engine, LATE, Rig, SOON, own_engine};
+use crate::rig::{BEAT_SLACK, Engine, LATE, OwnEngine, Rig, SOON};
 
 /// Within this the node has to say that the engine does not answer; the rest is the test's own way of asking.
 const DEGRADED_WITHIN: Duration = Duration::from_secs(30 + 2);
@@ -30,36 +30,27 @@ enum Fault {
 }
 
 #[test]
-fn the_engine_is_killed() {
+fn the_engine_is_killed_and_frozen() {
+    let Some(engine) = Engine::find("the_engine_is_killed_and_frozen") else { return };
+    // Not the one that other tests are using.
+    let own = OwnEngine::start(&engine);
     let plan = Plan::new();
     let expected = "degraded within 30 s and back by itself, exits meanwhile are told, replicas live on";
-    faults("the_engine_is_killed", "SIGKILL of the engine", Fault::Kill, plan.pick(1, 5), expected);
-}
-
-#[test]
-fn the_engine_freezes() {
-    let plan = Plan::new();
-    let long = Duration::from_secs(plan.pick(35, 90));
+    faults(&own.engine, "SIGKILL of the engine", Fault::Kill, plan.pick(1, 5), expected);
+    let expected = "replicas live on, exits meanwhile are told";
+    faults(&own.engine, "restart of the engine", Fault::Restart, plan.pick(1, 10), expected);
     let expected = "degraded within 30 s and back by itself, heartbeats on time, deploys fail truly";
     let fault = plan.pick("SIGSTOP of the engine for 35 s", "SIGSTOP of the engine for 90 s");
-    faults("the_engine_freezes", fault, Fault::Freeze(long), plan.pick(1, 2), expected);
+    let long = Duration::from_secs(plan.pick(35, 90));
+    faults(&own.engine, fault, Fault::Freeze(long), plan.pick(1, 2), expected);
 }
 
-#[test]
-fn the_engine_is_restarted() {
-    let plan = Plan::new();
-    let expected = "replicas live on, exits meanwhile are told";
-    faults("the_engine_is_restarted", "restart of the engine", Fault::Restart, plan.pick(1, 10), expected);
-}
-
-fn faults(test: &str, fault: &'static str, kind: Fault, times: u32, expected: &'static str) {
-    let Some(engine) = Engine::find(test) else { return };
-    let _engine = own_engine();
-    let (random, rig) = (Random::new(), Rig::new(&engine));
+fn faults(engine: &Engine, fault: &'static str, kind: Fault, times: u32, expected: &'static str) {
+    let (random, rig) = (Random::new(), Rig::new(engine));
     let (mut recovery, mut lost) = (Vec::new(), Vec::new());
     for round in 0..times {
         let mut found = Vec::new();
-        recovery.extend(one(&engine, &rig, kind, &mut found));
+        recovery.extend(one(engine, &rig, kind, &mut found));
         lost.extend(found.into_iter().map(|what| format!("round {round}: {what}")));
     }
     lost.extend(rig.losses(BEAT_SLACK));

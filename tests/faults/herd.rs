@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::control_plane::ControlPlane;
 use crate::procs::wait_for;
 use crate::report::{Plan, Random, Row};
-use crate::rig::{Changes, Rig, SOON, share_engine};
+use crate::rig::{Changes, Rig, SOON};
 
 /// Their engine has no containers: what counts here are the connections.
 const SCRIPT: &str = r#"
@@ -26,8 +26,6 @@ const FIRST_BEAT: Duration = Duration::from_secs(5);
 
 #[test]
 fn the_control_plane_restarts() {
-    // Beside nothing else: a hundred agents are a load.
-    let _engine = share_engine();
     let (plan, seed) = (Plan::new(), Random::new().seed);
     let agents = plan.pick(25, 100);
     let state = std::env::temp_dir().join(format!("vlf-{}-plane.json", std::process::id()));

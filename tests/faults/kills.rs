@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::procs::{self, wait_for};
 use crate::report::{Plan, Random, Row};
-use crate::rig::{BEAT_SLACK, Engine, LATE, Rig, SOON, share_engine};
+use crate::rig::{BEAT_SLACK, Engine, LATE, Rig, SOON};
 
 /// How many replicas there are at most at a time.
 const REPLICAS: usize = 4;
@@ -32,7 +32,6 @@ pub fn ask_something(rig: &Rig, random: &mut Random, replicas: &mut Vec<String>)
 #[test]
 fn the_agent_is_killed() {
     let Some(engine) = Engine::find("the_agent_is_killed") else { return };
-    let _engine = share_engine();
     let (plan, mut random, mut rig) = (Plan::new(), Random::new(), Rig::new(&engine));
     let (mut replicas, mut recovery, mut lost) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..plan.rounds {
@@ -62,7 +61,6 @@ fn the_agent_is_killed() {
 #[test]
 fn the_cli_is_killed() {
     let Some(engine) = Engine::find("the_cli_is_killed") else { return };
-    let _engine = share_engine();
     let (plan, mut random, rig) = (Plan::new(), Random::new(), Rig::new(&engine));
     let (mut replicas, mut recovery, mut lost) = (Vec::new(), Vec::new(), Vec::new());
     let mut times = 0;
@@ -98,7 +96,6 @@ fn the_cli_is_killed() {
 #[test]
 fn commands_come_again() {
     let Some(engine) = Engine::find("commands_come_again") else { return };
-    let _engine = share_engine();
     let (plan, mut random, rig) = (Plan::new(), Random::new(), Rig::new(&engine));
     let (mut recovery, mut lost, mut times) = (Vec::new(), Vec::new(), 0);
     let again = |verb: &str, replica: &str, request: &str| {

@@ -10,7 +10,7 @@ use crate::control_plane::ControlPlane;
 use crate::kills::ask_something;
 use crate::procs::wait_for;
 use crate::report::{Plan, Random, Row};
-use crate::rig::{BEAT, BEAT_SLACK, Changes, Engine, LATE, Rig, SOON, share_engine, skip};
+use crate::rig::{BEAT, BEAT_SLACK, Changes, Engine, LATE, Rig, SOON, skip};
 
 /// Agents whose connections are cut side by side: each is away for 5 s.
 const AGENTS: u32 = 4;
@@ -24,7 +24,6 @@ const NOTICE: Duration = Duration::from_secs(15 + 4);
 #[test]
 fn the_connection_is_cut() {
     let Some(engine) = Engine::find("the_connection_is_cut") else { return };
-    let _engine = share_engine();
     let (plan, seed) = (Plan::new(), Random::new().seed);
     let plane = Arc::new(ControlPlane::start(&["--quiet"]));
     let rounds = plan.rounds.div_ceil(AGENTS);
@@ -129,7 +128,6 @@ fn run(line: &str) -> bool {
 fn packets_are_dropped() {
     let Some(engine) = Engine::find("packets_are_dropped") else { return };
     let Some(cable) = Cable::lay() else { return skip("packets_are_dropped", "no network namespaces here") };
-    let _engine = share_engine();
     let (plan, mut random) = (Plan::new(), Random::new());
     let plane = Arc::new(ControlPlane::start(&["--quiet", "--listen", &format!("{}:0", cable.host)]));
     let through = ["ip", "netns", "exec", &cable.name].map(str::to_owned).to_vec();
@@ -172,7 +170,6 @@ fn packets_are_dropped() {
 #[test]
 fn the_peer_talks_nonsense() {
     let Some(engine) = Engine::find("the_peer_talks_nonsense") else { return };
-    let _engine = share_engine();
     let (plan, mut random, rig) = (Plan::new(), Random::new(), Rig::new(&engine));
     let times = plan.pick(2_000, 10_000);
     let path = format!("/nodes/{}/send", rig.node);

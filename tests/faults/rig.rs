@@ -5,9 +5,9 @@ use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -28,19 +28,6 @@ const ASK_S: &str = "60";
 /// The label that tells the containers of one rig from another's.
 const LABEL: &str = "vectorlay.test";
 
-/// Who injects faults into the engine itself has it alone.
-static ENGINE: RwLock<()> = RwLock::new(());
-
-/// A use of the engine beside others.
-pub fn share_engine() -> RwLockReadGuard<'static, ()> {
-    ENGINE.read().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-/// The use of the engine alone.
-pub fn own_engine() -> RwLockWriteGuard<'static, ()> {
-    ENGINE.write().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
 /// The engine of the environment.
 #[derive(Debug, Clone)]
 pub struct Engine {
@@ -50,19 +37,28 @@ pub struct Engine {
     pub kind: String,
     /// An image that stays up and ends at once on SIGTERM.
     pub image: String,
+    pid_file: PathBuf,
+    restart: PathBuf,
 }
 
 impl Engine {
     /// The engine to test with; without one `test` is skipped, and counted so.
     pub fn find(test: &str) -> Option<Self> {
-        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let (Some(cli), Some(kind)) = (variable("VECTORLAY_TEST_CLI"), variable("VECTORLAY_TEST_ENGINE"))
-        else {
-            skip(test, "VECTORLAY_TEST_CLI and VECTORLAY_TEST_ENGINE are not set");
-            return None;
-        };
-        let image = variable("VECTORLAY_TEST_IMAGE").unwrap();
-        Some(Self { cli: cli.into(), kind, image })
+        let found = Self::read(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+        if found.is_none() {
+            skip(test, "VECTORLAY_TEST_CLI and its like are not set: see scripts/engine.sh");
+        }
+        found
+    }
+
+    fn read(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        Some(Self {
+            cli: variable("VECTORLAY_TEST_CLI")?.into(),
+            kind: variable("VECTORLAY_TEST_ENGINE")?,
+            image: variable("VECTORLAY_TEST_IMAGE")?,
+            pid_file: variable("VECTORLAY_TEST_ENGINE_PID_FILE")?.into(),
+            restart: variable("VECTORLAY_TEST_ENGINE_RESTART")?.into(),
+        })
     }
 
     /// Runs the CLI, with a deadline: what it printed, if it succeeded.
@@ -74,15 +70,50 @@ impl Engine {
 
     /// The daemon's process.
     pub fn pid(&self) -> u32 {
-        let file = std::env::var_os("VECTORLAY_TEST_ENGINE_PID_FILE").unwrap();
-        fs::read_to_string(file).unwrap().trim().parse().unwrap()
+        fs::read_to_string(&self.pid_file).unwrap().trim().parse().unwrap()
     }
 
     /// Stops the daemon if it runs, and starts it again.
     pub fn restart(&self) {
-        let program = std::env::var_os("VECTORLAY_TEST_ENGINE_RESTART").unwrap();
-        let output = Command::new("timeout").args(["-k", "1", "150"]).arg(program).output().unwrap();
+        let output = Command::new("timeout").args(["-k", "1", "150"]).arg(&self.restart).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// An engine that nobody else uses; it is stopped when this is dropped.
+pub struct OwnEngine {
+    /// The engine.
+    pub engine: Engine,
+    dir: String,
+}
+
+impl OwnEngine {
+    /// Starts one more of the kind of `like`.
+    pub fn start(like: &Engine) -> Self {
+        let output = Self::script(&like.kind, &["start"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let variable = |name: &str| {
+            let value = |line: &str| {
+                line.strip_prefix("export ")?.strip_prefix(name)?.strip_prefix('=').map(str::to_owned)
+            };
+            text.lines().find_map(value)
+        };
+        Self { engine: Engine::read(variable).unwrap(), dir: variable("VECTORLAY_TEST_ENGINE_DIR").unwrap() }
+    }
+
+    fn script(kind: &str, args: &[&str]) -> Output {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/engine.sh");
+        let mut command = Command::new("timeout");
+        command.args(["-k", "5", "300", "bash", script]).args(args);
+        command.env_remove("VECTORLAY_TEST_ENGINE_DIR").env("VECTORLAY_TEST_ENGINE", kind);
+        command.output().unwrap()
+    }
+}
+
+impl Drop for OwnEngine {
+    fn drop(&mut self) {
+        Self::script(&self.engine.kind, &["stop", &self.dir]);
     }
 }
 

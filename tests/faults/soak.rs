@@ -6,9 +6,9 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::kills::ask_something;
-use crate::procs::{self, Use};
+use crate::procs::{self, Use, wait_for};
 use crate::report::{Random, number};
-use crate::rig::{BEAT_SLACK, Changes, Engine, LATE, Rig, SOON, own_engine};
+use crate::rig::{BEAT_SLACK, Changes, Engine, LATE, Rig, SOON};
 
 /// How often the agent is measured.
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
@@ -41,7 +41,6 @@ const COLUMNS: [(&str, Get); 5] = [
 fn soak() {
     let Some(engine) = Engine::find("soak") else { return };
     let long = Duration::from_secs(number("VECTORLAY_TEST_SOAK_S").unwrap_or(60));
-    let _engine = own_engine();
     let settings = vec![("LOG", "warn".to_owned())];
     let (mut random, rig) = (Random::new(), Rig::with(&engine, Changes { settings, ..Changes::default() }));
     eprintln!("soak: {} s, seed {}, agent {}", long.as_secs(), random.seed, rig.pid());
@@ -124,7 +123,7 @@ fn hurt_something(rig: &Rig, random: &mut Random, faults: &mut Faults) {
             post("close", &json!({"code": 4001, "reason": "Heartbeat timeout"}).to_string());
         }
         2 => {
-            if let Some(call) = procs::children(rig.pid()).pop() {
+            if let Some(call) = wait_for(SAMPLE_EVERY, || procs::children(rig.pid()).pop()) {
                 faults.cli_kills += u32::from(procs::signal(call.pid, Signal::KILL));
             }
         }
