@@ -160,7 +160,7 @@ gcc -static -O1 -o "$work/hold" scripts/vfio-qemu/hold.c
 make_initramfs
 make_disk
 
-iommu=(-device intel-iommu,intremap=on)
+iommu=(-device "intel-iommu,intremap=on")
 failed=0
 for machine in ${VFIO_QEMU_MACHINES:-binding off node}; do
     case "$machine" in
