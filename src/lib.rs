@@ -15,5 +15,6 @@ pub mod process;
 pub mod protocol;
 pub mod sampler;
 pub mod setup;
+pub mod sorted;
 pub mod store;
 pub mod types;
