@@ -1,20 +1,47 @@
-//! The VectorLay node agent.
-pub mod agent;
-pub mod cli;
-pub mod commands;
-pub mod config;
-pub mod control;
+//! The VectorLay node agent: the bridge between the control plane and a GPU host.
+//!
+//! Everything that happens becomes an [`core::Event`] in one channel. The main loop ([`agent`]) takes one, hands it with
+//! the time to the pure [`core`], and carries out the [`core::Action`]s that come back. The core decides and does
+//! nothing; the edges do and decide nothing. No state is shared between threads.
+//!
+//! A folder is a room, and imports point one way:
+//!
+//! ```text
+//! main ─► commands, agent, setup ─► edges ─► core ─► protocol ─► types
+//! ```
+//!
+//! In reading order:
+//!
+//! - [`types`]: values that are checked once and trusted afterwards; [`protocol`]: the wire
+//! - [`core`]: every decision; [`digest`]: the keyed hash that it compares specifications by;
+//!   [`sorted`]: sorting in few bytes
+//! - [`agent`]: the threads and the main loop; [`setup`]: from the settings to what the edges need
+//! - the edges: [`link`] (the control plane), [`engine`] (the container CLI), [`host`] (what the machine is),
+//!   [`sampler`] (which reads it on threads that may hang), [`store`] (the state directory), [`control`] (the
+//!   operator's socket), [`janitor`] (housekeeping), and [`process`], the only place that starts a program
+//! - what a person meets: [`cli`], [`config`], [`commands`], [`logging`]
+
+pub mod types;
+
+pub mod protocol;
+
 pub mod core;
 pub mod digest;
+pub mod sorted;
+
+pub mod agent;
+pub mod setup;
+
+pub mod control;
 pub mod engine;
 pub mod host;
 pub mod janitor;
 pub mod link;
-pub mod logging;
 pub mod process;
-pub mod protocol;
 pub mod sampler;
-pub mod setup;
-pub mod sorted;
 pub mod store;
-pub mod types;
+
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod logging;

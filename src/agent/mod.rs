@@ -139,6 +139,10 @@ fn limits(config: &Config) -> Limits {
         recheck: Duration::from_secs(config.check_s),
         grace: Duration::from_secs(config.grace_s),
         min_free_bytes: config.min_free_gb << 30,
+        image_marks: (config.image_high_percent > 0)
+            .then_some((config.image_high_percent, config.image_low_percent)),
+        ask_guests: config.gpu_guest_utilization,
+        gpu_retest: Duration::from_secs(config.gpu_retest_s),
     }
 }
 

@@ -71,25 +71,10 @@ fn render_json(hardware: &Hardware, storage: Option<&Storage>) -> String {
 }
 
 fn gpu_json(gpu: &Gpu) -> Value {
-    let health = match gpu.health {
-        Health::Ok => "ok",
-        Health::Suspect(_) => "suspect",
-        Health::Failed(_) => "failed",
-        Health::Unknown(_) => "unknown",
-    };
-    json!({
-        "pci_address": gpu.address.to_string(),
-        "vendor_id": format!("{:04x}", gpu.vendor_id),
-        "device_id": format!("{:04x}", gpu.device_id),
-        "name": gpu.name,
-        "class": format!("{:04x}", gpu.class),
-        "driver": gpu.driver,
-        "iommu_group": gpu.iommu_group,
-        "numa_node": gpu.numa_node,
-        "assignable": usable(gpu),
-        "health": health,
-        "reason": reason(gpu),
-    })
+    let mut described = gpu.described();
+    described.insert("assignable".into(), usable(gpu).into());
+    described.insert("reason".into(), json!(reason(gpu)));
+    described.into()
 }
 
 /// Whether it can be handed out: nothing stands in the way, and it is not known to be broken.

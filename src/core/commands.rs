@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::job::Job;
+use super::job::{Failure, FailureKind, Job};
 use super::node::Mode;
 use super::outbox::Kind;
 use super::replica::{
@@ -25,11 +25,14 @@ pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 pub const STOP_MARGIN: Duration = Duration::from_secs(60);
 /// The most commands that wait for the table of containers.
 const WAITING_MAX: usize = 1024;
+/// The most readings of logs at once.
+const LOGS_MAX: usize = 16;
+
 impl Core {
     /// A command arrived.
     pub(super) fn command(&mut self, now: Instant, command: Inbound, out: &mut Vec<Action>) {
         match command {
-            Inbound::Deploy(_) | Inbound::Stop(_) if self.ending.is_some() => {}
+            Inbound::Deploy(_) | Inbound::Stop(_) if self.ending.is_some() || self.known(&command, out) => {}
             Inbound::Deploy(_) | Inbound::Stop(_) if !self.table_ready => self.wait(now, command, out),
             Inbound::Deploy(deploy) => self.deploy(now, *deploy, out),
             Inbound::Stop(stop) => self.stop(now, stop, out),
@@ -41,31 +44,51 @@ impl Core {
         }
     }
 
+    /// Whether a command is a redelivery: one that was answered gets its answer again, one whose outcome is awaited
+    /// gets that when it is there.
+    fn known(&mut self, command: &Inbound, out: &mut Vec<Action>) -> bool {
+        match command {
+            Inbound::Deploy(deploy) => {
+                let hash = self.key.hash(&deploy.spec);
+                let request = deploy.request.as_ref();
+                self.answered_before(request, out)
+                    || self.answer_again(&deploy.replica, request, &hash)
+                    || self
+                        .replicas
+                        .get(&deploy.replica)
+                        .is_some_and(|replica| replica.awaits(request, &hash))
+            }
+            Inbound::Stop(stop) => {
+                let awaited = |replica: &Replica| {
+                    replica.stop.as_ref().is_some_and(|accepted| accepted.requests.contains(&stop.request))
+                };
+                self.answered_before(stop.request.as_ref(), out)
+                    || stop.request.is_some() && self.replicas.get(&stop.replica).is_some_and(awaited)
+            }
+            Inbound::Registered { .. }
+            | Inbound::Drain
+            | Inbound::Maintenance
+            | Inbound::Resume
+            | Inbound::Logs { .. } => false,
+        }
+    }
+
     /// A `deploy` arrived, or waited for the table until now.
     pub(super) fn deploy(&mut self, now: Instant, command: protocol::Deploy, out: &mut Vec<Action>) {
         let protocol::Deploy { replica: id, request, spec, auth, pull, stop_timeout, deploy_timeout } =
             command;
         let hash = self.key.hash(&spec);
-        if self.answered_before(request.as_ref(), out) || self.answer_again(&id, request.as_ref(), &hash) {
-            return;
-        }
         let replica = self.replicas.get(&id);
         let stage = replica.map_or(Stage::None, Replica::stage);
-        let same = replica.is_some_and(|r| {
-            same_spec(&r.hash, &hash)
-                || request.is_some() && r.deploy.as_ref().is_some_and(|d| d.requests.contains(&request))
-        });
-        let same_next = replica.and_then(|r| r.next.as_ref()).is_some_and(|next| {
-            same_spec(&next.hash, &hash) || request.is_some() && next.requests.contains(&request)
-        });
+        let same = replica.is_some_and(|replica| same_spec(&replica.hash, &hash));
+        let next = replica.and_then(|replica| replica.next.as_ref());
+        let same_next = next.is_some_and(|next| same_spec(&next.hash, &hash));
         let meaning = on_deploy(stage, same, same_next);
         let refusal = match meaning {
             OnDeploy::Start | OnDeploy::After | OnDeploy::Replace => self.admission(),
-            OnDeploy::Conflict => Some(Refusal::new(
-                Code::Conflict,
-                format!("replica {id} exists with another specification: stop it first"),
-            )),
-            OnDeploy::Join | OnDeploy::JoinNext | OnDeploy::Running => None,
+            OnDeploy::Conflict => Some(Refusal::conflict(&id)),
+            OnDeploy::Running => self.room(),
+            OnDeploy::Join | OnDeploy::JoinNext => None,
         };
         if let Some(refusal) = refusal {
             self.refuse_deploy(&id, request, &hash, &refusal, out);
@@ -115,19 +138,22 @@ impl Core {
         id: &ReplicaId,
         request: Option<RequestId>,
         hash: &str,
-        which: impl Fn(&mut Replica) -> Option<&mut Deploy>,
+        which: fn(&mut Replica) -> Option<&mut Deploy>,
         out: &mut Vec<Action>,
     ) {
         let Some(deploy) = self.replicas.get_mut(id).and_then(which) else { return };
         if deploy.requests.contains(&request) {
             return;
         }
-        if deploy.requests.len() < REQUESTS_MAX {
-            deploy.requests.push(request);
-        } else {
+        if deploy.requests.len() >= REQUESTS_MAX {
             let refusal =
                 Refusal::new(Code::Busy, "too many requests wait for this replica: ask again later");
             self.refuse_deploy(id, request, hash, &refusal, out);
+        } else if let Some(refusal) = self.room() {
+            self.refuse_deploy(id, request, hash, &refusal, out);
+        } else if let Some(deploy) = self.replicas.get_mut(id).and_then(which) {
+            deploy.requests.push(request);
+            self.disk.dirty();
         }
     }
 
@@ -143,23 +169,33 @@ impl Core {
             let limit = self.limits.queue_limit;
             return Some(Refusal::new(Code::Busy, format!("{limit} deploys are waiting already")));
         }
-        let owed = self.outbox.len() + self.replicas.values().filter(|r| r.owes()).count();
-        if owed >= OWED_MAX {
-            return Some(Refusal::new(Code::Busy, "too many results are not known to have arrived"));
-        }
-        None
+        self.room()
+    }
+
+    /// Why no further result can be promised now, if so.
+    fn room(&self) -> Option<Refusal> {
+        let owed = self.outbox.len() + self.replicas.values().map(Replica::owed).sum::<usize>();
+        (owed >= OWED_MAX).then(|| {
+            Refusal::new(Code::Busy, "too many results are not known to have arrived: ask again later")
+        })
     }
 
     /// A `stop` arrived, or waited for the table until now.
     pub(super) fn stop(&mut self, now: Instant, command: protocol::Stop, out: &mut Vec<Action>) {
         let protocol::Stop { replica: id, request, timeout } = command;
-        if self.answered_before(request.as_ref(), out) {
-            return;
-        }
         let Some(replica) = self.replicas.get_mut(&id) else {
-            self.tell_stopped(&id, vec![request], None);
+            self.tell_absent(&id, request, out);
             return;
         };
+        if let Some(stop) = &replica.stop
+            && stop.requests.len() >= REQUESTS_MAX
+            && !stop.requests.contains(&request)
+        {
+            let refusal =
+                Refusal::new(Code::Busy, "too many requests wait for this replica: ask again later");
+            self.refuse(Kind::Stop, &id, request, "", &refusal, out);
+            return;
+        }
         let meaning = on_stop(replica.stage());
         let timeout = timeout.or(replica.stop_timeout).unwrap_or(STOP_TIMEOUT);
         let gate = self.disk.gate(now);
@@ -170,7 +206,7 @@ impl Core {
             deadline: now + timeout + STOP_MARGIN,
             gate,
         });
-        if !stop.requests.contains(&request) && stop.requests.len() < REQUESTS_MAX {
+        if !stop.requests.contains(&request) {
             stop.requests.push(request);
         }
         replica.doomed = true;
@@ -180,14 +216,15 @@ impl Core {
             OnStop::Gone => {}
             OnStop::Cancel => {
                 if let Some(deploy) = &mut replica.deploy {
+                    deploy.work = None;
                     deploy.refusal = Some((cancelled(), now));
                 }
                 match replica.phase {
                     Phase::Queued => self.gone(now, &id),
                     // Pulling leaves nothing of the container behind; a `run` may as well finish and be removed.
                     Phase::Pulling(job) => out.push(Action::CancelJob(job)),
+                    Phase::Orphaned(until) => replica.phase = Phase::Orphaned(until.min(now + timeout)),
                     Phase::Unverified
-                    | Phase::Orphaned(_)
                     | Phase::Starting(_)
                     | Phase::Naming(..)
                     | Phase::Running(..)
@@ -242,16 +279,15 @@ impl Core {
         }
     }
 
-    pub(super) fn expire_waiting(&mut self, now: Instant) {
+    pub(super) fn expire_waiting(&mut self, now: Instant, out: &mut Vec<Action>) {
         if self.waiting.iter().all(|(until, _)| *until > now) {
             return;
         }
         let refusal =
             Refusal::new(Code::NotReady, "the node does not know its containers yet: the engine is silent");
-        let mut unsent = Vec::new();
         for (until, command) in std::mem::take(&mut self.waiting) {
             if until <= now {
-                self.refuse_waiting(command, &refusal, &mut unsent);
+                self.refuse_waiting(command, &refusal, out);
             } else {
                 self.waiting.push_back((until, command));
             }
@@ -282,7 +318,13 @@ impl Core {
             | Phase::Naming(..)
             | Phase::Clearing(_) => None,
         });
+        let busy = self.jobs.values().filter(|purpose| matches!(purpose, Purpose::Logs { .. })).count();
         match container {
+            Some(_) if busy >= LOGS_MAX => {
+                let words = format!("{LOGS_MAX} logs are being read already: ask again later");
+                let failure = Failure { kind: FailureKind::Refused, words };
+                self.tell_logs(&replica, request.as_ref(), Err(failure), out);
+            }
             Some(container) => {
                 _ = self.submit(Job::Logs(container, tail), Purpose::Logs { replica, request }, out)
             }

@@ -38,8 +38,8 @@ impl Disk {
     }
 
     /// When `gate` opens by itself; `None` when it is open.
-    pub fn opens(&self, gate: &Gate) -> Option<Instant> {
-        (self.saved < gate.seq && self.failure.is_none()).then_some(gate.until)
+    pub fn opens(&self, now: Instant, gate: &Gate) -> Option<Instant> {
+        (!self.open(now, gate)).then_some(gate.until)
     }
 
     /// The number of the save that is to be made now, if one is.

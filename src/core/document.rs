@@ -10,7 +10,7 @@ use super::Core;
 use super::commands::{STOP_MARGIN, STOP_TIMEOUT};
 use super::node::Mode;
 use super::outbox::{Entry, Gate, Kind};
-use super::replica::{Code, Deploy, Exit, Phase, Refusal, Replica, Step, Stop};
+use super::replica::{Code, Deploy, Phase, Refusal, Replica, Step, Stop};
 use crate::types::{ContainerId, PciAddress, ReplicaId, RequestId};
 
 /// The document's version.
@@ -64,7 +64,10 @@ impl Core {
         }
         for value in record.get("results").and_then(Value::as_array).into_iter().flatten() {
             match read_result(value) {
-                Some(entry) => self.outbox.push(entry),
+                Some(entry) => {
+                    self.remember(&entry);
+                    self.outbox.push(entry);
+                }
                 None => trouble.push("a result in the record cannot be read".to_owned()),
             }
         }
@@ -127,10 +130,13 @@ impl Core {
         }
         self.gpus.adopt(&id, &replica.gpus);
         // A deploy that waited behind it has lost its specification with the process.
-        let next = value.get("next").map(|next| requests(next.get("requests"))).unwrap_or_default();
+        let next = value.get("next").map(|next| {
+            let spec = next.get("spec").and_then(Value::as_str).unwrap_or_default();
+            (requests(next.get("requests")), spec.to_owned())
+        });
         self.replicas.insert(id.clone(), replica);
-        if !next.is_empty() {
-            self.tell_interrupted(now, &id, next);
+        if let Some((requests, spec)) = next {
+            self.tell_interrupted(now, &id, requests, &spec);
         }
     }
 }
@@ -150,17 +156,19 @@ fn replica(replica: &Replica) -> Value {
     }
     match &replica.phase {
         Phase::Running(..) => _ = map.insert("ran".into(), true.into()),
-        Phase::Exited(_, Exit { .. }, _) => _ = map.insert("exited".into(), true.into()),
         Phase::Stopping(container, ..) => _ = map.insert("container".into(), container.as_str().into()),
         Phase::Unverified if replica.known => _ = map.insert("ran".into(), true.into()),
-        Phase::Unverified if replica.exit_told => _ = map.insert("exited".into(), true.into()),
         Phase::Unverified
         | Phase::Orphaned(_)
         | Phase::Queued
         | Phase::Pulling(_)
         | Phase::Starting(_)
         | Phase::Naming(..)
+        | Phase::Exited(..)
         | Phase::Clearing(_) => {}
+    }
+    if replica.exit_told {
+        map.insert("exited".into(), true.into());
     }
     if let Some(deploy) = &replica.deploy {
         let mut pending = json!({ "requests": request_list(&deploy.requests) });
@@ -175,7 +183,7 @@ fn replica(replica: &Replica) -> Value {
         map.insert("stop".into(), stop);
     }
     if let Some(next) = &replica.next {
-        map.insert("next".into(), json!({ "requests": request_list(&next.requests) }));
+        map.insert("next".into(), json!({ "requests": request_list(&next.requests), "spec": next.hash }));
     }
     value
 }

@@ -16,12 +16,15 @@ pub(super) struct Ending {
     grace: Instant,
     /// Results are waited for until this time, once nothing is in flight.
     flush: Option<Instant>,
+    /// The session is being closed, which has a deadline of its own.
+    closing: bool,
     told: bool,
 }
+
 impl Ending {
-    /// When something is to be done by itself.
-    pub(super) fn deadline(&self) -> Instant {
-        self.flush.unwrap_or(self.grace)
+    /// When something is to be done by itself. Once all times are up, only the session's own deadline is left.
+    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
+        Some(self.flush.unwrap_or(self.grace)).filter(|at| *at > now)
     }
 }
 
@@ -30,7 +33,8 @@ impl Core {
         if self.ending.is_some() {
             return;
         }
-        self.ending = Some(Ending { grace: now + self.limits.grace, flush: None, told: false });
+        self.ending =
+            Some(Ending { grace: now + self.limits.grace, flush: None, closing: false, told: false });
         self.waiting.clear();
         let refusal = || Refusal::new(Code::Interrupted, "the agent was ended before the deploy was started");
         for id in self.queue.iter().cloned().collect::<Vec<_>>() {
@@ -40,38 +44,33 @@ impl Core {
             self.replicas.values().filter(|r| r.next.is_some()).map(|r| r.id.clone()).collect();
         for id in waiting {
             if let Some(next) = self.replicas.get_mut(&id).and_then(|replica| replica.next.take()) {
-                self.tell_interrupted(now, &id, next.requests);
+                self.tell_failed(now, &id, &next, &refusal());
             }
         }
         out.push(Action::info("ending: finishing what is in flight; containers go on running".into()));
     }
 
+    /// Level-triggered: closes the session when all is done or its time is up, and then ends the process.
     pub(super) fn drive_ending(&mut self, now: Instant, out: &mut Vec<Action>) {
-        self.drive(now, out);
         let idle = self.idle();
         let delivered = self.outbox.is_empty() || self.session.flowing().is_none();
         let settled = self.disk.settled();
         let Some(ending) = &mut self.ending else { return };
-        if ending.told {
-            return;
-        }
-        if idle || ending.grace <= now {
+        if !ending.closing && (idle || ending.grace <= now) {
             let flush = *ending.flush.get_or_insert(now + FLUSH_WITHIN);
             if (delivered && settled) || flush <= now {
-                if self.session.is_over() {
-                    ending.told = true;
-                    out.push(Action::End(End::Clean));
-                } else {
-                    self.close_session(now, out);
-                    // What has no connection to close is over at once.
-                    if self.session.is_over()
-                        && let Some(ending) = &mut self.ending
-                    {
-                        ending.told = true;
-                        out.push(Action::End(End::Clean));
-                    }
-                }
+                ending.closing = true;
+                self.close_session(now, out);
             }
+        }
+        if let Some(ending) = &mut self.ending
+            && ending.closing
+            && !ending.told
+            && self.session.is_over()
+            && (settled || ending.flush.is_none_or(|flush| flush <= now))
+        {
+            ending.told = true;
+            out.push(Action::End(End::Clean));
         }
     }
 }

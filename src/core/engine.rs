@@ -55,6 +55,11 @@ impl Engine {
         self.listed.map(|at| now.saturating_duration_since(at))
     }
 
+    /// The containers are to be listed without delay.
+    pub(super) fn list_now(&mut self, now: Instant) {
+        self.list_due = now;
+    }
+
     fn probe_due(&self) -> Instant {
         self.heard + if self.down.is_some() { PROBE_DOWN } else { PROBE_AFTER }
     }
@@ -75,7 +80,7 @@ impl Core {
             // `rm -f` says 0 whatever happens: its success is no sign of life.
             Outcome::Removed(Ok(())) => return,
             Outcome::Removed(Err(failure)) => (Some(failure), false),
-            Outcome::Logs(_) => return,
+            Outcome::Logs(_) | Outcome::Images(_) | Outcome::ImageRemoved(_) | Outcome::GuestUse(_) => return,
         };
         match failure {
             None => self.engine_answers(now),

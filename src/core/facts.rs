@@ -1,6 +1,8 @@
 //! What the edges tell the core about the host: plain values, each complete in itself. A thing that could not be
 //! read is `None` or says so in words; it is never a zero.
 
+use serde_json::{Map, Value, json};
+
 use crate::types::PciAddress;
 
 /// What changes only with a reboot or a screwdriver.
@@ -57,6 +59,26 @@ pub struct Gpu {
     pub health: Health,
 }
 
+impl Gpu {
+    /// What it is, in the wire's names: every description of a GPU begins with it.
+    pub fn described(&self) -> Map<String, Value> {
+        let fields = [
+            ("pci_address", self.address.to_string().into()),
+            ("vendor_id", format!("{:04x}", self.vendor_id).into()),
+            ("device_id", format!("{:04x}", self.device_id).into()),
+            ("name", self.name.as_str().into()),
+            ("class", format!("{:04x}", self.class).into()),
+            ("driver", json!(self.driver)),
+            ("iommu_group", json!(self.iommu_group)),
+            ("numa_node", json!(self.numa_node)),
+            ("health", self.health.word().into()),
+        ];
+        let mut map = Map::new();
+        map.extend(fields.map(|(name, value): (&str, Value)| (name.to_owned(), value)));
+        map
+    }
+}
+
 /// Whether a GPU can be handed to a microVM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -79,6 +101,26 @@ pub enum Health {
     Failed(String),
     /// A reading could not be taken: says which.
     Unknown(String),
+}
+
+impl Health {
+    /// The wire's word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Suspect(_) => "suspect",
+            Self::Failed(_) => "failed",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+
+    /// What is wrong, or was not readable.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Ok => None,
+            Self::Suspect(why) | Self::Failed(why) | Self::Unknown(why) => Some(why),
+        }
+    }
 }
 
 /// One dependency of the node, checked.

@@ -5,12 +5,15 @@
 //! only after a reading that was taken since then calls it free. One reading that misses a GPU proves nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use super::facts::{Gpu, Health, Verdict};
 use crate::types::{PciAddress, ReplicaId};
 
 /// A GPU that this many readings in a row do not show is gone, unless a replica has it.
 const READINGS_UNTIL_GONE: u32 = 3;
+/// How many readings may show a GPU held after its container is gone: its microVM may still be ending.
+const READINGS_UNTIL_KEPT: u8 = 10;
 
 /// What the core knows of one GPU.
 #[derive(Debug, Clone)]
@@ -18,8 +21,12 @@ struct Slot {
     gpu: Gpu,
     /// Readings in a row that did not show it.
     missed: u32,
-    /// Freed, and no reading taken since.
-    stale: bool,
+    /// Freed, and this many readings are still to come before one says how it is since.
+    stale: u8,
+    /// How many more readings may show a freed one held by a process that has not quite ended.
+    patience: u8,
+    /// It failed: good readings before this time do not count.
+    retest: Option<Instant>,
 }
 
 /// Why a claim was not granted.
@@ -48,7 +55,10 @@ pub struct Gpus {
 
 impl Gpus {
     /// Takes a reading of the host's GPUs. Says whether anything in the table changed.
-    pub fn reading(&mut self, gpus: &[Gpu]) -> bool {
+    ///
+    /// A GPU that failed stays failed for `retest`, and is well again with the first good reading after that. What is
+    /// counted in a verdict's or health's words changes all the time and is no news.
+    pub fn reading(&mut self, now: Instant, retest: Duration, gpus: &[Gpu]) -> bool {
         let mut changed = false;
         for slot in self.slots.values_mut() {
             if !gpus.iter().any(|gpu| gpu.address == slot.gpu.address) {
@@ -57,11 +67,31 @@ impl Gpus {
             }
         }
         for gpu in gpus {
-            let slot = Slot { gpu: gpu.clone(), missed: 0, stale: false };
-            changed |= self
-                .slots
-                .insert(gpu.address, slot.clone())
-                .is_none_or(|old| old.gpu != slot.gpu || old.missed > 0 || old.stale);
+            let mut slot = Slot { gpu: gpu.clone(), missed: 0, stale: 0, patience: 0, retest: None };
+            let old = self.slots.get(&gpu.address);
+            if let Some(old) = old {
+                slot.stale = old.stale.saturating_sub(1);
+                slot.patience = old.patience;
+                if old.stale == 1 && old.patience > 0 && matches!(gpu.verdict, Verdict::Held(_)) {
+                    slot.stale = 1;
+                    slot.patience -= 1;
+                }
+            }
+            if let Health::Failed(_) = gpu.health {
+                slot.retest = Some(now + retest);
+            } else if let Some(old) = old
+                && old.retest.is_some_and(|at| at > now)
+            {
+                slot.gpu.health = old.gpu.health.clone();
+                slot.retest = old.retest;
+            }
+            changed |= old.is_none_or(|old| {
+                kind(&old.gpu) != kind(&slot.gpu)
+                    || old.gpu.driver != slot.gpu.driver
+                    || old.missed > 0
+                    || (old.stale > 0) != (slot.stale > 0)
+            });
+            self.slots.insert(gpu.address, slot);
         }
         let before = self.slots.len();
         let held = &self.held;
@@ -91,7 +121,7 @@ impl Gpus {
         let free: usize = groups.iter().map(|group| group.gpus.len()).sum();
         let Some(chosen) = choose(&groups, count) else {
             let coming_back = self.held.values().filter(|holder| returning(holder)).count()
-                + self.slots.values().filter(|slot| slot.stale).count();
+                + self.slots.values().filter(|slot| slot.stale > 0).count();
             return Err(if free + coming_back >= count && coming_back > 0 {
                 Denied::Wait
             } else {
@@ -107,14 +137,16 @@ impl Gpus {
         Ok(claimed)
     }
 
-    /// The containers of `replica` are gone. Says whether it had any GPU: then a new reading is due.
-    pub fn free(&mut self, replica: &ReplicaId) -> bool {
+    /// The containers of `replica` are gone, but for ones with the GPUs in `kept`. Says whether any GPU is free by
+    /// that: then a new reading is due. `under_way`: how many readings were ordered before and have not arrived.
+    pub fn free(&mut self, replica: &ReplicaId, kept: &[PciAddress], under_way: u8) -> bool {
         let before = self.held.len();
         let slots = &mut self.slots;
         self.held.retain(|address, holder| {
-            if holder == replica {
+            if holder == replica && !kept.contains(address) {
                 if let Some(slot) = slots.get_mut(address) {
-                    slot.stale = true;
+                    slot.stale = under_way + 1;
+                    slot.patience = READINGS_UNTIL_KEPT;
                 }
                 false
             } else {
@@ -134,9 +166,14 @@ impl Gpus {
         self.back.iter().copied()
     }
 
-    /// Whether there is a GPU at this address.
+    /// The PCI vendor ID of a GPU.
+    pub fn vendor(&self, gpu: PciAddress) -> Option<u16> {
+        self.slots.get(&gpu).map(|slot| slot.gpu.vendor_id)
+    }
+
+    /// Whether there is a GPU at this address, or was one when the operator held it back.
     pub fn knows(&self, gpu: PciAddress) -> bool {
-        self.slots.contains_key(&gpu)
+        self.slots.contains_key(&gpu) || self.back.contains(&gpu)
     }
 
     /// Who has a GPU.
@@ -159,12 +196,7 @@ impl Gpus {
         let (health, mut reason) = if slot.missed > 0 {
             ("unknown", Some("missing from the last reading of the bus".to_owned()))
         } else {
-            match &slot.gpu.health {
-                Health::Ok => ("ok", None),
-                Health::Suspect(why) => ("suspect", Some(why.clone())),
-                Health::Failed(why) => ("failed", Some(why.clone())),
-                Health::Unknown(why) => ("unknown", Some(why.clone())),
-            }
+            (slot.gpu.health.word(), slot.gpu.health.reason().map(str::to_owned))
         };
         // A holder of our own makes the host call it busy: that is no obstacle worth a word.
         if let (Verdict::Obstructed(why) | Verdict::Held(why), None) =
@@ -187,7 +219,7 @@ impl Gpus {
 
     fn usable(&self, slot: &Slot) -> bool {
         slot.missed == 0
-            && !slot.stale
+            && slot.stale == 0
             && slot.gpu.verdict == Verdict::Assignable
             && !matches!(slot.gpu.health, Health::Failed(_))
             && !self.held.contains_key(&slot.gpu.address)
@@ -212,6 +244,22 @@ impl Gpus {
         free.sort_by_key(|group| group.gpus[0]);
         free
     }
+}
+
+/// What of a GPU is news when it changes: its verdict and health, without their words.
+fn kind(gpu: &Gpu) -> (u8, u8) {
+    let verdict = match gpu.verdict {
+        Verdict::Assignable => 0,
+        Verdict::Held(_) => 1,
+        Verdict::Obstructed(_) => 2,
+    };
+    let health = match gpu.health {
+        Health::Ok => 0,
+        Health::Suspect(_) => 1,
+        Health::Failed(_) => 2,
+        Health::Unknown(_) => 3,
+    };
+    (verdict, health)
 }
 
 /// The GPUs of one free IOMMU group, by address.
@@ -274,6 +322,7 @@ fn exactly(groups: &[&Group], count: usize) -> Option<Vec<PciAddress>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test needs some time to begin with")]
 mod tests {
     use super::*;
 
@@ -295,6 +344,11 @@ mod tests {
         }
     }
 
+    /// A reading at a time at which every failure has been retested.
+    fn read(gpus: &mut Gpus, readings: &[Gpu]) -> bool {
+        gpus.reading(Instant::now(), Duration::ZERO, readings)
+    }
+
     fn replica(id: &str) -> ReplicaId {
         ReplicaId::new(id).unwrap()
     }
@@ -314,7 +368,7 @@ mod tests {
     fn whole_groups_from_the_fewest_nodes_by_address() {
         let check = |counts: &[usize], expected: &[Result<&str, Denied>]| {
             let mut gpus = Gpus::default();
-            gpus.reading(&host());
+            read(&mut gpus, &host());
             for (n, (count, expected)) in counts.iter().zip(expected).enumerate() {
                 let got = claim(&mut gpus, &format!("r{n}"), *count);
                 assert_eq!(got, expected.map(str::to_owned), "claim {n} of {counts:?}");
@@ -333,20 +387,40 @@ mod tests {
     #[test]
     fn what_is_freed_waits_for_a_new_reading() {
         let mut gpus = Gpus::default();
-        gpus.reading(&host());
+        read(&mut gpus, &host());
         claim(&mut gpus, "a", 6).unwrap();
         assert_eq!(gpus.count(), (6, 0));
-        assert!(gpus.free(&replica("a")));
-        assert!(!gpus.free(&replica("a")), "nothing left to free");
+        assert!(gpus.free(&replica("a"), &[], 1));
+        assert!(!gpus.free(&replica("a"), &[], 0), "nothing left to free");
         assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Wait));
-        gpus.reading(&host());
+        read(&mut gpus, &host());
+        assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Wait), "that one was under way before");
+        read(&mut gpus, &host());
         assert_eq!(claim(&mut gpus, "b", 1), Ok("01".into()));
+    }
+
+    #[test]
+    fn a_freed_gpu_may_be_held_a_little_longer_by_its_ending_vm() {
+        let mut busy = host();
+        for gpu in &mut busy {
+            gpu.verdict = Verdict::Held("held by process 7".into());
+        }
+        let mut gpus = Gpus::default();
+        read(&mut gpus, &host());
+        claim(&mut gpus, "a", 6).unwrap();
+        gpus.free(&replica("a"), &[], 0);
+        for _ in 0..READINGS_UNTIL_KEPT {
+            read(&mut gpus, &busy);
+            assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Wait));
+        }
+        read(&mut gpus, &busy);
+        assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Short { free: 0, total: 6 }), "somebody else's");
     }
 
     #[test]
     fn a_claim_waits_for_a_holder_that_is_on_its_way_out() {
         let mut gpus = Gpus::default();
-        gpus.reading(&host());
+        read(&mut gpus, &host());
         claim(&mut gpus, "a", 6).unwrap();
         let leaving = replica("a");
         assert_eq!(gpus.claim(&replica("b"), 2, |holder| *holder == leaving), Err(Denied::Wait));
@@ -356,14 +430,14 @@ mod tests {
     #[test]
     fn a_reading_that_misses_a_gpu_proves_nothing() {
         let mut gpus = Gpus::default();
-        gpus.reading(&host());
+        read(&mut gpus, &host());
         claim(&mut gpus, "a", 1).unwrap();
         for _ in 0..10 {
-            gpus.reading(&[]);
+            read(&mut gpus, &[]);
         }
         assert_eq!(gpus.count(), (1, 0), "the held one is known for ever");
         assert_eq!(gpus.describe()[0].1, "unknown");
-        gpus.reading(&host());
+        read(&mut gpus, &host());
         assert_eq!(gpus.count(), (6, 5));
         assert_eq!(gpus.holder(PciAddress::parse("01:00.0").unwrap()), Some(&replica("a")));
     }
@@ -374,13 +448,13 @@ mod tests {
         readings[0].health = Health::Failed("fell off the bus".into());
         readings[1].verdict = Verdict::Obstructed("bound to nvidia".into());
         let mut gpus = Gpus::default();
-        gpus.reading(&readings);
+        read(&mut gpus, &readings);
         let third = PciAddress::parse("03:00.0").unwrap();
         assert!(gpus.hold_back(third, true));
         assert_eq!(claim(&mut gpus, "a", 1), Ok("04".into()));
         assert!(gpus.hold_back(third, false));
         assert_eq!(claim(&mut gpus, "b", 1), Ok("03".into()));
-        gpus.reading(&host());
+        read(&mut gpus, &host());
         assert_eq!(claim(&mut gpus, "c", 1), Ok("01".into()), "well again");
     }
 
@@ -388,8 +462,24 @@ mod tests {
     fn a_label_is_the_record() {
         let mut gpus = Gpus::default();
         gpus.adopt(&replica("a"), &[PciAddress::parse("02:00.0").unwrap()]);
-        gpus.reading(&host());
+        read(&mut gpus, &host());
         assert_eq!(gpus.count(), (6, 5));
         assert_eq!(claim(&mut gpus, "b", 3), Ok("04 05 06".into()));
+    }
+
+    #[test]
+    fn a_failed_gpu_is_left_alone_until_its_retest() {
+        let (now, retest) = (Instant::now(), Duration::from_secs(600));
+        let well = &host()[..1];
+        let mut failed = well.to_vec();
+        failed[0].health = Health::Failed("fatal error".into());
+        let mut gpus = Gpus::default();
+        assert!(gpus.reading(now, retest, well));
+        assert!(gpus.reading(now, retest, &failed), "news");
+        assert!(!gpus.reading(now, retest, &failed), "no news");
+        assert!(!gpus.reading(now + retest / 2, retest, well), "too early");
+        assert_eq!(gpus.count(), (1, 0));
+        assert!(gpus.reading(now + retest, retest, well), "well again");
+        assert_eq!(gpus.count(), (1, 1));
     }
 }

@@ -90,6 +90,21 @@ pub enum Job {
     Logs(ContainerId, u32),
     /// `version`: whether the engine answers.
     Probe,
+    /// `images`: the names of all images.
+    Images,
+    /// `rmi`, without force: the engine refuses while any container uses the image.
+    RemoveImage(ImageRef),
+    /// `exec`: how busy the GPUs are that a container sees.
+    GuestUse(ContainerId, Vendor),
+}
+
+/// Who made a GPU: what is asked inside a container differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vendor {
+    /// Asked with nvidia-smi.
+    Nvidia,
+    /// Asked by amdgpu's files.
+    Amd,
 }
 
 /// `run -d`: everything that it needs.
@@ -131,6 +146,9 @@ impl fmt::Display for Job {
             Self::Remove(id) => write!(f, "remove {}", id.short()),
             Self::Logs(id, _) => write!(f, "logs of {}", id.short()),
             Self::Probe => f.write_str("probe"),
+            Self::Images => f.write_str("images"),
+            Self::RemoveImage(image) => write!(f, "remove image {image}"),
+            Self::GuestUse(id, _) => write!(f, "use of the GPUs in {}", id.short()),
         }
     }
 }
@@ -154,15 +172,25 @@ pub enum Outcome {
     Logs(Result<(Vec<String>, bool), Failure>),
     /// Of [`Job::Probe`].
     Probed(Result<(), Failure>),
+    /// Of [`Job::Images`]: the oldest first.
+    Images(Result<Vec<ImageRef>, Failure>),
+    /// Of [`Job::RemoveImage`].
+    ImageRemoved(Result<(), Failure>),
+    /// Of [`Job::GuestUse`]: percent, of each GPU that could be read.
+    GuestUse(Result<Vec<u8>, Failure>),
 }
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let failure = match self {
             Self::Ran(result) => result.as_ref().err(),
-            Self::Pulled(result) | Self::Stopped(result) | Self::Removed(result) | Self::Probed(result) => {
-                result.as_ref().err()
-            }
+            Self::Pulled(result)
+            | Self::Stopped(result)
+            | Self::Removed(result)
+            | Self::Probed(result)
+            | Self::ImageRemoved(result) => result.as_ref().err(),
+            Self::Images(result) => result.as_ref().err(),
+            Self::GuestUse(result) => result.as_ref().err(),
             Self::Listed(result) => result.as_ref().err(),
             Self::Inspected(result) => result.as_ref().err(),
             Self::Logs(result) => result.as_ref().err(),

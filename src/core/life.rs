@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::commands::STOP_MARGIN;
+use super::commands::STOP_TIMEOUT;
 use super::gpus::Denied;
 use super::job::{
     Failure, FailureKind, Inspected, InspectedState, Job, JobId, LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE,
@@ -24,6 +24,8 @@ const CONFIRM_FIRST: Duration = Duration::from_millis(20);
 const CONFIRM_TRIES: u32 = 8;
 /// How long after a claim that had to wait the GPUs are looked at again.
 const GPU_READING_PAUSE: Duration = Duration::from_secs(1);
+/// A claim goes by a reading of the GPUs that is not older than this.
+const GPU_READING_AGE: Duration = Duration::from_secs(5);
 /// How many names held by a container that does not exist are passed over.
 const GHOSTS_MAX: u32 = 3;
 
@@ -43,7 +45,10 @@ impl Core {
                 }
             }
             (Purpose::List(_), _) => self.listing_over(now, false),
-            (Purpose::Probe | Purpose::Stray | Purpose::Logs { .. }, _) => {}
+            (Purpose::Images, Outcome::Images(result)) => self.room_answer(now, job, Some(result), out),
+            (Purpose::Images, _) => self.room_answer(now, job, None, out),
+            (Purpose::Guest(id), Outcome::GuestUse(result)) => self.guest_answer(now, id, result.ok()),
+            (Purpose::Probe | Purpose::Stray(_) | Purpose::Logs { .. } | Purpose::Guest(_), _) => {}
         }
     }
 
@@ -100,9 +105,9 @@ impl Core {
                 self.looked_at(now, id, &container, sight, result, out);
             }
             (Phase::Stopping(container, ..), Outcome::Stopped(result)) => {
-                let late = replica.stop.as_ref().is_none_or(|stop| now + STOP_MARGIN / 2 >= stop.deadline);
                 match result {
-                    Err(Failure { kind: FailureKind::Unavailable, .. }) if !late => {
+                    // Nothing can be removed either; the container still gets its time when the engine is back.
+                    Err(Failure { kind: FailureKind::Unavailable, .. }) => {
                         replica.enter(Phase::Stopping(container, None, now + ASK_AGAIN), tick);
                     }
                     Ok(()) | Err(_) => replica.enter(Phase::Clearing(Step::Look(tick)), tick),
@@ -171,6 +176,10 @@ impl Core {
         let Some(deploy) = self.replicas.get(id).and_then(|r| r.deploy.as_ref()) else { return };
         let Some(work) = &deploy.work else { return };
         let deadline = deploy.deadline.saturating_duration_since(now);
+        if deadline.is_zero() {
+            self.fail(now, id, too_late());
+            return;
+        }
         let job = PullJob { image: work.spec.image.clone(), auth: work.auth.clone(), deadline };
         let job = self.submit(Job::Pull(Box::new(job)), Purpose::Replica(id.clone()), out);
         self.enter(id, Phase::Pulling(job));
@@ -180,6 +189,11 @@ impl Core {
     fn run(&mut self, now: Instant, id: &ReplicaId, out: &mut Vec<Action>) {
         let Some(deploy) = self.replicas.get(id).and_then(|r| r.deploy.as_ref()) else { return };
         let Some(work) = &deploy.work else { return };
+        let deadline = deploy.deadline.saturating_duration_since(now);
+        if deadline.is_zero() {
+            self.fail(now, id, too_late());
+            return;
+        }
         let mut labels = vec![
             (LABEL_REPLICA, id.to_string()),
             (LABEL_DEPLOY, deploy.id.clone()),
@@ -202,7 +216,7 @@ impl Core {
             spec: work.spec.clone(),
             labels,
             gpus: work.gpus.clone(),
-            deadline: deploy.deadline.saturating_duration_since(now),
+            deadline,
         };
         let job = self.submit(Job::Run(Box::new(job)), Purpose::Replica(id.clone()), out);
         self.enter(id, Phase::Starting(job));
@@ -313,7 +327,7 @@ impl Core {
     pub(super) fn gone(&mut self, now: Instant, id: &ReplicaId) {
         let Some(mut replica) = self.replicas.remove(id) else { return };
         self.queue.retain(|queued| queued != id);
-        if self.gpus.free(id) {
+        if self.gpus.free(id, &[], self.node.hardware_readings) {
             self.node.want_hardware(now);
         }
         if let Some(deploy) = replica.deploy.take()
@@ -322,7 +336,7 @@ impl Core {
             self.tell_failed(now, id, &deploy, refusal);
         }
         if let Some(stop) = replica.stop.take() {
-            self.tell_stopped(id, stop.requests, None);
+            self.tell_stopped(now, id, stop.requests, None);
         }
         if let Some(next) = replica.next.take() {
             let mut fresh = Replica::queued(id.clone(), next, self.tick);
@@ -339,7 +353,7 @@ impl Core {
         let due: Vec<ReplicaId> = self
             .replicas
             .values()
-            .filter(|r| self.due(r).is_some_and(|at| at <= now))
+            .filter(|r| self.due(now, r).is_some_and(|at| at <= now))
             .map(|r| r.id.clone())
             .collect();
         let tick = self.tick;
@@ -356,9 +370,11 @@ impl Core {
                     self.see(&id, Sight::Confirming(job, tries));
                 }
                 Phase::Stopping(container, None, at) if at <= now => {
-                    let Some(stop) = &replica.stop else { continue };
-                    if self.disk.open(now, &stop.gate) {
-                        let job = Job::Stop(container.clone(), stop.timeout);
+                    // One that was given up is carried out all the same.
+                    let stop = replica.stop.as_ref();
+                    let timeout = stop.map(|stop| stop.timeout).or(replica.stop_timeout);
+                    if stop.is_none_or(|stop| self.disk.open(now, &stop.gate)) {
+                        let job = Job::Stop(container.clone(), timeout.unwrap_or(STOP_TIMEOUT));
                         let job = self.submit(job, Purpose::Replica(id.clone()), out);
                         self.enter(&id, Phase::Stopping(container, Some(job), at));
                     }
@@ -389,17 +405,17 @@ impl Core {
     }
 
     /// When something is to be done about a replica by itself.
-    pub(super) fn due(&self, replica: &Replica) -> Option<Instant> {
+    pub(super) fn due(&self, now: Instant, replica: &Replica) -> Option<Instant> {
         let by_phase = match &replica.phase {
             Phase::Running(_, Sight::Ask(at) | Sight::Confirm(at, _)) => Some(*at),
             Phase::Stopping(_, None, at) => {
-                let record = replica.stop.as_ref().and_then(|stop| self.disk.opens(&stop.gate));
+                let record = replica.stop.as_ref().and_then(|stop| self.disk.opens(now, &stop.gate));
                 Some(record.map_or(*at, |record| record.max(*at)))
             }
             Phase::Exited(_, _, since) => Some(*since + self.limits.retention),
             Phase::Clearing(Step::Pause(at)) | Phase::Orphaned(at) => Some(*at),
             Phase::Queued => replica.deploy.as_ref().map(|deploy| {
-                self.disk.opens(&deploy.gate).map_or(deploy.deadline, |opens| opens.min(deploy.deadline))
+                self.disk.opens(now, &deploy.gate).map_or(deploy.deadline, |opens| opens.min(deploy.deadline))
             }),
             Phase::Unverified
             | Phase::Pulling(_)
@@ -433,7 +449,7 @@ impl Core {
         {
             self.tell_failure_early(now, id);
             let error = "it was not proven gone in time; its removal goes on";
-            self.tell_stopped(id, stop.requests, Some(Refusal::new(Code::Timeout, error)));
+            self.tell_stopped(now, id, stop.requests, Some(Refusal::new(Code::Timeout, error)));
             return;
         }
         let Some(replica) = self.replicas.get_mut(id) else { return };
@@ -442,7 +458,7 @@ impl Core {
             .as_ref()
             .and_then(|deploy| deploy.refusal.as_ref())
             .is_some_and(|(_, since)| *since + CLEAR_PATIENCE <= now);
-        if patience_over && replica.stop.is_none() && matches!(replica.phase, Phase::Clearing(_)) {
+        if patience_over && replica.stop.is_none() {
             self.tell_failure_early(now, id);
         }
     }
@@ -493,10 +509,24 @@ impl Core {
         self.gone(now, id);
     }
 
+    /// Whether a deploy is on its way to a container.
+    pub(super) fn deploying(&self) -> bool {
+        self.replicas.values().any(|replica| replica.deploy.is_some())
+    }
+
     /// Claims GPUs; `Err(None)`: not now, but soon.
     fn claim(&mut self, now: Instant, id: &ReplicaId, count: usize) -> Result<(), Option<Refusal>> {
         if count == 0 {
             return Ok(());
+        }
+        if !self.orphans.is_empty() || self.listed_at < self.orphans_over {
+            // A call of an earlier process may have claimed some that no label shows yet.
+            return Err(None);
+        }
+        if !self.node.hardware_is_fresh(now, GPU_READING_AGE) {
+            // How well they are is looked at before each job.
+            self.node.want_hardware(now);
+            return Err(None);
         }
         let replicas = &self.replicas;
         let going = |holder: &ReplicaId| {
@@ -543,6 +573,10 @@ impl Core {
             *sight = new;
         }
     }
+}
+
+fn too_late() -> Refusal {
+    Refusal::new(Code::Timeout, "its deadline passed before it could be started")
 }
 
 /// The ID of the container that holds a name, in the engine's words about it.

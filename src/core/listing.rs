@@ -7,16 +7,17 @@ use std::collections::BTreeMap;
 use super::commands::{DEPLOY_TIMEOUT, DEPLOY_TIMEOUT_GPU};
 use super::job::{Failure, Job, Listed, ListedStatus};
 use super::life::ASK_AGAIN;
-use super::replica::{Code, Exit, Phase, Refusal, Replica, Sight, Step};
+use super::replica::{Code, Exit, Phase, Refusal, Replica, Sight, Step, same_spec};
 use super::{Action, Core, Purpose};
 use crate::types::{ContainerId, ReplicaId};
 
-/// How long after a call of an earlier process was seen at work a replica's containers are looked up again.
-const ORPHAN_PAUSE: Duration = Duration::from_secs(1);
+/// How long a call of an earlier process may go on making a container that is not wanted any more.
+const CONDEMNED_PATIENCE: Duration = Duration::from_secs(60);
 /// The pause before a second removal of a container that will not go; doubled for each that follows.
 const REMOVE_PAUSE_FIRST: Duration = Duration::from_millis(125);
 /// The longest of these pauses.
 const REMOVE_PAUSE_MAX: Duration = Duration::from_secs(30);
+
 impl Core {
     /// The engine's list came back. `began`: the tick at which it was asked for.
     pub(super) fn listed(
@@ -35,6 +36,7 @@ impl Core {
             }
         };
         self.listing_over(now, true);
+        self.listed_at = began;
         self.tidy(began, &listed, out);
         let mut by_replica: BTreeMap<ReplicaId, Vec<Listed>> = BTreeMap::new();
         for container in listed {
@@ -61,7 +63,7 @@ impl Core {
             }
         }
         let ids: Vec<ReplicaId> =
-            self.replicas.values().filter(|r| r.touched < began).map(|r| r.id.clone()).collect();
+            self.replicas.values().filter(|r| r.touched <= began).map(|r| r.id.clone()).collect();
         for id in ids {
             let containers = by_replica.get(&id).map_or(&[][..], Vec::as_slice);
             self.settle(now, &id, began, containers, out);
@@ -140,10 +142,10 @@ impl Core {
             }
             match up {
                 Some(up) if up.deploy == deploy.id && !replica.doomed => {
-                    replica.phase = Phase::Running(up.id.clone(), Sight::Ask(now));
-                    if let Some(deploy) = replica.deploy.take() {
-                        self.tell_running(now, id, deploy.requests, None);
-                    }
+                    replica.enter(Phase::Running(up.id.clone(), Sight::Ask(now)), tick);
+                    let requests = replica.deploy.take().map(|deploy| deploy.requests).unwrap_or_default();
+                    self.believe_labels(now, id, containers);
+                    self.tell_running(now, id, requests, None);
                 }
                 Some(_) | None => {
                     let interrupted =
@@ -156,6 +158,8 @@ impl Core {
             self.disk.dirty();
             return;
         }
+        self.believe_labels(now, id, containers);
+        let Some(replica) = self.replicas.get_mut(id) else { return };
         let ended = containers.iter().find_map(|c| match c.status {
             ListedStatus::Exited(code) => Some((c.id.clone(), code)),
             ListedStatus::Created | ListedStatus::Up | ListedStatus::Other => None,
@@ -168,14 +172,19 @@ impl Core {
                 let container = up.id.clone();
                 replica.enter(Phase::Running(container.clone(), Sight::Ask(now)), tick);
                 self.remove_strays(&container, containers, out);
+                self.answer_next(now, id);
             }
             (None, Some((container, code))) => {
                 self.exited(now, id, &container, Exit { code: Some(code), oom: None }, out);
+                if self.replicas.get(id).is_some_and(|replica| replica.next.is_some()) {
+                    self.enter(id, Phase::Clearing(Step::Look(tick)));
+                }
             }
             // Paused, restarting: it is there, and asked about again.
             (None, None) if let Some(other) = other => {
                 let container = other.id.clone();
                 replica.enter(Phase::Running(container, Sight::Ask(now + ASK_AGAIN)), tick);
+                self.answer_next(now, id);
             }
             (None, None) => {
                 if std::mem::take(&mut replica.known) {
@@ -190,11 +199,38 @@ impl Core {
         self.disk.dirty();
     }
 
+    /// A replica that was lost from sight has the GPUs of its containers' labels, not those of an older record.
+    fn believe_labels(&mut self, now: Instant, id: &ReplicaId, containers: &[Listed]) {
+        let Some(replica) = self.replicas.get_mut(id) else { return };
+        if containers.is_empty() {
+            return;
+        }
+        replica.gpus.retain(|gpu| containers.iter().any(|container| container.gpus.contains(gpu)));
+        if self.gpus.free(id, &replica.gpus, self.node.hardware_readings) {
+            self.node.want_hardware(now);
+        }
+    }
+
+    /// A deploy that came while it was not known whether the replica runs, and now it does.
+    fn answer_next(&mut self, now: Instant, id: &ReplicaId) {
+        let Some(replica) = self.replicas.get_mut(id) else { return };
+        let Some(next) = replica.next.take() else { return };
+        if same_spec(&replica.hash, &next.hash) {
+            self.tell_running(now, id, next.requests, None);
+        } else {
+            self.tell_failed(now, id, &next, &Refusal::conflict(id));
+        }
+    }
+
     /// Removes what carries a running replica's label, never ran, and is not its container.
     fn remove_strays(&mut self, container: &ContainerId, containers: &[Listed], out: &mut Vec<Action>) {
         for stray in containers {
-            if stray.id != *container && stray.status == ListedStatus::Created {
-                self.submit(Job::Remove(stray.id.clone()), Purpose::Stray, out);
+            let asked = |purpose: &Purpose| matches!(purpose, Purpose::Stray(id) if *id == stray.id);
+            if stray.id != *container
+                && stray.status == ListedStatus::Created
+                && !self.jobs.values().any(asked)
+            {
+                self.submit(Job::Remove(stray.id.clone()), Purpose::Stray(stray.id.clone()), out);
             }
         }
     }
@@ -204,7 +240,7 @@ impl Core {
         let Some(replica) = self.replicas.get_mut(id) else { return };
         if self.orphans.contains(&replica.deploy_id) {
             // A call of an earlier process may still make a container: nothing is proven before it is over.
-            replica.phase = Phase::Clearing(Step::Pause(now + ORPHAN_PAUSE));
+            replica.enter(Phase::Orphaned(now + CONDEMNED_PATIENCE), self.tick);
             return;
         }
         let Some(first) = containers.first() else {

@@ -8,7 +8,7 @@
 //! - `commands`, `life` and `listing`, over the tables of [`replica`]: what is done in each state of a replica
 //! - `telling`: results and refusals; `ending`: SIGTERM
 //! - [`outbox`]: results until the peer has them; `document`, [`record`] and [`disk`]: what survives the process
-//! - [`gpus`]: who has which GPU; `engine`: whether it answers; [`node`]: states and messages
+//! - [`gpus`]: who has which GPU; `guests`: how busy they are; `images`: room for images; `engine`: whether it answers; [`node`]: states and messages
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -25,7 +25,7 @@ use self::operator::{ControlId, Request};
 use self::outbox::{Kind, Outbox};
 use self::random::Random;
 use self::record::Identity;
-use self::replica::{Phase, Replica};
+use self::replica::{Phase, Replica, Step};
 use self::session::Session;
 pub use self::tidy::Tidy;
 use self::wire::{LinkEvent, LinkId, LinkOrder};
@@ -40,6 +40,8 @@ mod ending;
 mod engine;
 pub mod facts;
 pub mod gpus;
+mod guests;
+mod images;
 pub mod job;
 pub mod life;
 mod listing;
@@ -80,6 +82,12 @@ pub struct Limits {
     pub grace: Duration,
     /// Free bytes below which no image is pulled.
     pub min_free_bytes: u64,
+    /// The data path's use, in percent, from which and down to which images are removed; `None`: never.
+    pub image_marks: Option<(u8, u8)>,
+    /// Whether containers are asked how busy their GPUs are.
+    pub ask_guests: bool,
+    /// How long a GPU that failed is left alone before a good reading counts.
+    pub gpu_retest: Duration,
 }
 
 /// What a core starts from.
@@ -211,7 +219,11 @@ pub(super) enum Purpose {
     List(u64),
     Probe,
     /// A container that belongs to nobody is being removed.
-    Stray,
+    Stray(ContainerId),
+    /// Images are listed or removed.
+    Images,
+    /// The replica is asked how busy its GPUs are.
+    Guest(ReplicaId),
     Logs {
         replica: ReplicaId,
         request: Option<RequestId>,
@@ -286,8 +298,14 @@ pub struct Core {
     orphans: BTreeSet<String>,
     orphans_known: bool,
     orphans_due: Option<Instant>,
+    /// The tick at which a call of an earlier process was last found to be over.
+    orphans_over: u64,
+    /// The tick at which the last complete listing began.
+    listed_at: u64,
     gpus: gpus::Gpus,
     ours: tidy::Ours,
+    images: images::Images,
+    guests: guests::Guests,
     outbox: Outbox,
     /// Answers by request ID, oldest first.
     answered: VecDeque<(RequestId, Kind, ReplicaId, Map<String, Value>)>,
@@ -323,8 +341,12 @@ impl Core {
             orphans: BTreeSet::new(),
             orphans_known: false,
             orphans_due: None,
+            orphans_over: 0,
+            listed_at: 0,
             gpus: gpus::Gpus::default(),
             ours: tidy::Ours::default(),
+            images: images::Images::default(),
+            guests: guests::Guests::new(),
             outbox: Outbox::default(),
             answered: VecDeque::new(),
             jobs: BTreeMap::new(),
@@ -352,19 +374,26 @@ impl Core {
             Event::Beat => {
                 self.beat(now, out);
                 self.sample(Sample::Usage, now, out);
+                self.ask_guests(out);
             }
             Event::Link(link, event) => self.link_event(now, link, event, out),
             Event::Job(job, outcome) => self.outcome(now, job, outcome, out),
             Event::ProcessEnded(container) => self.process_ended(now, &container),
             Event::Unwatchable(container) => self.unwatchable(&container),
             Event::Orphans(orphans) => self.orphans(now, orphans),
-            Event::Usage(usage) => self.node.usage(usage),
-            Event::Hardware(hardware) => self.hardware(*hardware),
+            Event::Usage(usage) => {
+                self.node.usage(usage);
+                self.make_room(now, out);
+            }
+            Event::Hardware(hardware) => self.hardware(now, *hardware),
             Event::Check(check) => self.node.check(check),
             Event::ChecksDone => self.node.checks_done(),
             Event::Saved(seq) => self.disk.saved(seq),
             Event::SaveFailed(seq, why) => self.disk.failed(now, seq, why),
-            Event::IdentitySaved => self.identity_trouble = None,
+            Event::IdentitySaved => {
+                self.identity_trouble = None;
+                self.identity_retry = None;
+            }
             Event::IdentityFailed(why) => {
                 self.identity_trouble = Some(why);
                 self.identity_retry = Some(now + IDENTITY_AGAIN);
@@ -382,15 +411,17 @@ impl Core {
 
     /// When [`Core::handle`] is to be called again at the latest, with [`Event::Tick`] if with nothing else.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let ending = self.ending.as_ref().map(Ending::deadline);
-        let waiting = self.waiting.front().map(|(until, _)| *until);
-        let replicas = self.replicas.values().filter_map(|replica| self.due(replica)).min();
+        let ending = self.ending.as_ref().and_then(|ending| ending.deadline(now));
+        let waiting = self.waiting.iter().map(|(until, _)| *until).min();
+        let replicas = self.replicas.values().filter_map(|replica| self.due(now, replica)).min();
+        // What waits for its record is looked at when it can be sent.
+        let gate = self.session.flowing().and_then(|_| self.outbox.next_gate());
         [
             self.session.next_deadline(),
             Some(self.node.next_deadline()),
             self.engine_deadline(now),
             self.disk.next_deadline(now),
-            self.outbox.next_gate(),
+            gate,
             self.identity_retry,
             self.orphans_due,
             replicas,
@@ -404,15 +435,12 @@ impl Core {
 
     /// Level-triggered: what the state calls for.
     fn maintain(&mut self, now: Instant, out: &mut Vec<Action>) {
-        self.expire_waiting(now);
-        if self.ending.is_none() {
-            self.drive(now, out);
-        } else {
-            self.drive_ending(now, out);
-        }
+        self.expire_waiting(now, out);
+        self.drive(now, out);
         self.drive_engine(now, out);
-        self.drive_node(now, out);
         self.drive_session(now, out);
+        self.drive_node(now, out);
+        self.drive_ending(now, out);
         if self.orphans_due.is_some_and(|at| at <= now) {
             self.orphans_due = None;
             out.push(Action::FindOrphans);
@@ -426,24 +454,35 @@ impl Core {
         }
     }
 
-    fn hardware(&mut self, hardware: Hardware) {
+    fn hardware(&mut self, now: Instant, hardware: Hardware) {
         let gpus: &[Gpu] = &hardware.gpus;
-        if self.gpus.reading(gpus) {
+        if self.gpus.reading(now, self.limits.gpu_retest, gpus) {
             self.node.want_info();
         }
-        self.node.hardware(hardware);
+        self.node.hardware(now, hardware);
     }
 
     fn orphans(&mut self, now: Instant, orphans: BTreeSet<String>) {
-        self.orphans = orphans;
+        let before = std::mem::replace(&mut self.orphans, orphans);
         self.orphans_known = true;
         if !self.orphans.is_empty() {
             self.orphans_due = Some(now + ORPHANS_EVERY);
         }
+        // What a call that is over has made is in a listing that begins now; an earlier one may miss it.
+        if before.iter().any(|deploy| !self.orphans.contains(deploy)) {
+            self.engine.list_now(now);
+            self.orphans_over = self.tick;
+        }
         for replica in self.replicas.values_mut() {
-            if matches!(replica.phase, Phase::Orphaned(_)) && !self.orphans.contains(&replica.deploy_id) {
-                replica.phase = Phase::Unverified;
-                replica.touched = self.tick;
+            if self.orphans.contains(&replica.deploy_id) {
+                continue;
+            }
+            if matches!(replica.phase, Phase::Orphaned(_)) {
+                replica.enter(Phase::Unverified, self.tick);
+            } else if matches!(replica.phase, Phase::Clearing(Step::Look(_)))
+                && before.contains(&replica.deploy_id)
+            {
+                replica.enter(Phase::Clearing(Step::Look(self.tick)), self.tick);
             }
         }
     }

@@ -49,11 +49,14 @@ impl Mode {
 pub(super) struct Node {
     mode: Mode,
     hardware: Option<Hardware>,
+    hardware_at: Option<Instant>,
     checks: BTreeMap<&'static str, Check>,
     checks_under_way: bool,
     checked_once: bool,
     checks_due: Instant,
     hardware_due: Instant,
+    /// Readings of the hardware that were ordered and have not arrived: one is taken at a time, and one waits.
+    pub(super) hardware_readings: u8,
     usage: Option<Usage>,
     info_wanted: bool,
     told: Option<(&'static str, String)>,
@@ -64,11 +67,13 @@ impl Node {
         Self {
             mode,
             hardware: None,
+            hardware_at: None,
             checks: BTreeMap::new(),
             checks_under_way: false,
             checked_once: false,
             checks_due: now,
             hardware_due: now,
+            hardware_readings: 0,
             usage: None,
             info_wanted: false,
             told: None,
@@ -108,14 +113,31 @@ impl Node {
         self.checked_once = true;
     }
 
-    pub(super) fn hardware(&mut self, hardware: Hardware) {
+    pub(super) fn hardware(&mut self, now: Instant, hardware: Hardware) {
+        self.hardware_at = Some(now);
         let changed = self.hardware.as_ref().is_some_and(|old| old.gpus.len() != hardware.gpus.len());
         self.info_wanted |= changed;
+        self.hardware_readings = self.hardware_readings.saturating_sub(1);
         self.hardware = Some(hardware);
     }
 
     pub(super) fn usage(&mut self, usage: Usage) {
         self.usage = Some(usage);
+    }
+
+    /// The data path's use, in percent.
+    pub(super) fn usage_percent(&self) -> Option<u8> {
+        Some(self.usage.as_ref()?.storage.as_ref()?.usage_percent)
+    }
+
+    /// The mean use of the GPUs that the host can read, in percent.
+    pub(super) fn host_utilization(&self) -> Option<u8> {
+        self.usage.as_ref()?.gpu_utilization
+    }
+
+    /// Whether the GPUs were looked at not longer ago than `age`.
+    pub(super) fn hardware_is_fresh(&self, now: Instant, age: Duration) -> bool {
+        self.hardware_at.is_some_and(|at| at + age > now)
     }
 
     /// The GPUs are to be looked at again at this time.
@@ -134,9 +156,11 @@ impl Node {
         let free = usage.free_bytes?;
         let path = usage.storage.as_ref().map_or("the data path", |storage| storage.path.as_str());
         (free < least).then(|| {
-            let gb = |bytes: u64| bytes / 1_000_000_000;
-            let error =
-                format!("{} GB free on {path}, at least {} are needed for images", gb(free), gb(least));
+            let error = format!(
+                "{} GiB free on {path}, at least {} are needed for images (setting min_free_gb)",
+                free >> 30,
+                least >> 30
+            );
             Refusal::new(Code::NoDisk, error)
         })
     }
@@ -154,7 +178,10 @@ impl Core {
                 self.node.checks_under_way = true;
                 self.node.checks_due = now + self.limits.recheck;
             }
-            Sample::Hardware => self.node.hardware_due = now + HARDWARE_EVERY,
+            Sample::Hardware => {
+                self.node.hardware_due = now + HARDWARE_EVERY;
+                self.node.hardware_readings = (self.node.hardware_readings + 1).min(2);
+            }
             Sample::Usage => {}
         }
         out.push(Action::Sample(sample));
@@ -303,20 +330,13 @@ impl Core {
     /// The GPUs, as `system_info` and `status` show them.
     pub(super) fn gpu_list(&self) -> Vec<Value> {
         let one = |(gpu, health, reason, assignable): (&super::facts::Gpu, &str, Option<String>, bool)| {
-            json!({
-                "pci_address": gpu.address.to_string(),
-                "vendor_id": format!("{:04x}", gpu.vendor_id),
-                "device_id": format!("{:04x}", gpu.device_id),
-                "name": gpu.name,
-                "class": format!("{:04x}", gpu.class),
-                "driver": gpu.driver,
-                "iommu_group": gpu.iommu_group,
-                "numa_node": gpu.numa_node,
-                "assignable": assignable,
-                "health": health,
-                "reason": reason,
-                "replica_id": self.gpus.holder(gpu.address).map(ToString::to_string),
-            })
+            let mut described = gpu.described();
+            let holder = self.gpus.holder(gpu.address).map(ToString::to_string);
+            described.insert("health".into(), health.into());
+            described.insert("assignable".into(), assignable.into());
+            described.insert("reason".into(), json!(reason));
+            described.insert("replica_id".into(), json!(holder));
+            Value::Object(described)
         };
         self.gpus.describe().into_iter().map(one).collect()
     }
@@ -330,7 +350,7 @@ impl Core {
         let age = self.engine.table_age(now).map(|age| age.as_secs());
         json!({ "status": {
             "containers": containers,
-            "gpu_utilization": usage.and_then(|usage| usage.gpu_utilization),
+            "gpu_utilization": self.gpu_utilization(now).0,
             "memory_used_gb": memory.map(|(used, _)| used),
             "memory_total_gb": memory.map(|(_, total)| total),
             "storage": self.storage(),
@@ -357,6 +377,8 @@ impl Core {
             "results_waiting": self.outbox.len(),
             "deploys_waiting": self.queue.len() + self.waiting.len(),
             "malformed_messages": self.malformed,
+            "gpu_utilization": self.gpu_utilization(now).0,
+            "gpu_utilization_source": self.gpu_utilization(now).1,
             "gpus": self.gpu_list(),
         })
     }

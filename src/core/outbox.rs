@@ -65,7 +65,7 @@ pub struct Entry {
     pub spec: String,
     /// The message's payload.
     pub payload: Map<String, Value>,
-    /// Whether it goes into the record (a refusal does not: nothing was accepted).
+    /// Whether it goes into the record (an answer that is given again does not).
     pub recorded: bool,
     gate: Option<Gate>,
     sent: Option<(LinkId, u64)>,
@@ -119,7 +119,7 @@ impl Outbox {
     }
 
     /// All, oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Entry> + ExactSizeIterator {
         self.entries.iter()
     }
 
@@ -167,12 +167,15 @@ impl Outbox {
         arrived.into()
     }
 
-    /// Sends the results that match again, at the next chance, on whatever connection there is.
-    pub fn send_again(&mut self, matches: impl Fn(&Entry) -> bool) -> bool {
+    /// Sends the results that match (by their place and what they are) again, at the next chance, on whatever
+    /// connection there is. Says whether any does.
+    pub fn send_again(&mut self, matches: impl Fn(usize, &Entry) -> bool) -> bool {
         let mut found = false;
-        for entry in self.entries.iter_mut().filter(|entry| matches(entry)) {
-            entry.sent = None;
-            found = true;
+        for (n, entry) in self.entries.iter_mut().enumerate() {
+            if matches(n, entry) {
+                entry.sent = None;
+                found = true;
+            }
         }
         found
     }

@@ -101,6 +101,11 @@ impl Refusal {
         Self { code, error: error.into() }
     }
 
+    /// Another one runs, or is on its way.
+    pub fn conflict(id: &ReplicaId) -> Self {
+        Self::new(Code::Conflict, format!("replica {id} exists with another specification: stop it first"))
+    }
+
     /// What a failed call means for a deploy that was in `phase`: `pulling` or starting.
     pub fn from_failure(failure: Failure, pulling: bool) -> Self {
         let code = match failure.kind {
@@ -351,7 +356,8 @@ impl Replica {
             Phase::Running(..) => Stage::Running,
             Phase::Exited(..) => Stage::Ended,
             Phase::Unverified if self.deploy.is_some() => Stage::Coming,
-            Phase::Unverified => Stage::Running,
+            // Lost from sight: whether it runs is known after the next listing.
+            Phase::Unverified => Stage::Going { next: self.next.is_some() },
         }
     }
 
@@ -388,9 +394,30 @@ impl Replica {
         }
     }
 
+    /// Whether a deploy that arrives is one whose outcome is awaited here already: one that failed and is being
+    /// removed too. Without a request ID, one that follows a stop is another.
+    pub fn awaits(&self, request: Option<&RequestId>, hash: &str) -> bool {
+        let known = |deploy: &Deploy| deploy.requests.iter().any(|known| known.as_ref() == request);
+        let deploy = self.deploy.as_ref().filter(|deploy| known(deploy));
+        let next = self.next.as_ref().filter(|next| known(next));
+        match request {
+            Some(_) => deploy.is_some() || next.is_some(),
+            None => {
+                let equal = |deploy: &Deploy| same_spec(&deploy.hash, hash);
+                self.stop.is_none() && deploy.is_some_and(equal) || next.is_some_and(equal)
+            }
+        }
+    }
+
     /// Whether someone still waits for an outcome.
     pub fn owes(&self) -> bool {
-        self.deploy.is_some() || self.next.is_some() || self.stop.is_some()
+        self.owed() > 0
+    }
+
+    /// How many results are still to be told.
+    pub fn owed(&self) -> usize {
+        let deploys = [&self.deploy, &self.next].into_iter().flatten().map(|deploy| deploy.requests.len());
+        deploys.sum::<usize>() + self.stop.as_ref().map_or(0, |stop| stop.requests.len())
     }
 }
 

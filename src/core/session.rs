@@ -456,6 +456,7 @@ impl Core {
             let text = protocol::write("system_info", self.system_info(now));
             out.push(Action::Link(LinkOrder::Send(link, text)));
             self.set_informed(if complete { Informed::Wholly } else { Informed::Partly });
+            self.node.take_info_wanted();
         }
         let informed = informed != Informed::No || inform;
         if informed && !flowing && (self.table_ready || due) {

@@ -53,15 +53,38 @@ impl Core {
 
     pub(super) fn tell_stopped(
         &mut self,
+        now: Instant,
         id: &ReplicaId,
         requests: Vec<Option<RequestId>>,
         refusal: Option<Refusal>,
     ) {
+        let gate = self.disk.gate(now);
         let payload = match &refusal {
             None => payload(id, "stopped"),
             Some(refusal) => refusal_payload(id, refusal),
         };
-        self.tell(Kind::Stop, id, requests, payload, |entry| entry);
+        self.tell(Kind::Stop, id, requests, payload, |entry| entry.after(gate));
+    }
+
+    /// Answers a stop of a replica that does not exist: kept, or only sent when too much is kept already.
+    pub(super) fn tell_absent(&mut self, id: &ReplicaId, request: Option<RequestId>, out: &mut Vec<Action>) {
+        let newest = self.outbox.iter().rposition(|entry| entry.replica == *id);
+        let again = |n: usize, entry: &Entry| {
+            Some(n) == newest && entry.kind == Kind::Stop && entry.request == request
+        };
+        if self.outbox.send_again(again) {
+        } else if self.outbox.len() < OWED_MAX {
+            self.tell(Kind::Stop, id, vec![request], payload(id, "stopped"), |entry| entry);
+        } else {
+            self.send_unkept(Kind::Stop, with_request(payload(id, "stopped"), request.as_ref()), out);
+        }
+    }
+
+    /// Sends a result that there is no room to keep.
+    fn send_unkept(&self, kind: Kind, payload: Map<String, Value>, out: &mut Vec<Action>) {
+        if let Some(link) = self.session.flowing() {
+            out.push(Action::Link(LinkOrder::Send(link, protocol::write(kind.word(), payload.into()))));
+        }
     }
 
     pub(super) fn tell_exit(&mut self, now: Instant, id: &ReplicaId, status: &str, exit: Exit) {
@@ -100,7 +123,9 @@ impl Core {
         self.refuse(Kind::Deploy, replica, request, hash, refusal, out);
     }
 
-    /// Answers a command that was not accepted: kept in memory, or only sent when too much is kept already.
+    /// Answers a command that was not accepted: kept, or only sent when too much is kept already. It is recorded as
+    /// outcomes are: lost with the process, a refused deploy that is redelivered would be started behind a stop that
+    /// came after it.
     pub(super) fn refuse(
         &mut self,
         kind: Kind,
@@ -112,11 +137,9 @@ impl Core {
     ) {
         let payload = refusal_payload(replica, refusal);
         if self.outbox.len() < OWED_MAX {
-            let about = |entry: Entry| entry.about(hash).unrecorded();
-            self.tell(kind, replica, vec![request], payload, about);
-        } else if let Some(link) = self.session.flowing() {
-            let payload = with_request(payload, request.as_ref());
-            out.push(Action::Link(LinkOrder::Send(link, protocol::write(kind.word(), payload.into()))));
+            self.tell(kind, replica, vec![request], payload, |entry| entry.about(hash));
+        } else {
+            self.send_unkept(kind, with_request(payload, request.as_ref()), out);
         }
     }
 
@@ -131,19 +154,23 @@ impl Core {
     ) {
         for request in requests {
             let payload = with_request(payload.clone(), request.as_ref());
-            if let Some(request) = &request {
-                self.answered.retain(|(known, ..)| known != request);
-                if self.answered.len() >= ANSWERED_MAX {
-                    self.answered.pop_front();
-                }
-                self.answered.push_back((request.clone(), kind, replica.clone(), payload.clone()));
-            }
             let entry = shape(Entry::new(kind, replica.clone(), request, payload));
+            self.remember(&entry);
             if entry.recorded {
                 self.disk.dirty();
             }
             self.outbox.push(entry);
         }
+    }
+
+    /// Remembers the answer to a request.
+    pub(super) fn remember(&mut self, entry: &Entry) {
+        let Some(request) = &entry.request else { return };
+        self.answered.retain(|(known, ..)| known != request);
+        if self.answered.len() >= ANSWERED_MAX {
+            self.answered.pop_front();
+        }
+        self.answered.push_back((request.clone(), entry.kind, entry.replica.clone(), entry.payload.clone()));
     }
 
     /// A request that was answered before gets the same answer again.
@@ -154,19 +181,18 @@ impl Core {
         else {
             return false;
         };
-        if !self.outbox.send_again(|entry| entry.request.as_ref() == Some(request)) {
-            if self.outbox.len() < OWED_MAX {
-                let entry = Entry::new(kind, replica, Some(request.clone()), payload);
-                self.outbox.push(entry.unrecorded());
-            } else if let Some(link) = self.session.flowing() {
-                out.push(Action::Link(LinkOrder::Send(link, protocol::write(kind.word(), payload.into()))));
-            }
+        if self.outbox.send_again(|_, entry| entry.request.as_ref() == Some(request)) {
+        } else if self.outbox.len() < OWED_MAX {
+            let entry = Entry::new(kind, replica, Some(request.clone()), payload);
+            self.outbox.push(entry.unrecorded());
+        } else {
+            self.send_unkept(kind, payload, out);
         }
         true
     }
 
-    /// A deploy whose equal's result is not known to have arrived gets that result again, as long as nothing was
-    /// said about the replica since.
+    /// A deploy whose equal's result is not known to have arrived gets that result again, and what became of it
+    /// since, unless a stop was answered after it: without request IDs a deploy that follows is a new one.
     pub(super) fn answer_again(
         &mut self,
         replica: &ReplicaId,
@@ -176,17 +202,23 @@ impl Core {
         if self.replicas.get(replica).is_some_and(Replica::owes) {
             return false;
         }
-        let newest =
-            self.outbox.iter().filter(|entry| entry.replica == *replica && entry.kind != Kind::Exit).last();
-        let equal = newest.is_some_and(|entry| {
+        let of_replica = |entry: &Entry| entry.replica == *replica;
+        let equal = |entry: &Entry| {
             entry.kind == Kind::Deploy
                 && match (request, &entry.request) {
                     (Some(request), Some(known)) => request == known,
                     (None, None) => !entry.spec.is_empty() && same_spec(&entry.spec, hash),
                     (Some(_), None) | (None, Some(_)) => false,
                 }
-        });
-        equal && self.outbox.send_again(|entry| entry.replica == *replica && entry.kind != Kind::Stop)
+        };
+        let stopped = self.outbox.iter().rposition(|entry| of_replica(entry) && entry.kind == Kind::Stop);
+        let found = self.outbox.iter().rposition(|entry| of_replica(entry) && equal(entry));
+        match found {
+            Some(found) if stopped.is_none_or(|stopped| stopped < found) => {
+                self.outbox.send_again(|n, entry| n >= found && of_replica(entry))
+            }
+            Some(_) | None => false,
+        }
     }
 
     pub(super) fn tell_interrupted(
@@ -194,11 +226,12 @@ impl Core {
         now: Instant,
         replica: &ReplicaId,
         requests: Vec<Option<RequestId>>,
+        hash: &str,
     ) {
         let refusal = Refusal::new(Code::Interrupted, "the agent was ended before the deploy was started");
         let gate = self.disk.gate(now);
         self.tell(Kind::Deploy, replica, requests, refusal_payload(replica, &refusal), |entry| {
-            entry.after(gate)
+            entry.about(hash).after(gate)
         });
     }
 

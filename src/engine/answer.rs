@@ -14,7 +14,7 @@ use crate::core::job::{
 };
 use crate::process::{Ended, Error, Finished};
 use crate::sorted::sorted;
-use crate::types::{ContainerId, PciAddress};
+use crate::types::{ContainerId, ImageRef, PciAddress};
 
 /// Most bytes of a log that are handed on.
 pub const LOG_MAX: usize = 256 * 1024;
@@ -50,6 +50,9 @@ pub fn outcome(job: &Job, result: &Result<Finished, Error>) -> Outcome {
         Job::Remove(id) => Outcome::Removed(removed(job, id, result)),
         Job::Logs(_, lines) => Outcome::Logs(succeeded(job, result).map(|f| logs(f, *lines))),
         Job::Probe => Outcome::Probed(succeeded(job, result).map(|_| ())),
+        Job::Images => Outcome::Images(succeeded(job, result).map(images)),
+        Job::RemoveImage(_) => Outcome::ImageRemoved(succeeded(job, result).map(|_| ())),
+        Job::GuestUse(..) => Outcome::GuestUse(succeeded(job, result).map(percents)),
     }
 }
 
@@ -64,6 +67,9 @@ pub fn failed(job: &Job, failure: Failure) -> Outcome {
         Job::Remove(_) => Outcome::Removed(Err(failure)),
         Job::Logs(..) => Outcome::Logs(Err(failure)),
         Job::Probe => Outcome::Probed(Err(failure)),
+        Job::Images => Outcome::Images(Err(failure)),
+        Job::RemoveImage(_) => Outcome::ImageRemoved(Err(failure)),
+        Job::GuestUse(..) => Outcome::GuestUse(Err(failure)),
     }
 }
 
@@ -143,7 +149,10 @@ fn kind(job: &Job, error: &str) -> FailureKind {
         | Job::Stop(..)
         | Job::Remove(_)
         | Job::Logs(..)
-        | Job::Probe => Vec::new(),
+        | Job::Probe
+        | Job::Images
+        | Job::RemoveImage(_)
+        | Job::GuestUse(..) => Vec::new(),
     };
     let error = words::without_secrets(error, &tenants);
     let says = |parts: &[&str]| parts.iter().any(|part| error.contains(part));
@@ -178,6 +187,9 @@ fn verb(job: &Job) -> &'static str {
         Job::Remove(_) => "the engine's rm",
         Job::Logs(..) => "the engine's logs",
         Job::Probe => "the engine's version",
+        Job::Images => "the engine's images",
+        Job::RemoveImage(_) => "the engine's rmi",
+        Job::GuestUse(..) => "the engine's exec",
     }
 }
 
@@ -185,9 +197,15 @@ fn secrets(job: &Job) -> Vec<&str> {
     match job {
         Job::Run(run) => values(run),
         Job::Pull(pull) => pull.auth.iter().map(|auth| auth.password.expose()).collect(),
-        Job::List | Job::Inspect(_) | Job::Stop(..) | Job::Remove(_) | Job::Logs(..) | Job::Probe => {
-            Vec::new()
-        }
+        Job::List
+        | Job::Inspect(_)
+        | Job::Stop(..)
+        | Job::Remove(_)
+        | Job::Logs(..)
+        | Job::Probe
+        | Job::Images
+        | Job::RemoveImage(_)
+        | Job::GuestUse(..) => Vec::new(),
     }
 }
 
@@ -207,6 +225,18 @@ fn ran(finished: &Finished) -> Result<ContainerId, Failure> {
     let text = String::from_utf8_lossy(&finished.stdout);
     let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("");
     ContainerId::new(line.trim()).map_err(|_| unreadable("run", "its last line is no container ID"))
+}
+
+/// One name on each line, the newest image first; an image without a name is `<none>` and is left out.
+fn images(finished: &Finished) -> Vec<ImageRef> {
+    let text = String::from_utf8_lossy(&finished.stdout);
+    text.lines().rev().filter_map(|line| ImageRef::new(line.trim()).ok()).collect()
+}
+
+/// One number on each line; what is none (`[N/A]`, an error in prose) is not known.
+fn percents(finished: &Finished) -> Vec<u8> {
+    let text = String::from_utf8_lossy(&finished.stdout);
+    text.lines().filter_map(|line| line.trim().parse().ok()).filter(|percent| *percent <= 100).collect()
 }
 
 /// `rm -f` is done when it echoes the ID, or says that there is no such container; its status means nothing.

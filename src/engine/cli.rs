@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::env;
 use crate::core::job::{
-    Failure, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC, PullJob, RunJob,
+    Failure, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC, PullJob, RunJob, Vendor,
 };
 use crate::process::{Bounds, Program};
 use crate::sorted::distinct;
@@ -26,6 +26,8 @@ pub const MARK: &str = "VECTORLAY_CHILD";
 
 /// How long a look (list, inspect, logs) may take. The CLI itself gives up on a silent engine after 10 s.
 const LOOK_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a container may take to say how busy its GPUs are.
+const GUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the engine may take to say that it is there.
 const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a stop may take beyond the time that the container has for itself.
@@ -218,6 +220,15 @@ impl Cli {
                 let args = ["version".into(), "--format={{json .}}".to_owned()];
                 (self.marked("version", args), bounds(PROBE_DEADLINE, OUTPUT))
             }
+            Job::Images => {
+                let args = ["images".into(), "--format={{.Repository}}:{{.Tag}}".to_owned()];
+                (self.marked("images", args), bounds(LOOK_DEADLINE, LIST_OUTPUT))
+            }
+            Job::RemoveImage(image) => (
+                self.marked("rmi", ["rmi".into(), image.as_str().to_owned()]),
+                bounds(REMOVE_DEADLINE, OUTPUT),
+            ),
+            Job::GuestUse(id, vendor) => (self.guest_use(id, *vendor), bounds(GUEST_DEADLINE, OUTPUT)),
         })
     }
 
@@ -225,6 +236,17 @@ impl Cli {
     pub fn deploy_of(&self, id: &ContainerId) -> (Program, Bounds) {
         let program = self.inspect(id, format!("{{{{json (index .Config.Labels \"{LABEL_DEPLOY}\")}}}}"));
         (program, Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: OUTPUT })
+    }
+
+    fn guest_use(&self, id: &ContainerId, vendor: Vendor) -> Program {
+        let ask: &[&str] = match vendor {
+            Vendor::Nvidia => &["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"],
+            // The container's own shell finds the cards; the text is fixed.
+            Vendor::Amd => &["sh", "-c", "cat /sys/class/drm/card*/device/gpu_busy_percent"],
+        };
+        let mut program = self.marked("exec", ["exec".into(), id.as_str().to_owned()]);
+        program.args.extend(ask.iter().map(OsString::from));
+        program
     }
 
     fn run(&self, job: &RunJob) -> Result<Program, Failure> {

@@ -120,7 +120,8 @@ fn lane_of(job: &Job) -> usize {
     match job {
         Job::Run(_) | Job::Pull(_) => DEPLOYS,
         Job::Stop(..) | Job::Remove(_) => STOPS,
-        Job::List | Job::Inspect(_) | Job::Logs(..) | Job::Probe => LOOKS,
+        Job::RemoveImage(_) => STOPS,
+        Job::List | Job::Inspect(_) | Job::Logs(..) | Job::Probe | Job::Images | Job::GuestUse(..) => LOOKS,
     }
 }
 
@@ -192,8 +193,14 @@ impl Manager {
 
     fn start(&mut self, lane: usize, id: JobId, job: Job) {
         let endable = match job {
-            Job::Pull(_) | Job::List | Job::Inspect(_) | Job::Logs(..) | Job::Probe => true,
-            Job::Run(_) | Job::Stop(..) | Job::Remove(_) => false,
+            Job::Pull(_)
+            | Job::List
+            | Job::Inspect(_)
+            | Job::Logs(..)
+            | Job::Probe
+            | Job::Images
+            | Job::GuestUse(..) => true,
+            Job::Run(_) | Job::Stop(..) | Job::Remove(_) | Job::RemoveImage(_) => false,
         };
         // Without a descriptor for the flag the call can start all the same; only its deadline ends it then.
         let cancel = endable.then(Cancel::new).and_then(Result::ok);
@@ -287,7 +294,10 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
         | Job::Stop(..)
         | Job::Remove(_)
         | Job::Logs(..)
-        | Job::Probe => None,
+        | Job::Probe
+        | Job::Images
+        | Job::RemoveImage(_)
+        | Job::GuestUse(..) => None,
     };
     let _credentials = match auth.map(|auth| Credentials::new(&settings.scratch, id, auth)) {
         None => None,

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::say;
 use crate::core::facts::{Health, Verdict};
@@ -47,17 +47,11 @@ pub(super) fn print_json(inventory: &Inventory, out: &mut dyn Write) -> io::Resu
     say(out, &json!({"iommu": iommu, "complete": inventory.holders.complete, "gpus": gpus}).to_string())
 }
 
-fn gpu_json(seen: &Seen) -> serde_json::Value {
+fn gpu_json(seen: &Seen) -> Value {
     let gpu = &seen.gpu;
     let (assignable, reason) = match &gpu.verdict {
         Verdict::Assignable => (true, None),
         Verdict::Held(why) | Verdict::Obstructed(why) => (false, Some(why)),
-    };
-    let (health, health_reason) = match &gpu.health {
-        Health::Ok => ("ok", None),
-        Health::Suspect(why) => ("suspect", Some(why)),
-        Health::Failed(why) => ("failed", Some(why)),
-        Health::Unknown(why) => ("unknown", Some(why)),
     };
     let members = seen.members.iter().map(|m| {
         json!({"pci_address": m.address.to_string(), "class": format!("{:04x}", m.class), "driver": m.driver})
@@ -67,16 +61,8 @@ fn gpu_json(seen: &Seen) -> serde_json::Value {
         Reset::WithCard => "card",
         Reset::None => "none",
     };
-    json!({
-        "pci_address": gpu.address.to_string(),
-        "vendor_id": format!("{:04x}", gpu.vendor_id),
-        "device_id": format!("{:04x}", gpu.device_id),
-        "name": gpu.name,
-        "class": format!("{:04x}", gpu.class),
-        "driver": gpu.driver,
-        "iommu_group": gpu.iommu_group,
+    let more = json!({
         "members": members.collect::<Vec<_>>(),
-        "numa_node": gpu.numa_node,
         "boot_display": seen.function.boot_display,
         "virtual_functions": seen.function.sriov.map(|s| s.on),
         "link": seen.reading.link.map(|l| l.to_string()),
@@ -86,9 +72,13 @@ fn gpu_json(seen: &Seen) -> serde_json::Value {
         "device_node": gpu.device_node,
         "assignable": assignable,
         "reason": reason,
-        "health": health,
-        "health_reason": health_reason,
-    })
+        "health_reason": gpu.health.reason(),
+    });
+    let mut described = gpu.described();
+    if let Value::Object(more) = more {
+        described.extend(more);
+    }
+    described.into()
 }
 
 /// A GPU in two lines: what it is and whether it can be handed out; what is known about it.

@@ -1,0 +1,159 @@
+#!/usr/bin/env bash
+# Shows the whole life of a node, with the real messages: the reference control plane, a container engine of its own
+# and the agent, on this machine alone. Installs what is missing from Debian, builds, cleans up.
+#   scripts/demo.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/engine.sh
+. scripts/engine.sh
+
+# Building may take this long at most, and waiting for any one thing, in seconds.
+BUILD_S=900
+WAIT_S=60
+# Messages are shown up to this length.
+SHOWN=500
+TOKEN=vtk_demo
+REPLICA=hello-1
+
+# Leaves nothing behind, however the script ends.
+clean_up() {
+    trap - EXIT
+    end "${agent:-}"
+    end "${server:-}"
+    [ -z "${VECTORLAY_TEST_ENGINE_DIR:-}" ] || engine_stop
+    [ -z "${dir:-}" ] || rm -rf "$dir"
+}
+
+# end PID: asks a process of ours to end and waits for it, not for ever.
+end() {
+    [ -n "$1" ] || return 0
+    kill "$1" 2>/dev/null || return 0
+    timeout 40 tail --pid="$1" -f /dev/null || kill -9 "$1" 2>/dev/null || true
+    wait "$1" 2>/dev/null || true
+}
+
+step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+shown() { cut -c "1-$SHOWN" | sed -E 's/^/    /'; }
+
+# await FILE PATTERN [FROM]: waits for a line of FILE, after line FROM, that matches, and shows it.
+await() {
+    local line end=$((SECONDS + WAIT_S))
+    while ! line=$(tail -n "+$((${3:-0} + 1))" "$1" | grep -m1 -E -- "$2"); do
+        [ "$SECONDS" -lt "$end" ] || { tail -n 20 "$dir"/*.log >&2; die "no line like '$2' within $WAIT_S s"; }
+        kill -0 "$server" 2>/dev/null || die "the control plane ended: $(tail -n 3 "$dir/server.log")"
+        sleep 0.1
+    done
+    printf '%s\n' "$line" | shown
+}
+
+lines() { wc -l <"$1"; }
+
+# start_server [FLAG…]: the control plane, which keeps what it knows in a file.
+start_server() {
+    target/debug/control-plane --token "$TOKEN" --state "$dir/server.json" "$@" </dev/null >>"$dir/server.log" 2>&1 &
+    server=$!
+}
+
+# The agent, in an environment without the settings of this script's engine.
+run_agent() { exec env -i PATH="$PATH" HOME="${HOME:-/root}" target/debug/vectorlay-agent "$@"; }
+
+# post PATH JSON: what an operator of the control plane would do.
+post() { curl -fsS -m 10 -X POST "$api/nodes/$node/$1" -d "$2" >/dev/null; }
+
+unset VECTORLAY_TEST_ENGINE_DIR
+need_rust
+need curl=curl lspci=pciutils
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+say "building"
+timeout "$BUILD_S" cargo build --locked --quiet --bins
+say "starting a container engine of its own"
+engine_start
+dir=$(mktemp -d)
+: >"$dir/server.log"
+: >"$dir/agent.log"
+printf '%s\n' "$TOKEN" >"$dir/token"
+chmod 600 "$dir/token"
+
+step "1. A control plane listens."
+start_server
+await "$dir/server.log" '^listening on '
+await "$dir/server.log" '^api on '
+url=$(sed -n 's/^listening on //p' "$dir/server.log" | tail -n 1)
+api=$(sed -n 's/^api on //p' "$dir/server.log" | tail -n 1)
+
+step "2. The agent starts on a new node: it has an organisation token, and registers."
+namespace=()
+[ -z "${VECTORLAY_TEST_NAMESPACE:-}" ] || namespace=(--namespace "$VECTORLAY_TEST_NAMESPACE")
+run_agent --url "$url" --token-file "$dir/token" --state-dir "$dir/state" --control-socket "$dir/agent.sock" \
+    --container-cli "$VECTORLAY_TEST_CLI" "${namespace[@]}" --log-dir "$dir/logs" --min-free-gb 0 \
+    >"$dir/agent.log" 2>&1 &
+agent=$!
+await "$dir/server.log" ' registered '
+node=$(grep -m1 ' registered ' "$dir/server.log" | cut -d' ' -f2)
+
+step "3. It saves its identity, for root alone."
+await "$dir/agent.log" 'this node is '
+stat -c '%A %U %s bytes  %n' "$dir/state/node.json" | shown
+
+step "4. It connects, says what the machine is, and sends its first heartbeat."
+await "$dir/server.log" "^$node system_info"
+await "$dir/server.log" "^$node heartbeat"
+say "    (without Kata on this machine the node says that it is degraded; containers run all the same)"
+
+step "5. The control plane deploys a replica: a real container starts, and the result is reported."
+image=${VECTORLAY_TEST_IMAGE:-vectorlay-test/busybox:1}
+printf -v deploy '{"replica_id":"%s","image":"%s","env_vars":{"GREETING":"  two lines,\\nexactly as sent  "}}' \
+    "$REPLICA" "$image"
+printf 'deploy %s\n' "$deploy" | shown
+post deploy "$deploy"
+await "$dir/server.log" "^$node replica_status .*starting"
+await "$dir/server.log" "^$node deploy_result "
+container=$(grep -m1 "^$node deploy_result " "$dir/server.log" | sed -E 's/.*"container_id":"([0-9a-f]+)".*/\1/')
+"$VECTORLAY_TEST_CLI" "${namespace[@]}" ps --filter "label=vectorlay.replica" | shown
+say "    its environment, read inside the container:"
+# shellcheck disable=SC2016 # the container's shell is to expand it
+"$VECTORLAY_TEST_CLI" "${namespace[@]}" exec "$container" sh -c 'printf "[%s]\n" "$GREETING"' | shown
+
+step "6. Another replica ends by itself: its exit code is known at once."
+post deploy "{\"replica_id\":\"short-1\",\"image\":\"$image\",\"command\":[\"sh\",\"-c\",\"sleep 1; exit 7\"]}"
+await "$dir/server.log" "^$node replica_status .*exited"
+
+step "7. An image that does not exist: the engine's own words come back."
+post deploy "{\"replica_id\":\"missing-1\",\"image\":\"127.0.0.1:1/no/such:1\"}"
+await "$dir/server.log" "^$node deploy_result .*missing-1"
+
+step "8. The control plane is killed. The agent says so, and the container goes on running."
+from=$(lines "$dir/agent.log")
+kill -9 "$server"
+wait "$server" 2>/dev/null || true
+port=${url#ws://}
+port=${port%%/*}
+start_server --listen "$port"
+await "$dir/agent.log" 'next attempt in' "$from"
+"$VECTORLAY_TEST_CLI" "${namespace[@]}" ps --filter "label=vectorlay.replica" | shown
+
+step "9. About 5 seconds later it is connected again, and reports the same container."
+await "$dir/agent.log" 'connected to the control plane' "$from"
+api=$(sed -n 's/^api on //p' "$dir/server.log" | tail -n 1)
+await "$dir/server.log" "^$node heartbeat .*$REPLICA" "$(grep -n '^listening on' "$dir/server.log" | tail -n 1 | cut -d: -f1)"
+
+step "10. It goes on: the operator's view, then the control plane stops the replica."
+(run_agent status --control-socket "$dir/agent.sock") | shown
+post stop "{\"replica_id\":\"$REPLICA\",\"timeout_s\":5}"
+await "$dir/server.log" "^$node stop_result "
+
+step "11. A heartbeat every 30 seconds."
+await "$dir/server.log" "^$node heartbeat " "$(lines "$dir/server.log")"
+
+step "12. The agent is told to end: it closes its connection properly and exits."
+from=$(lines "$dir/server.log")
+kill "$agent"
+await "$dir/server.log" ' disconnected ' "$from"
+status=0
+wait "$agent" || status=$?
+agent=
+printf 'exit status %s\n' "$status" | shown
+[ "$status" = 0 ] || die "the agent ended with status $status"
+step "That was the life of a node."

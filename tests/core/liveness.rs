@@ -1,0 +1,145 @@
+//! The link: when it counts as dead, when it is tried again, and what is said first.
+
+use std::time::Duration;
+
+use vectorlay::core::Event;
+use vectorlay::core::wire::{DownReason, LinkEvent, LinkOrder};
+
+use crate::rig::{Rig, SECOND, Start, check, hardware};
+
+/// How long until the next attempt.
+fn pause(rig: &mut Rig) -> f32 {
+    let began = rig.now;
+    rig.orders.clear();
+    while !rig.orders.iter().any(|order| matches!(order, LinkOrder::Dial { .. })) {
+        rig.wait_in_silence(SECOND / 10);
+        assert!(rig.now - began < 60 * SECOND, "it is not tried again");
+    }
+    (rig.now - began).as_secs_f32()
+}
+
+#[test]
+fn silence_for_15_s_ends_the_connection() {
+    let mut rig = Rig::online();
+    rig.wait_in_silence(14 * SECOND);
+    assert!(rig.orders.is_empty());
+    rig.wait_in_silence(SECOND);
+    assert!(matches!(rig.orders[..], [LinkOrder::Abandon(_)]));
+    let pause = pause(&mut rig);
+    assert!((4.0..=6.1).contains(&pause), "{pause}");
+}
+
+#[test]
+fn a_disconnect_waits_5_s_and_failures_back_off_to_30_s_with_a_spread() {
+    let mut pauses = Vec::new();
+    for seed in 0..20 {
+        let mut rig = Rig::start(Start { seed, ..Start::default() });
+        rig.connect();
+        rig.down(DownReason::Closed(1000));
+        let mut run = vec![pause(&mut rig)];
+        for _ in 0..5 {
+            rig.down(DownReason::NoConnection);
+            run.push(pause(&mut rig));
+        }
+        pauses.push(run);
+    }
+    for (n, expected) in [5.0_f32, 5.0, 10.0, 20.0, 30.0, 30.0].into_iter().enumerate() {
+        let all: Vec<f32> = pauses.iter().map(|run| run[n]).collect();
+        let (least, most) = all.iter().fold((f32::MAX, 0.0_f32), |(l, m), p| (l.min(*p), m.max(*p)));
+        assert!(least >= 0.8 * expected && most <= 1.2 * expected + 0.11, "pause {n}: {least} to {most}");
+        assert!(most - least > 0.1 * expected, "pause {n} is spread: {least} to {most}");
+    }
+}
+
+#[test]
+fn a_connection_that_lived_60_s_forgets_the_failures() {
+    let mut rig = Rig::start(Start::default());
+    rig.wait(Duration::ZERO);
+    for _ in 0..4 {
+        rig.down(DownReason::NoConnection);
+        _ = pause(&mut rig);
+    }
+    rig.link(LinkEvent::Up);
+    rig.wait(61 * SECOND);
+    rig.down(DownReason::Broken);
+    assert!(pause(&mut rig) <= 6.1);
+}
+
+#[test]
+fn a_refusal_of_a_known_node_is_tried_at_the_slowest_pace() {
+    let mut rig = Rig::start(Start::default());
+    rig.down(DownReason::Http(401));
+    assert!(pause(&mut rig) >= 24.0);
+    assert_eq!(rig.end, None);
+}
+
+#[test]
+fn retry_after_is_honoured() {
+    let mut rig = Rig::start(Start::default());
+    let down = vectorlay::core::wire::Down {
+        why: DownReason::Http(503),
+        retry_after: Some(40 * SECOND),
+        detail: "503".into(),
+    };
+    rig.link(LinkEvent::Down(down));
+    let pause = pause(&mut rig);
+    assert!(pause >= 40.0, "{pause}");
+}
+
+#[test]
+fn system_info_waits_2_s_for_the_facts_and_is_sent_again_when_they_are_all_there() {
+    let mut rig = Rig::start(Start { ..Start::default() });
+    rig.sampling = false;
+    rig.down(DownReason::NoConnection);
+    rig.connect();
+    assert_eq!(rig.everything_sent(), [""; 0]);
+    rig.wait(2 * SECOND);
+    assert_eq!(rig.everything_sent()[..2], ["system_info", "heartbeat"]);
+    rig.event(Event::Hardware(Box::new(hardware(2))));
+    rig.event(Event::Check(check(true)));
+    rig.event(Event::ChecksDone);
+    let again = rig.everything_sent();
+    assert_eq!(again.iter().filter(|kind| *kind == "system_info").count(), 1, "{again:?}");
+}
+
+#[test]
+fn the_first_heartbeat_waits_2_s_for_the_containers_and_never_says_none_for_unknown() {
+    let mut rig = Rig::online();
+    rig.deploy("r", "q1");
+    rig.engine.mode = crate::engine::Mode::Frozen;
+    let mut rig = rig.restart();
+    rig.connect();
+    assert!(!rig.everything_sent().contains(&"heartbeat".to_owned()));
+    rig.wait(2 * SECOND);
+    assert!(rig.everything_sent().contains(&"heartbeat".to_owned()));
+    assert_eq!(rig.containers(), ["r unknown"]);
+}
+
+#[test]
+fn an_attempt_that_says_nothing_is_given_up() {
+    let mut rig = Rig::start(Start::default());
+    rig.orders.clear();
+    rig.wait_in_silence(12 * SECOND);
+    assert!(matches!(rig.orders.first(), Some(LinkOrder::Abandon(_))));
+    assert!(pause(&mut rig) <= 6.1);
+}
+
+#[test]
+fn events_of_an_earlier_link_are_dropped() {
+    let mut rig = Rig::online();
+    let old = rig.link.unwrap();
+    rig.down(DownReason::Broken);
+    rig.connect();
+    rig.everything_sent();
+    rig.event(Event::Link(old, LinkEvent::Text(r#"{"type":"stop","payload":{"replica_id":"r"}}"#.into())));
+    assert_eq!(rig.sent(), [""; 0]);
+}
+
+#[test]
+fn a_heartbeat_is_sent_at_each_beat_and_a_ping_every_5_s() {
+    let mut rig = Rig::online();
+    rig.event(Event::Beat);
+    assert_eq!(rig.everything_sent(), ["heartbeat"]);
+    rig.wait(26 * SECOND);
+    assert_eq!(rig.pings.len(), 5);
+}

@@ -1,0 +1,19 @@
+#![allow(clippy::disallowed_methods, reason = "one instant is read, from which virtual time counts")]
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![allow(missing_docs)]
+//! The core's promises one by one, as lists of events and what must come of them. `core_model` plays random ones.
+
+mod ending;
+#[allow(dead_code, reason = "core_model uses all of it")]
+#[path = "../core_model/engine.rs"]
+mod engine;
+mod engine_lost;
+mod exits;
+mod liveness;
+mod node_states;
+mod redelivery;
+mod registration;
+mod restart;
+mod rig;
+mod starting;
+mod table;

@@ -1,0 +1,92 @@
+//! online, degraded, draining, maintenance.
+
+use vectorlay::core::Event;
+use vectorlay::core::operator::Request;
+
+use crate::rig::{Rig, SECOND, Start, check};
+
+#[test]
+fn drain_finishes_what_was_accepted_and_becomes_maintenance() {
+    let mut rig = Rig::online();
+    rig.hold("run");
+    for replica in ["a", "b", "c"] {
+        rig.deploy(replica, "q");
+    }
+    rig.hear("drain", "{}");
+    assert_eq!(rig.state(), "draining");
+    rig.deploy("d", "q");
+    assert_eq!(rig.sent(), ["deploy_result d failed:draining q"]);
+    rig.release("run");
+    assert_eq!(rig.sent().len(), 3, "queued ones too");
+    assert_eq!(rig.state(), "maintenance");
+    assert_eq!(rig.engine.containers.len(), 3, "replicas keep running");
+    rig.deploy("a", "q2");
+    assert_eq!(rig.sent(), ["deploy_result a running q2"], "it runs, and nothing is started for it");
+    rig.stop("a", "q3");
+    assert_eq!(rig.sent(), ["stop_result a stopped q3"]);
+    rig.hear("resume", "{}");
+    assert_eq!(rig.state(), "online");
+}
+
+#[test]
+fn drain_and_maintenance_survive_a_restart() {
+    for (word, after) in [("drain", "maintenance"), ("maintenance", "maintenance")] {
+        let mut rig = Rig::online();
+        rig.hear(word, "{}");
+        let mut rig = rig.restart();
+        assert_eq!(rig.state(), after);
+        rig.connect();
+        rig.deploy("r", "q");
+        assert_eq!(rig.sent(), ["deploy_result r failed:draining q"]);
+        rig.control(Request::Resume);
+        assert_eq!(rig.state(), "online");
+    }
+}
+
+#[test]
+fn a_required_dependency_that_fails_degrades_and_refuses_nothing() {
+    let mut rig = Rig::online();
+    rig.event(Event::Check(check(false)));
+    rig.event(Event::ChecksDone);
+    assert_eq!(rig.state(), "degraded");
+    assert!(rig.everything_sent().contains(&"node_state".to_owned()));
+    rig.deploy("r", "q1");
+    assert_eq!(rig.sent(), ["deploy_result r running q1"]);
+    rig.event(Event::Check(check(true)));
+    rig.event(Event::ChecksDone);
+    assert_eq!(rig.state(), "online");
+    assert!(rig.everything_sent().contains(&"node_state".to_owned()));
+}
+
+#[test]
+fn before_the_containers_are_known_a_deploy_waits_up_to_its_deadline() {
+    let mut rig = Rig::start(Start { engine: frozen(), ..Start::default() });
+    rig.connect();
+    rig.deploy_with("r", "q1", r#","deploy_timeout_s":30"#);
+    rig.deploy("s", "q2");
+    rig.wait(31 * SECOND);
+    assert_eq!(rig.sent(), ["deploy_result r failed:not_ready q1"]);
+    rig.engine.mode = crate::engine::Mode::Well;
+    rig.release("");
+    assert_eq!(rig.sent(), ["deploy_result s running q2"]);
+}
+
+fn frozen() -> crate::engine::Engine {
+    let mut engine = crate::engine::Engine::new();
+    engine.mode = crate::engine::Mode::Frozen;
+    engine
+}
+
+#[test]
+fn a_gpu_that_the_operator_holds_back_stays_so_after_a_restart() {
+    let gpu = vectorlay::types::PciAddress::parse("01:00.0").unwrap();
+    let mut rig = Rig::online();
+    rig.control(Request::GpuHold(gpu));
+    let mut rig = rig.restart();
+    rig.connect();
+    rig.deploy_with("r", "q1", r#","gpu_count":2"#);
+    assert_eq!(rig.sent(), ["deploy_result r failed:no_gpu q1"]);
+    rig.control(Request::GpuRelease(gpu));
+    rig.deploy_with("r", "q2", r#","gpu_count":2"#);
+    assert_eq!(rig.sent(), ["deploy_result r running q2"]);
+}

@@ -1,0 +1,130 @@
+//! Commands that arrive twice, and results that are sent until they are known to have arrived.
+
+use vectorlay::core::wire::DownReason;
+
+use crate::rig::{Rig, SECOND};
+
+#[test]
+fn an_answered_request_gets_the_same_answer_and_nothing_is_done() {
+    let mut rig = Rig::online();
+    rig.deploy("r", "q1");
+    rig.stop("r", "q2");
+    rig.pong();
+    rig.sent();
+    rig.started.clear();
+    rig.deploy("r", "q1");
+    rig.stop("r", "q2");
+    assert_eq!(rig.sent(), ["deploy_result r running q1", "stop_result r stopped q2"]);
+    assert_eq!(rig.started, [""; 0]);
+}
+
+#[test]
+fn without_a_request_id_an_equal_deploy_gets_the_result_that_may_not_have_arrived() {
+    let mut rig = Rig::online();
+    let gone = r#","image":"img:nope""#;
+    rig.deploy_with("r", "", gone);
+    rig.deploy_with("r", "", gone);
+    let failed = "deploy_result r failed:pull_failed";
+    assert_eq!(rig.sent(), [failed, failed]);
+    assert_eq!(rig.started.iter().filter(|job| job.starts_with("run")).count(), 1);
+    rig.pong();
+    rig.deploy_with("r", "", gone);
+    assert_eq!(rig.started.iter().filter(|job| job.starts_with("run")).count(), 2, "that one is new");
+}
+
+#[test]
+fn without_request_ids_a_deploy_behind_a_stop_is_another() {
+    let mut rig = Rig::online();
+    rig.deploy("r", "");
+    rig.stop("r", "");
+    rig.deploy("r", "");
+    assert_eq!(rig.sent(), ["deploy_result r running", "stop_result r stopped", "deploy_result r running"]);
+    assert_eq!(rig.up("r"), 1);
+}
+
+#[test]
+fn a_redelivery_while_a_failure_is_being_cleaned_up_is_the_same_deploy() {
+    let mut rig = Rig::online();
+    rig.spoil("run", crate::engine::Fault::Half);
+    rig.hold("remove");
+    rig.deploy("r", "q1");
+    rig.deploy("r", "q1");
+    assert_eq!(rig.sent(), [""; 0]);
+    rig.release("remove");
+    assert_eq!(rig.sent(), ["deploy_result r failed:start_failed q1"]);
+    assert!(rig.engine.containers.is_empty());
+}
+
+#[test]
+fn results_are_sent_again_in_order_until_a_pong_proves_their_receipt() {
+    let mut rig = Rig::online();
+    rig.deploy("r", "q1");
+    rig.stop("r", "q2");
+    let both = ["deploy_result r running q1", "stop_result r stopped q2"];
+    assert_eq!(rig.sent(), both);
+    rig.down(DownReason::Broken);
+    rig.connect();
+    let all = rig.everything_sent();
+    assert_eq!(all[..4], ["system_info", "heartbeat", both[0], both[1]]);
+    rig.pong();
+    rig.down(DownReason::Closed(4001));
+    rig.connect();
+    assert_eq!(rig.sent(), [""; 0]);
+}
+
+#[test]
+fn a_result_is_on_disk_before_it_is_sent_but_a_bad_disk_is_not_waited_for() {
+    let mut rig = Rig::online();
+    rig.hold("run");
+    rig.deploy("r", "q1");
+    rig.saving = false;
+    rig.release("run");
+    assert_eq!(rig.sent(), [""; 0]);
+    rig.disk(true);
+    rig.disk(true);
+    assert_eq!(rig.sent(), ["deploy_result r running q1"]);
+    rig.stop("r", "q2");
+    rig.wait(5 * SECOND);
+    assert_eq!(rig.sent(), ["stop_result r stopped q2"], "2 s for the stop, 2 s for its result");
+    rig.wait(5 * SECOND);
+    assert_eq!(rig.state(), "degraded");
+    rig.saving = true;
+    rig.disk(true);
+    assert_eq!(rig.state(), "online");
+}
+
+#[test]
+fn past_the_bounds_commands_are_busy() {
+    let mut rig = Rig::online();
+    rig.hold("run");
+    for n in 0..7 {
+        rig.deploy(&format!("r{n}"), "");
+    }
+    assert_eq!(rig.sent(), ["deploy_result r6 failed:busy"], "2 start, 4 wait");
+    rig.release("run");
+    rig.sent();
+    rig.saving = false;
+    // Without any pong the results pile up to the bound and no further.
+    for n in 0..1200 {
+        rig.stop("nobody", &format!("s{n}"));
+        rig.deploy("r0", &format!("d{n}"));
+    }
+    rig.wait(3 * SECOND);
+    let sent = rig.sent();
+    assert_eq!(sent.len(), 2400, "each is answered");
+    assert!(sent.iter().any(|line| line.starts_with("deploy_result r0 failed:busy")));
+    assert!(
+        rig.control(vectorlay::core::operator::Request::Status)["results_waiting"].as_u64().unwrap() <= 1024
+    );
+}
+
+#[test]
+fn logs_are_read_a_few_at_a_time() {
+    let mut rig = Rig::online();
+    rig.deploy("r", "q1");
+    rig.hold("logs");
+    for _ in 0..100 {
+        rig.hear("logs", r#"{"replica_id":"r"}"#);
+    }
+    assert_eq!(rig.under_way("logs"), 16);
+}

@@ -1,0 +1,442 @@
+//! A core with everything around it in one place: the engine's calls are carried out at once unless they are held,
+//! saves and samples are answered at once unless told otherwise, and what is sent is read as short lines.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use vectorlay::core::facts::{Check, Gpu, Hardware, Health, Usage, Verdict};
+use vectorlay::core::job::{Job, JobId, Outcome};
+use vectorlay::core::operator::{ControlId, Request};
+use vectorlay::core::record::Identity;
+use vectorlay::core::wire::{Down, DownReason, LinkEvent, LinkId, LinkOrder};
+use vectorlay::core::{Action, Core, End, Event, Limits, Origin, Sample};
+use vectorlay::types::{ContainerId, NodeId, PciAddress, Secret};
+
+use crate::engine::{Engine, Fault, Mode, Status};
+
+pub const SECOND: Duration = Duration::from_secs(1);
+
+/// What a rig starts from.
+pub struct Start {
+    pub node: Option<&'static str>,
+    pub token: Option<&'static str>,
+    pub record: Option<String>,
+    pub engine: Engine,
+    pub orphans: BTreeSet<String>,
+    pub gpus: usize,
+    pub queue_limit: usize,
+    pub seed: u64,
+}
+
+impl Default for Start {
+    fn default() -> Self {
+        Self {
+            node: Some("node-1"),
+            token: Some("vtk_1"),
+            record: None,
+            engine: Engine::new(),
+            orphans: BTreeSet::new(),
+            gpus: 2,
+            queue_limit: 4,
+            seed: 1,
+        }
+    }
+}
+
+pub struct Rig {
+    pub now: Instant,
+    pub core: Core,
+    pub engine: Engine,
+    /// Calls whose names begin so are not carried out by themselves.
+    held: Vec<&'static str>,
+    /// How the next call of this name goes wrong.
+    faults: VecDeque<(&'static str, Fault)>,
+    calls: Vec<(JobId, Job)>,
+    pub started: Vec<String>,
+    sent: Vec<String>,
+    pub link: Option<LinkId>,
+    pub orders: Vec<LinkOrder>,
+    pub pings: Vec<u64>,
+    pub saving: bool,
+    pub record: Option<String>,
+    unsaved: Vec<(u64, String)>,
+    pub sampling: bool,
+    pub usage: Usage,
+    pub gpus: usize,
+    pub orphans: BTreeSet<String>,
+    pub watched: Vec<ContainerId>,
+    pub other: Vec<String>,
+    pub end: Option<End>,
+    reply: Option<Value>,
+    pub identity: Option<Identity>,
+}
+
+impl Rig {
+    /// A process that has just been started.
+    pub fn start(start: Start) -> Self {
+        let now = Instant::now();
+        let limits = Limits {
+            version: "0",
+            runtime: "runc".into(),
+            workers: 2,
+            queue_limit: start.queue_limit,
+            retention: Duration::from_secs(600),
+            reconcile: Duration::from_secs(60),
+            recheck: Duration::from_secs(600),
+            grace: Duration::from_secs(20),
+            min_free_bytes: 5,
+            image_marks: None,
+            ask_guests: false,
+            gpu_retest: Duration::ZERO,
+        };
+        let identity = |node: &str| Identity {
+            node_id: NodeId::new(node).unwrap(),
+            node_token: None,
+            spec_key: Some([7; 32]),
+        };
+        let origin = Origin {
+            identity: start.node.map(identity),
+            fresh_key: [7; 32],
+            token: start.token.map(|token| Secret::new(token.into())),
+            record: start.record.clone(),
+            seed: start.seed,
+        };
+        let mut out = Vec::new();
+        let core = Core::new(now, limits, origin, &mut out);
+        let mut rig = Self {
+            now,
+            core,
+            engine: start.engine,
+            held: Vec::new(),
+            faults: VecDeque::new(),
+            calls: Vec::new(),
+            started: Vec::new(),
+            sent: Vec::new(),
+            link: None,
+            orders: Vec::new(),
+            pings: Vec::new(),
+            saving: true,
+            record: start.record,
+            unsaved: Vec::new(),
+            sampling: true,
+            usage: Usage { free_bytes: Some(100), ..Usage::default() },
+            gpus: start.gpus,
+            orphans: start.orphans,
+            watched: Vec::new(),
+            other: Vec::new(),
+            end: None,
+            reply: None,
+            identity: None,
+        };
+        rig.perform(out);
+        rig
+    }
+
+    /// A node that is connected, knows its containers and has told so.
+    pub fn online() -> Self {
+        let mut rig = Self::start(Start::default());
+        rig.connect();
+        rig.sent();
+        rig.started.clear();
+        rig
+    }
+
+    /// The same disk and engine, another process.
+    pub fn restart(self) -> Self {
+        let Self { record, engine, gpus, .. } = self;
+        Self::start(Start { record, engine, gpus, seed: 2, ..Start::default() })
+    }
+
+    pub fn event(&mut self, event: Event) {
+        let mut out = Vec::new();
+        self.core.handle(self.now, event, &mut out);
+        self.perform(out);
+    }
+
+    fn perform(&mut self, actions: Vec<Action>) {
+        let mut events = Vec::new();
+        for action in actions {
+            match action {
+                Action::Link(order) => self.order(order),
+                Action::Job(id, job) => {
+                    self.started.push(job.to_string());
+                    self.calls.push((id, job));
+                }
+                Action::Watch(container, _) => self.watched.push(container),
+                Action::Unwatch(container) => self.watched.retain(|watched| *watched != container),
+                Action::FindOrphans => events.push(Event::Orphans(self.orphans.clone())),
+                Action::Sample(sample) if self.sampling => self.sample(sample, &mut events),
+                Action::Save(seq, text) if self.saving => {
+                    self.record = Some(text);
+                    events.push(Event::Saved(seq));
+                }
+                Action::Save(seq, text) => self.unsaved.push((seq, text)),
+                Action::SaveIdentity(identity) => {
+                    self.identity = Some(identity);
+                    events.push(Event::IdentitySaved);
+                }
+                Action::Reply(_, reply) => self.reply = Some(reply),
+                Action::End(end) => self.end = Some(end),
+                Action::CancelJob(_) | Action::EndOrphan(_) => self.other.push(action.to_string()),
+                Action::Sample(_) | Action::Tidy(_) | Action::Log(..) => {}
+            }
+        }
+        for event in events {
+            self.event(event);
+        }
+        self.work();
+    }
+
+    /// Carries out the calls that are not held.
+    fn work(&mut self) {
+        let free = |rig: &Self, job: &Job| {
+            let name = job.to_string();
+            rig.engine.mode != Mode::Frozen && !rig.held.iter().any(|held| name.starts_with(held))
+        };
+        while let Some(n) = self.calls.iter().position(|(_, job)| free(self, job)) {
+            self.carry_out(n);
+        }
+    }
+
+    fn carry_out(&mut self, n: usize) {
+        let (id, job) = self.calls.remove(n);
+        let name = job.to_string();
+        let fault = self.faults.iter().position(|(of, _)| name.starts_with(of));
+        let fault = fault.and_then(|n| self.faults.remove(n)).map_or(Fault::Nothing, |(_, fault)| fault);
+        let outcome = self.engine.call(&job, fault);
+        self.event(Event::Job(id, outcome));
+    }
+
+    /// Calls whose names begin so wait from now on.
+    pub fn hold(&mut self, name: &'static str) {
+        self.held.push(name);
+    }
+
+    /// And now they go on.
+    pub fn release(&mut self, name: &'static str) {
+        self.held.retain(|held| *held != name);
+        self.work();
+    }
+
+    /// The next call whose name begins so goes wrong.
+    pub fn spoil(&mut self, name: &'static str, fault: Fault) {
+        self.faults.push_back((name, fault));
+    }
+
+    /// A held call comes back with this.
+    pub fn comes_back(&mut self, name: &str, outcome: impl FnOnce(&Job) -> Outcome) {
+        let n = self.calls.iter().position(|(_, job)| job.to_string().starts_with(name));
+        let (id, job) = self.calls.remove(n.unwrap_or_else(|| panic!("{name} is not under way")));
+        self.event(Event::Job(id, outcome(&job)));
+    }
+
+    pub fn under_way(&self, name: &str) -> usize {
+        self.calls.iter().filter(|(_, job)| job.to_string().starts_with(name)).count()
+    }
+
+    fn order(&mut self, order: LinkOrder) {
+        match &order {
+            LinkOrder::Dial { link, .. } | LinkOrder::Register { link, .. } => self.link = Some(*link),
+            LinkOrder::Send(_, text) => self.sent.push(line(text)),
+            LinkOrder::Ping(_, number) => self.pings.push(*number),
+            LinkOrder::Close { .. } | LinkOrder::Abandon(_) => {}
+        }
+        if !matches!(order, LinkOrder::Send(..) | LinkOrder::Ping(..)) {
+            self.orders.push(order);
+        }
+    }
+
+    fn sample(&mut self, sample: Sample, events: &mut Vec<Event>) {
+        match sample {
+            Sample::Usage => events.push(Event::Usage(self.usage.clone())),
+            Sample::Checks => {
+                events.push(Event::Check(check(self.engine.mode == Mode::Well)));
+                events.push(Event::ChecksDone);
+            }
+            Sample::Hardware => events.push(Event::Hardware(Box::new(hardware(self.gpus)))),
+        }
+    }
+
+    pub fn link(&mut self, event: LinkEvent) {
+        let link = self.link.unwrap();
+        self.event(Event::Link(link, event));
+    }
+
+    pub fn down(&mut self, why: DownReason) {
+        self.orders.clear();
+        self.link(LinkEvent::Down(Down { why, retry_after: None, detail: "gone".into() }));
+    }
+
+    /// The attempt that is under way, or the next one, succeeds.
+    pub fn connect(&mut self) {
+        for _ in 0..60 {
+            if matches!(self.orders.last(), Some(LinkOrder::Dial { .. })) {
+                self.orders.clear();
+                self.link(LinkEvent::Up);
+                return;
+            }
+            self.wait(SECOND);
+        }
+        panic!("no attempt was made within a minute");
+    }
+
+    /// The server says something.
+    pub fn hear(&mut self, kind: &str, payload: &str) {
+        self.link(LinkEvent::Text(format!(r#"{{"type":"{kind}","payload":{payload}}}"#)));
+    }
+
+    /// `deploy` of image a, with a request ID unless it is empty.
+    pub fn deploy(&mut self, replica: &str, request: &str) {
+        self.deploy_with(replica, request, "");
+    }
+
+    pub fn deploy_with(&mut self, replica: &str, request: &str, more: &str) {
+        let image = if more.contains("\"image\"") { "" } else { r#","image":"img:a""# };
+        let payload = format!(r#"{{"replica_id":"{replica}"{image}{}{more}}}"#, with(request));
+        self.hear("deploy", &payload);
+    }
+
+    pub fn stop(&mut self, replica: &str, request: &str) {
+        self.hear("stop", &format!(r#"{{"replica_id":"{replica}"{}}}"#, with(request)));
+    }
+
+    /// The peer answers the newest ping.
+    pub fn pong(&mut self) {
+        let number = *self.pings.last().unwrap();
+        self.link(LinkEvent::Pong(number));
+    }
+
+    /// Time passes, with a tick at each deadline; the peer stays alive.
+    pub fn wait(&mut self, time: Duration) {
+        self.pass(time, true);
+    }
+
+    /// Time passes, and nothing comes from the peer.
+    pub fn wait_in_silence(&mut self, time: Duration) {
+        self.pass(time, false);
+    }
+
+    fn pass(&mut self, time: Duration, alive: bool) {
+        let end = self.now + time;
+        let mut spins = 0;
+        while let Some(at) = self.core.next_deadline(self.now).filter(|at| *at <= end) {
+            spins = if at <= self.now { spins + 1 } else { 0 };
+            assert!(spins < 20, "the core spins");
+            self.now = self.now.max(at);
+            if alive && let Some(link) = self.link {
+                self.event(Event::Link(link, LinkEvent::Alive));
+            }
+            self.event(Event::Tick);
+        }
+        self.now = end;
+    }
+
+    /// What was sent since this was last asked; heartbeats, `system_info` and the way up are left out.
+    pub fn sent(&mut self) -> Vec<String> {
+        let news = |line: &String| {
+            !["heartbeat", "system_info", "node_state"].iter().any(|kind| line.starts_with(kind))
+                && !line.ends_with("starting")
+                && !line.ends_with("pulling")
+        };
+        self.everything_sent().into_iter().filter(news).collect()
+    }
+
+    pub fn everything_sent(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.sent)
+    }
+
+    /// What of the containers the last heartbeat would say.
+    pub fn containers(&mut self) -> Vec<String> {
+        let status = self.control(Request::Status);
+        let one =
+            |c: &Value| format!("{} {}", c["replica_id"].as_str().unwrap(), c["status"].as_str().unwrap());
+        status["containers"].as_array().unwrap().iter().map(one).collect()
+    }
+
+    pub fn control(&mut self, request: Request) -> Value {
+        self.event(Event::Control(ControlId(1), request));
+        self.reply.take().unwrap()
+    }
+
+    pub fn state(&mut self) -> String {
+        self.control(Request::Status)["state"].as_str().unwrap().to_owned()
+    }
+
+    /// The container of a replica ends by itself, and the watcher sees it.
+    pub fn ends(&mut self, replica: &str, code: i32) {
+        let id = self.container(replica);
+        self.engine.containers.get_mut(&id).unwrap().status = Status::Exited(code);
+        self.event(Event::ProcessEnded(id));
+    }
+
+    pub fn container(&self, replica: &str) -> ContainerId {
+        let (id, _) = self.engine.of(replica).next().unwrap_or_else(|| panic!("{replica} has no container"));
+        id.clone()
+    }
+
+    pub fn up(&self, replica: &str) -> usize {
+        self.engine.of(replica).filter(|(_, container)| matches!(container.status, Status::Up(_))).count()
+    }
+
+    /// The save that hangs, or waits, arrives after all, or fails.
+    pub fn disk(&mut self, good: bool) {
+        for (seq, text) in std::mem::take(&mut self.unsaved) {
+            if good {
+                self.record = Some(text);
+                self.event(Event::Saved(seq));
+            } else {
+                self.event(Event::SaveFailed(seq, "state.json cannot be saved: no space".into()));
+            }
+        }
+    }
+}
+
+fn with(request: &str) -> String {
+    if request.is_empty() { String::new() } else { format!(r#","request_id":"{request}""#) }
+}
+
+/// `kind replica status[:code] [request]`.
+fn line(text: &str) -> String {
+    let message: Value = serde_json::from_str(text).unwrap();
+    let payload = &message["payload"];
+    let kind = message["type"].as_str().unwrap();
+    let word = |name: &str| payload[name].as_str().map(str::to_owned);
+    let Some(replica) = word("replica_id") else { return kind.to_owned() };
+    let code = word("code").or_else(|| payload["exit_code"].as_i64().map(|code| code.to_string()));
+    let code = code.map_or(String::new(), |code| format!(":{code}"));
+    let request = word("request_id").map_or(String::new(), |request| format!(" {request}"));
+    format!("{kind} {replica} {}{code}{request}", word("status").unwrap_or_default())
+}
+
+pub fn check(ok: bool) -> Check {
+    Check {
+        name: "containerd",
+        purpose: "Container runtime",
+        required: true,
+        installed: true,
+        ok,
+        version: None,
+        modules: None,
+        detail: if ok { String::new() } else { "does not answer: start it".into() },
+    }
+}
+
+pub fn hardware(count: usize) -> Hardware {
+    let gpu = |n: usize| Gpu {
+        address: PciAddress::parse(&format!("{:02x}:00.0", n + 1)).unwrap(),
+        line: String::new(),
+        name: String::new(),
+        vendor_id: 0x10de,
+        device_id: 0x2330,
+        class: 0x0302,
+        driver: Some("vfio-pci".into()),
+        iommu_group: Some(n as u32),
+        companions: Vec::new(),
+        numa_node: None,
+        device_node: Some(format!("/dev/vfio/{n}")),
+        verdict: Verdict::Assignable,
+        health: Health::Ok,
+    };
+    Hardware { gpus: (0..count).map(gpu).collect(), hostname: "gpu-07".into(), ..Hardware::default() }
+}

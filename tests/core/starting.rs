@@ -1,0 +1,133 @@
+//! How a container is started: optimistically, with a pull only where it is needed, and honestly when it fails.
+
+use vectorlay::core::job::FailureKind;
+
+use crate::engine::{Fault, failed};
+use crate::rig::{Rig, SECOND};
+
+#[test]
+fn an_image_that_is_there_costs_one_call() {
+    let mut rig = Rig::online();
+    rig.deploy("r", "q1");
+    let calls: Vec<&String> = rig.started.iter().filter(|job| !job.starts_with("inspect")).collect();
+    assert_eq!(calls, ["run replica-r"]);
+}
+
+#[test]
+fn a_missing_image_is_pulled_unless_that_is_forbidden() {
+    let mut rig = Rig::online();
+    rig.deploy_with("r", "q1", r#","image":"img:far""#);
+    assert_eq!(rig.started[..3], ["run replica-r", "pull img:far", "run replica-r"]);
+    assert_eq!(rig.sent(), ["deploy_result r running q1"]);
+    rig.deploy_with("s", "q2", r#","image":"img:near","pull":"never""#);
+    assert_eq!(rig.sent(), ["deploy_result s failed:pull_failed q2"]);
+    rig.started.clear();
+    rig.deploy_with("t", "q3", r#","pull":"always""#);
+    assert_eq!(rig.started[..2], ["pull img:a", "run replica-t"]);
+}
+
+#[test]
+fn each_failure_has_its_code() {
+    let check = |call: &str, kind: FailureKind, more: &str, code: &str| {
+        let mut rig = Rig::online();
+        rig.hold("run");
+        rig.hold("pull");
+        rig.deploy_with("r", "q1", more);
+        rig.comes_back(call, |job| failed(job, kind, "words"));
+        assert_eq!(rig.sent(), [format!("deploy_result r failed:{code} q1")], "{call} {kind:?}");
+        assert!(rig.containers().is_empty());
+    };
+    let always = r#","pull":"always""#;
+    check("run", FailureKind::Refused, "", "start_failed");
+    check("run", FailureKind::Unavailable, "", "runtime_unavailable");
+    check("run", FailureKind::Deadline, "", "timeout");
+    check("run", FailureKind::Impossible, "", "invalid");
+    check("run", FailureKind::NameTaken, "", "start_failed");
+    check("pull", FailureKind::Refused, always, "pull_failed");
+    check("pull", FailureKind::Unavailable, always, "runtime_unavailable");
+    check("pull", FailureKind::Deadline, always, "timeout");
+}
+
+#[test]
+fn what_a_failed_run_left_is_removed_before_it_is_told() {
+    for fault in [Fault::Half, Fault::Nameless] {
+        let mut rig = Rig::online();
+        rig.spoil("run", fault);
+        // `rm -f` says 0 and does nothing.
+        rig.spoil("remove", Fault::Half);
+        rig.deploy("r", "q1");
+        rig.wait(SECOND);
+        assert_eq!(rig.sent(), ["deploy_result r failed:start_failed q1"]);
+        assert!(rig.engine.containers.is_empty(), "{fault:?}");
+        rig.deploy("r", "q2");
+        assert_eq!(rig.sent(), ["deploy_result r running q2"]);
+    }
+}
+
+#[test]
+fn a_failure_whose_container_will_not_go_is_told_all_the_same_and_its_gpus_stay_held() {
+    let mut rig = Rig::online();
+    rig.spoil("run", Fault::Half);
+    rig.hold("remove");
+    rig.deploy_with("r", "q1", r#","gpu_count":2"#);
+    rig.wait(11 * SECOND);
+    assert_eq!(rig.sent(), ["deploy_result r failed:start_failed q1"]);
+    rig.deploy_with("s", "q2", r#","gpu_count":1"#);
+    assert_eq!(rig.sent(), [""; 0], "it waits for what is on its way back");
+    rig.release("remove");
+    rig.wait(2 * SECOND);
+    assert_eq!(rig.sent(), ["deploy_result s running q2"]);
+}
+
+#[test]
+fn a_name_that_is_held_by_nobody_is_passed_over() {
+    let mut rig = Rig::online();
+    let id = |digit: &str| vectorlay::types::ContainerId::new(&digit.repeat(64)).unwrap();
+    rig.engine.ghosts.insert("replica-r".into(), id("a"));
+    rig.engine.ghosts.insert("replica-r-2".into(), id("b"));
+    rig.deploy("r", "q1");
+    assert_eq!(rig.sent(), ["deploy_result r running q1"]);
+    assert_eq!(rig.engine.containers[&rig.container("r")].name, "replica-r-3");
+}
+
+#[test]
+fn a_foreign_container_with_our_name_is_left_alone() {
+    let mut rig = Rig::online();
+    rig.deploy("r", "q1");
+    let id = rig.container("r");
+    let container = rig.engine.containers.get_mut(&id).unwrap();
+    (container.name, container.replica) = ("replica-s".into(), String::new());
+    rig.deploy("s", "q2");
+    assert!(rig.sent().contains(&"deploy_result s failed:start_failed q2".to_owned()));
+    assert!(rig.engine.containers.contains_key(&id));
+}
+
+#[test]
+fn too_little_space_refuses_a_pull_and_nothing_else() {
+    let mut rig = Rig::online();
+    rig.usage.free_bytes = Some(1);
+    rig.event(vectorlay::core::Event::Beat);
+    rig.deploy_with("r", "q1", r#","image":"img:far""#);
+    rig.deploy("s", "q2");
+    assert_eq!(rig.sent(), ["deploy_result r failed:no_disk q1", "deploy_result s running q2"]);
+}
+
+#[test]
+fn more_gpus_than_are_free_are_refused_at_once() {
+    let mut rig = Rig::online();
+    rig.deploy_with("r", "q1", r#","gpu_count":2"#);
+    rig.deploy_with("s", "q2", r#","gpu_count":1"#);
+    assert_eq!(rig.sent(), ["deploy_result r running q1", "deploy_result s failed:no_gpu q2"]);
+}
+
+#[test]
+fn a_deploy_that_finds_no_place_in_time_fails() {
+    let mut rig = Rig::online();
+    rig.hold("run");
+    for replica in ["a", "b"] {
+        rig.deploy(replica, "q");
+    }
+    rig.deploy_with("r", "q1", r#","deploy_timeout_s":30"#);
+    rig.wait(31 * SECOND);
+    assert_eq!(rig.sent(), ["deploy_result r failed:timeout q1"]);
+}

@@ -1,0 +1,240 @@
+//! A container engine as `facts.md` describes it: it loses names, leaves half-made containers behind, says that it
+//! removed what it did not remove, goes away and freezes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use vectorlay::core::job::{
+    Failure, FailureKind, Inspected, InspectedState, Job, LABEL_DEPLOY, LABEL_REPLICA, LABEL_SPEC, Listed,
+    ListedStatus, Outcome, RunJob,
+};
+use vectorlay::types::{ContainerId, PciAddress};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Well,
+    /// Every call fails at once.
+    Away,
+    /// No call comes back before its deadline.
+    Frozen,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    Created,
+    Up(i32),
+    Exited(i32),
+}
+
+#[derive(Debug, Clone)]
+pub struct Container {
+    pub name: String,
+    pub replica: String,
+    pub deploy: String,
+    pub spec: String,
+    pub gpus: Vec<PciAddress>,
+    pub status: Status,
+    /// It ended by itself, and nobody here told it to.
+    pub by_itself: bool,
+}
+
+/// What goes wrong with a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    Nothing,
+    Refused,
+    /// `run`: a container in status Created stays. `rm -f`, `stop`: says 0 and does nothing.
+    Half,
+    /// `run`: it is created, its name is free again, and it never runs.
+    Nameless,
+    /// `run`: ends at once.
+    Short,
+    Impossible,
+    /// Ended at its deadline.
+    Deadline,
+}
+
+#[derive(Debug)]
+pub struct Engine {
+    pub mode: Mode,
+    pub containers: BTreeMap<ContainerId, Container>,
+    /// Names that are taken by a container that does not exist.
+    pub ghosts: BTreeMap<String, ContainerId>,
+    pub images: BTreeSet<String>,
+    made: u64,
+    pids: i32,
+}
+
+pub const GHOSTS_MAX: usize = 2;
+
+impl Engine {
+    pub fn new() -> Self {
+        let images = ["img:a", "img:b"].map(str::to_owned).into();
+        let (containers, ghosts) = Default::default();
+        Self { mode: Mode::Well, containers, ghosts, images, made: 0, pids: 100 }
+    }
+
+    pub fn of<'a>(&'a self, replica: &'a str) -> impl Iterator<Item = (&'a ContainerId, &'a Container)> + 'a {
+        self.containers.iter().filter(move |(_, container)| container.replica == replica)
+    }
+
+    fn fresh_id(&mut self) -> ContainerId {
+        self.made += 1;
+        ContainerId::new(&format!("{:064x}", self.made)).unwrap()
+    }
+
+    fn named(&self, name: &str) -> Option<ContainerId> {
+        let living = self.containers.iter().find(|(_, container)| container.name == name);
+        living.map(|(id, _)| id.clone()).or_else(|| self.ghosts.get(name).cloned())
+    }
+
+    /// Carries a call out.
+    pub fn call(&mut self, job: &Job, fault: Fault) -> Outcome {
+        if self.mode == Mode::Away {
+            return failed(job, FailureKind::Unavailable, "connection refused");
+        }
+        if fault == Fault::Deadline {
+            return self.killed(job, 0);
+        }
+        let refused = matches!(fault, Fault::Refused | Fault::Impossible);
+        if refused && !matches!(job, Job::Run(_)) {
+            return failed(job, FailureKind::Refused, "internal error");
+        }
+        match job {
+            Job::Run(run) => Outcome::Ran(self.run(run, fault)),
+            Job::Pull(pull) => {
+                let image = pull.image.as_str();
+                if image == "img:nope" || fault != Fault::Nothing {
+                    return failed(job, FailureKind::Refused, "pull: not found");
+                }
+                self.images.insert(image.to_owned());
+                Outcome::Pulled(Ok(()))
+            }
+            Job::List => Outcome::Listed(Ok(self.list())),
+            Job::Inspect(id) => Outcome::Inspected(Ok(self.containers.get(id).map(|container| Inspected {
+                state: match container.status {
+                    Status::Created => InspectedState::NoTask,
+                    Status::Up(pid) => InspectedState::Running(Some(pid)),
+                    Status::Exited(code) => InspectedState::Exited(code),
+                },
+                oom_killed: None,
+            }))),
+            Job::Stop(id, _) => match self.containers.get_mut(id) {
+                None => failed(job, FailureKind::NoSuchContainer, "no such container"),
+                Some(_) if fault == Fault::Half => Outcome::Stopped(Ok(())),
+                Some(container) => {
+                    if let Status::Up(_) = container.status {
+                        container.status = Status::Exited(137);
+                    }
+                    Outcome::Stopped(Ok(()))
+                }
+            },
+            Job::Remove(id) => {
+                if fault != Fault::Half {
+                    self.containers.remove(id);
+                }
+                Outcome::Removed(Ok(()))
+            }
+            Job::Logs(..) => Outcome::Logs(Ok((Vec::new(), false))),
+            Job::Probe => Outcome::Probed(Ok(())),
+            Job::Images => Outcome::Images(Ok(Vec::new())),
+            Job::RemoveImage(_) => Outcome::ImageRemoved(Ok(())),
+            Job::GuestUse(..) => Outcome::GuestUse(Ok(vec![50])),
+        }
+    }
+
+    /// What a call leaves that was ended at its deadline: by `luck`, one thing or the other.
+    pub fn killed(&mut self, job: &Job, luck: u32) -> Outcome {
+        if let Job::Run(run) = job
+            && self.mode == Mode::Well
+        {
+            match luck % 4 {
+                0 => {}
+                1 => {
+                    let under =
+                        |name: &&String| **name == run.name || name.starts_with(&format!("{}-", run.name));
+                    if self.named(&run.name).is_none()
+                        && self.ghosts.keys().filter(under).count() < GHOSTS_MAX
+                    {
+                        let id = self.fresh_id();
+                        self.ghosts.insert(run.name.clone(), id);
+                    }
+                }
+                2 => _ = self.run(run, Fault::Half),
+                _ => _ = self.run(run, Fault::Nothing),
+            }
+        }
+        failed(job, FailureKind::Deadline, "ended at its deadline")
+    }
+
+    fn run(&mut self, run: &RunJob, fault: Fault) -> Result<ContainerId, Failure> {
+        let failure = |kind, words: &str| Err(Failure { kind, words: words.to_owned() });
+        match fault {
+            Fault::Impossible => return failure(FailureKind::Impossible, "a variable cannot be carried"),
+            Fault::Refused => return failure(FailureKind::Refused, "port is already allocated"),
+            Fault::Nothing | Fault::Half | Fault::Nameless | Fault::Short | Fault::Deadline => {}
+        }
+        if !self.images.contains(run.spec.image.as_str()) {
+            return failure(FailureKind::NoImage, "image not available");
+        }
+        if let Some(holder) = self.named(&run.name) {
+            let words = format!("name \"{}\" is already used by ID \"{holder}\"", run.name);
+            return failure(FailureKind::NameTaken, &words);
+        }
+        let label = |key: &str| {
+            run.labels.iter().find(|(name, _)| *name == key).map_or(String::new(), |(_, value)| value.clone())
+        };
+        let id = self.fresh_id();
+        self.pids += 1;
+        let status = match fault {
+            Fault::Half | Fault::Nameless => Status::Created,
+            Fault::Short => Status::Exited(3),
+            Fault::Nothing | Fault::Refused | Fault::Impossible | Fault::Deadline => Status::Up(self.pids),
+        };
+        let container = Container {
+            name: if fault == Fault::Nameless { String::new() } else { run.name.clone() },
+            replica: label(LABEL_REPLICA),
+            deploy: label(LABEL_DEPLOY),
+            spec: label(LABEL_SPEC),
+            gpus: run.gpus.iter().map(|(address, _)| *address).collect(),
+            status,
+            by_itself: fault == Fault::Short,
+        };
+        self.containers.insert(id.clone(), container);
+        if status == Status::Created { failure(FailureKind::Refused, "cannot start task") } else { Ok(id) }
+    }
+
+    fn list(&self) -> Vec<Listed> {
+        let one = |(id, container): (&ContainerId, &Container)| Listed {
+            id: id.clone(),
+            replica: container.replica.clone(),
+            deploy: container.deploy.clone(),
+            spec: container.spec.clone(),
+            gpus: container.gpus.clone(),
+            status: match container.status {
+                Status::Created => ListedStatus::Created,
+                Status::Up(_) => ListedStatus::Up,
+                Status::Exited(code) => ListedStatus::Exited(code),
+            },
+        };
+        self.containers.iter().map(one).collect()
+    }
+}
+
+pub fn failed(job: &Job, kind: FailureKind, words: &str) -> Outcome {
+    let failure = Failure { kind, words: words.to_owned() };
+    match job {
+        Job::Run(_) => Outcome::Ran(Err(failure)),
+        Job::Pull(_) => Outcome::Pulled(Err(failure)),
+        Job::List => Outcome::Listed(Err(failure)),
+        Job::Inspect(_) => Outcome::Inspected(Err(failure)),
+        Job::Stop(..) => Outcome::Stopped(Err(failure)),
+        // `rm -f` says 0 whatever happens, except at its deadline.
+        Job::Remove(_) if kind == FailureKind::Unavailable => Outcome::Removed(Ok(())),
+        Job::Remove(_) => Outcome::Removed(Err(failure)),
+        Job::Logs(..) => Outcome::Logs(Err(failure)),
+        Job::Probe => Outcome::Probed(Err(failure)),
+        Job::Images => Outcome::Images(Err(failure)),
+        Job::RemoveImage(_) => Outcome::ImageRemoved(Err(failure)),
+        Job::GuestUse(..) => Outcome::GuestUse(Err(failure)),
+    }
+}
