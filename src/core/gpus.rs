@@ -137,13 +137,13 @@ impl Gpus {
         Ok(claimed)
     }
 
-    /// The containers of `replica` are gone. Says whether it had any GPU: then a new reading is due. `under_way`:
-    /// how many readings were ordered before and have not arrived.
-    pub fn free(&mut self, replica: &ReplicaId, under_way: u8) -> bool {
+    /// The containers of `replica` are gone, but for ones with the GPUs in `kept`. Says whether any GPU is free by
+    /// that: then a new reading is due. `under_way`: how many readings were ordered before and have not arrived.
+    pub fn free(&mut self, replica: &ReplicaId, kept: &[PciAddress], under_way: u8) -> bool {
         let before = self.held.len();
         let slots = &mut self.slots;
         self.held.retain(|address, holder| {
-            if holder == replica {
+            if holder == replica && !kept.contains(address) {
                 if let Some(slot) = slots.get_mut(address) {
                     slot.stale = under_way + 1;
                     slot.patience = READINGS_UNTIL_KEPT;
@@ -390,8 +390,8 @@ mod tests {
         read(&mut gpus, &host());
         claim(&mut gpus, "a", 6).unwrap();
         assert_eq!(gpus.count(), (6, 0));
-        assert!(gpus.free(&replica("a"), 1));
-        assert!(!gpus.free(&replica("a"), 0), "nothing left to free");
+        assert!(gpus.free(&replica("a"), &[], 1));
+        assert!(!gpus.free(&replica("a"), &[], 0), "nothing left to free");
         assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Wait));
         read(&mut gpus, &host());
         assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Wait), "that one was under way before");
@@ -408,7 +408,7 @@ mod tests {
         let mut gpus = Gpus::default();
         read(&mut gpus, &host());
         claim(&mut gpus, "a", 6).unwrap();
-        gpus.free(&replica("a"), 0);
+        gpus.free(&replica("a"), &[], 0);
         for _ in 0..READINGS_UNTIL_KEPT {
             read(&mut gpus, &busy);
             assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Wait));

@@ -142,10 +142,10 @@ impl Core {
             }
             match up {
                 Some(up) if up.deploy == deploy.id && !replica.doomed => {
-                    replica.phase = Phase::Running(up.id.clone(), Sight::Ask(now));
-                    if let Some(deploy) = replica.deploy.take() {
-                        self.tell_running(now, id, deploy.requests, None);
-                    }
+                    replica.enter(Phase::Running(up.id.clone(), Sight::Ask(now)), tick);
+                    let requests = replica.deploy.take().map(|deploy| deploy.requests).unwrap_or_default();
+                    self.believe_labels(now, id, containers);
+                    self.tell_running(now, id, requests, None);
                 }
                 Some(_) | None => {
                     let interrupted =
@@ -158,6 +158,8 @@ impl Core {
             self.disk.dirty();
             return;
         }
+        self.believe_labels(now, id, containers);
+        let Some(replica) = self.replicas.get_mut(id) else { return };
         let ended = containers.iter().find_map(|c| match c.status {
             ListedStatus::Exited(code) => Some((c.id.clone(), code)),
             ListedStatus::Created | ListedStatus::Up | ListedStatus::Other => None,
@@ -195,6 +197,18 @@ impl Core {
             }
         }
         self.disk.dirty();
+    }
+
+    /// A replica that was lost from sight has the GPUs of its containers' labels, not those of an older record.
+    fn believe_labels(&mut self, now: Instant, id: &ReplicaId, containers: &[Listed]) {
+        let Some(replica) = self.replicas.get_mut(id) else { return };
+        if containers.is_empty() {
+            return;
+        }
+        replica.gpus.retain(|gpu| containers.iter().any(|container| container.gpus.contains(gpu)));
+        if self.gpus.free(id, &replica.gpus, self.node.hardware_readings) {
+            self.node.want_hardware(now);
+        }
     }
 
     /// A deploy that came while it was not known whether the replica runs, and now it does.

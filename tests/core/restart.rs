@@ -138,6 +138,24 @@ fn containers_without_a_record_are_adopted_with_their_gpus() {
 }
 
 #[test]
+fn the_labels_are_believed_and_not_an_older_record() {
+    let mut rig = Rig::online();
+    rig.deploy_with("r", "q1", r#","gpu_count":1"#);
+    rig.pong();
+    let older = rig.record.clone();
+    rig.stop("r", "q2");
+    rig.deploy_with("s", "q3", r#","gpu_count":1"#);
+    rig.deploy("r", "q4");
+    rig.pong();
+    rig.record = older;
+    let mut rig = rig.restart();
+    rig.connect();
+    assert_eq!(rig.containers(), ["r running", "s running"]);
+    rig.deploy_with("t", "q5", r#","gpu_count":1"#);
+    assert!(rig.sent().contains(&"deploy_result t running q5".to_owned()));
+}
+
+#[test]
 fn results_that_did_not_arrive_and_their_requests_are_remembered() {
     let mut rig = Rig::online();
     rig.deploy("r", "q1");

@@ -184,7 +184,7 @@ impl World {
         if store.bad || store.in_flight.as_ref().is_some_and(|(.., since)| late(*since)) {
             // What was sent without its record may be decided anew.
             for task in &mut self.server.tasks {
-                task.weak |= task.taken.is_some_and(|(process, _)| process == self.incarnation);
+                task.weak = true;
             }
         }
         self.store.saved = match store.in_flight {

@@ -220,7 +220,8 @@ fn containerd(asker: &Asker<'_>) -> Check {
         };
         return check;
     };
-    match asker.ask(&cli, &["version", "--format", "json"]).map(|text| versions::server(&text)) {
+    // Not `json`: Docker's CLI of 20.10 takes that word for a template, and prints it.
+    match asker.ask(&cli, &["version", "--format", "{{json .}}"]).map(|text| versions::server(&text)) {
         Ok(Some(server)) => {
             check.installed = true;
             check.version = server.containerd.or_else(own_version);
@@ -318,7 +319,7 @@ mod tests {
         }
     }
 
-    const ANSWERS: &str = "#!/bin/sh\n[ \"$1\" = --version ] && exec echo 'nerdctl version 2.2.2'\n[ \"$*\" = 'version --format json' ] && exec echo '{\"Server\":{\"Components\":[{\"Name\":\"containerd\",\"Version\":\"1.7.2\"}]}}'\nexit 9\n";
+    const ANSWERS: &str = "#!/bin/sh\n[ \"$1\" = --version ] && exec echo 'nerdctl version 2.2.2'\n[ \"$*\" = 'version --format {{json .}}' ] && exec echo '{\"Server\":{\"Components\":[{\"Name\":\"containerd\",\"Version\":\"1.7.2\"}]}}'\nexit 9\n";
     const NO_SERVER: &str = "#!/bin/sh\n[ \"$1\" = --version ] && exec echo 'nerdctl version 2.2.2'\necho 'time=\"x\" level=fatal msg=\"no such socket\"' >&2\nexit 1\n";
     const HANGS: &str =
         "#!/bin/sh\n[ \"$1\" = --version ] && exec echo 'nerdctl version 2.2.2'\nexec sleep 600\n";
