@@ -17,6 +17,7 @@ build() {
     local arch=$1 target=$1-unknown-linux-musl out=target/static/$1/vectorlay-agent
     need_target "$target"
     choose_compiler "$arch"
+    choose_flags "$arch"
     compile "$target"
     check_static "target/$target/release/vectorlay-agent"
     check_paths "target/$target/release/vectorlay-agent"
@@ -36,36 +37,45 @@ need_target() {
     timeout 300 rustup target add "$1" >&2 || die "rustup could not add the target $1"
 }
 
-# Sets CC, AR, LINKER and LINK_ARGS. ring compiles C, for which plain gcc will do, with Debian's cross compiler for
-# another architecture; Rust brings its own musl to link with, and a linker (rust-lld) that knows every architecture.
+# Sets CC and AR. ring compiles C, for which plain gcc will do, with Debian's cross compiler for another architecture.
 choose_compiler() {
-    local arch=$1 debian=${1/x86_64/x86-64} libc=$1 relr
+    local arch=$1 debian=${1/x86_64/x86-64} libc=$1
     [ "$arch" != aarch64 ] || libc=arm64
     [ "$arch" != x86_64 ] || libc=amd64
     if [ "$arch" = "$(uname -m)" ]; then
         need gcc=gcc /usr/include/stdlib.h=libc6-dev
-        CC=gcc AR=ar LINKER=gcc relr="-Wl,-z,pack-relative-relocs"
+        CC=gcc AR=ar
     else
         need "$arch-linux-gnu-gcc=gcc-$debian-linux-gnu" "/usr/$arch-linux-gnu/include/stdlib.h=libc6-dev-$libc-cross"
-        CC=$arch-linux-gnu-gcc AR=$arch-linux-gnu-ar LINKER=rust-lld relr="-zpack-relative-relocs"
+        CC=$arch-linux-gnu-gcc AR=$arch-linux-gnu-ar
     fi
-    # Packed relative relocations take 74 KB off a position-independent binary, which stays one. Rust's aarch64 musl
-    # target makes an executable with a fixed address, which has nothing to relocate.
-    LINK_ARGS=()
-    [ "$arch" != x86_64 ] || LINK_ARGS=("$relr")
+}
+
+# Sets FLAGS, for rustc. Rust brings its own musl and its own linker, which knows every architecture. What the flags
+# save of the x86_64 binary: no tables for unwinding, which nobody reads, since a panic aborts and the binary is
+# stripped, 400 KB; functions that compile to the same code kept once, 37 KB; relocations packed, 74 KB.
+choose_flags() {
+    FLAGS=(
+        -C force-unwind-tables=no
+        -C link-arg=--script="$PWD/scripts/no-unwind.ld"
+        -C link-arg=--no-eh-frame-hdr
+        -C link-arg=--icf=all
+        # No panic's message shall name where this machine keeps the sources, its own or the crates'.
+        --remap-path-prefix="${CARGO_HOME:-$HOME/.cargo}=/cargo"
+        --remap-path-prefix="$PWD=/vectorlay"
+    )
+    # Rust's aarch64 musl target makes an executable with a fixed address, which has nothing to relocate.
+    [ "$1" != x86_64 ] || FLAGS+=(-C link-arg=-zpack-relative-relocs)
 }
 
 # Everything is handed over in the environment of this one call, so that other builds here are not disturbed.
 compile() {
-    local target=$1 lower=${1//-/_} upper flags=() arg
+    local target=$1 lower=${1//-/_} upper
     upper=${lower^^}
-    for arg in "${LINK_ARGS[@]}"; do flags+=(-C "link-arg=$arg"); done
-    # No panic's message shall name where this machine keeps the sources, its own or the crates'.
-    flags+=("--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo" "--remap-path-prefix=$PWD=/vectorlay")
     say "building for $target"
     # 0x1f is what cargo splits the encoded flags at: a path may hold spaces.
-    env "CC_$lower=$CC" "AR_$lower=$AR" "CARGO_TARGET_${upper}_LINKER=$LINKER" \
-        "CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f'; printf '%s' "${flags[*]}")" \
+    env "CC_$lower=$CC" "AR_$lower=$AR" "CARGO_TARGET_${upper}_LINKER=rust-lld" \
+        "CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f'; printf '%s' "${FLAGS[*]}")" \
         CARGO_TARGET_DIR="$PWD/target" CARGO_INCREMENTAL=0 \
         timeout "$BUILD_S" cargo build --locked --quiet --release --target "$target" --bin vectorlay-agent
 }

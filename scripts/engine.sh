@@ -329,13 +329,16 @@ daemon_answers_or_ended() { daemon_answers "$1" || ! alive "$(<"$1/engine.pid")"
 
 # Whether the daemon answers. A docker client may be too new for the daemon: then the next one on the PATH is taken.
 daemon_answers() {
-    local dir=$1 cli
+    local dir=$1 cli said
     [ -S "$dir/engine.sock" ] || return 1
     if [ -e "$dir/nerdctl" ]; then
         timeout "$ENGINE_ASK_S" "$dir/nerdctl" info >>"$dir/ask.log" 2>&1
         return
     fi
-    timeout "$ENGINE_ASK_S" "$dir/docker" info >>"$dir/ask.log" 2>&1 && return
+    said=$(timeout "$ENGINE_ASK_S" "$dir/docker" info 2>&1) && return
+    printf '%s\n' "$said" >>"$dir/ask.log"
+    # Only then: a daemon that is just starting answers no client yet.
+    case "$said" in *"too new"*) ;; *) return 1 ;; esac
     for cli in $(type -ap docker); do
         timeout "$ENGINE_ASK_S" "$cli" --host "unix://$dir/engine.sock" ps >>"$dir/ask.log" 2>&1 || continue
         write_docker_cli "$dir" "$cli"

@@ -190,7 +190,7 @@ fn answer(
 }
 
 fn refusal(error: &str) -> String {
-    Value::Object([("error".to_owned(), error.into())].into_iter().collect()).to_string()
+    serde_json::json!({ "error": error }).to_string()
 }
 
 fn request_line(request: Request) -> String {

@@ -9,7 +9,7 @@ use crate::config::{Config, GpuHandover, LogDriver};
 use crate::core::facts::Gpu;
 use crate::engine::cli::{Cli, DEFAULT_PATH, Flavour, Handover, LogChoice, LogSetting, Shim, choose_log};
 use crate::host::dependencies::{self, Inputs, Places};
-use crate::host::{gpus, health, lspci, pci, utilization};
+use crate::host::{gpus, handover, health, lspci, pci, utilization};
 use crate::process::{self, Bounds, Program};
 
 /// How long a program may take to say its version.
@@ -28,8 +28,8 @@ pub struct Setup {
     pub log_reason: &'static str,
     /// How GPUs are handed over, for a person.
     pub handover_reason: String,
-    /// Whether GPUs are handed over at all.
-    pub hands_over: bool,
+    /// How GPUs are handed over; `None`: not at all.
+    pub handover: Option<Handover>,
     /// What the dependency checks depend on.
     pub inputs: Inputs,
     /// Whose space is reported.
@@ -49,32 +49,30 @@ impl Setup {
         let env = vec![("PATH".into(), search_path.clone()), ("HOME".into(), home.clone())];
         let flavour =
             Flavour::of_file(&path).or_else(|| ask_flavour(&path, &env)).unwrap_or(Flavour::Nerdctl);
-        let by_vfio = matches!(config.gpu_handover, GpuHandover::Vfio)
-            || matches!(config.gpu_handover, GpuHandover::Auto) && config.runtime.contains("kata");
+        let (handover, handover_reason) = choose_handover(config);
         let inputs = Inputs {
             root: config.root.clone(),
             cli: path.to_string_lossy().into_owned(),
             env: env.clone(),
             runtime: config.runtime.clone(),
-            gpus_by_vfio: by_vfio,
+            gpus_by_vfio: handover == Some(Handover::Vfio),
             has_gpus: |root| pci::functions(root).is_ok_and(|all| all.iter().any(pci::Function::is_gpu)),
             places,
         };
         let (log, log_reason) = choose_logs(config, flavour, &inputs);
-        let (handover, hands_over, handover_reason) = choose_handover(config, by_vfio);
         let cli = Cli {
             path,
             flavour,
             namespace: config.namespace.clone(),
             network: config.network.clone(),
             runtime: config.runtime.clone(),
-            handover,
+            handover: handover.unwrap_or(Handover::Vfio),
             log,
             search_path,
             home,
         };
         let data_path = config.data_path.clone().unwrap_or_else(|| data_path(flavour));
-        Self { cli, log_reason, handover_reason, hands_over, inputs, data_path }
+        Self { cli, log_reason, handover_reason, handover, inputs, data_path }
     }
 }
 
@@ -128,24 +126,16 @@ fn shim(inputs: &Inputs) -> Shim {
     }
 }
 
-fn choose_handover(config: &Config, by_vfio: bool) -> (Handover, bool, String) {
-    let plain = || {
-        let gpus = pci::functions(&config.root).unwrap_or_default();
-        let amd = gpus.iter().filter(|gpu| gpu.is_gpu()).all(|gpu| gpu.driver.as_deref() == Some("amdgpu"));
-        if amd && gpus.iter().any(pci::Function::is_gpu) { Handover::Amd } else { Handover::Nvidia }
-    };
-    let chosen = match config.gpu_handover {
-        GpuHandover::Auto if by_vfio => Handover::Vfio,
-        GpuHandover::Auto => plain(),
-        GpuHandover::Vfio => Handover::Vfio,
-        GpuHandover::Nvidia => Handover::Nvidia,
-        GpuHandover::Amd => Handover::Amd,
-        GpuHandover::None => return (Handover::Vfio, false, "none: as configured".to_owned()),
-    };
-    let how = match chosen {
-        Handover::Vfio => "vfio: --device /dev/vfio/N for each IOMMU group",
-        Handover::Nvidia => "nvidia: --gpus, by the host's driver",
-        Handover::Amd => "amd: /dev/kfd and render nodes, by the host's driver",
+/// How GPUs are handed over, and why. A plain runtime's way goes by the vendor, not by the driver: that may be loaded
+/// after the agent has started.
+fn choose_handover(config: &Config) -> (Option<Handover>, String) {
+    let auto = || {
+        if config.runtime.contains("kata") {
+            return Handover::Vfio;
+        }
+        let functions = pci::functions(&config.root).unwrap_or_default();
+        let has = |vendor| functions.iter().any(|function| function.is_gpu() && function.vendor == vendor);
+        if has(pci::AMD) && !has(pci::NVIDIA) { Handover::Amd } else { Handover::Nvidia }
     };
     let why = match config.gpu_handover {
         GpuHandover::Auto => format!("chosen for runtime {}", config.runtime),
@@ -153,7 +143,29 @@ fn choose_handover(config: &Config, by_vfio: bool) -> (Handover, bool, String) {
             "as configured".to_owned()
         }
     };
-    (chosen, true, format!("{how} ({why})"))
+    let chosen = match config.gpu_handover {
+        GpuHandover::Auto => auto(),
+        GpuHandover::Vfio => Handover::Vfio,
+        GpuHandover::Nvidia => Handover::Nvidia,
+        GpuHandover::Amd => Handover::Amd,
+        GpuHandover::None => return (None, format!("none ({why})")),
+    };
+    let how = match chosen {
+        Handover::Vfio => "vfio: --device /dev/vfio/N for each IOMMU group",
+        Handover::Nvidia => "nvidia: --gpus with the UUIDs, by the host's driver",
+        Handover::Amd => "amd: --device /dev/kfd and the render nodes, by the host's driver",
+    };
+    (Some(chosen), format!("{how} ({why})"))
+}
+
+/// The way in which GPUs are handed over if it is not by VFIO.
+pub fn plain_handover(config: &Config) -> Option<handover::Way> {
+    match choose_handover(config).0 {
+        Some(Handover::Vfio) => None,
+        Some(Handover::Nvidia) => Some(handover::Way::Nvidia),
+        Some(Handover::Amd) => Some(handover::Way::Amd),
+        None => Some(handover::Way::Nowise),
+    }
 }
 
 /// `/data` if it is a directory, else the engine's root, else `/`.
@@ -173,12 +185,19 @@ pub fn health_limits(config: &Config) -> health::Limits {
 /// Takes the GPUs' inventory again and again; `None` when the bus could not be read.
 pub fn gpu_reader(config: &Config) -> impl FnMut() -> Option<Vec<Gpu>> + Send + 'static {
     let root = config.root.clone();
+    let plain = plain_handover(config);
     let mut watch = gpus::Watch::new(&root, health_limits(config));
     move || {
         #[allow(clippy::disallowed_methods, reason = "an inventory counts errors in an hour")]
         let now = Instant::now();
         match watch.read(now, &mut || lspci::run(&root)) {
-            Ok(inventory) => Some(inventory.facts()),
+            Ok(inventory) => {
+                let mut gpus = inventory.facts();
+                if let Some(way) = plain {
+                    handover::apply(&root, way, &mut gpus);
+                }
+                Some(gpus)
+            }
             Err(unreadable) => {
                 log::warn!("{unreadable}");
                 None

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::core::facts::Check;
 use crate::host::dependencies::{self, Checker, Inputs, Shim};
+use crate::sorted::sorted;
 
 /// A line below the table: something that was chosen or found besides the dependencies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +24,8 @@ pub fn run(inputs: Inputs, remarks: &[Remark], as_json: bool, out: &mut dyn Writ
     let inputs = Arc::new(inputs);
     let mut checks = Vec::new();
     Checker::new(Arc::clone(&inputs)).round(&mut |check| checks.push(check));
-    checks.sort_by_key(|check| dependencies::names().position(|name| name == check.name));
+    let place = |check: &Check| dependencies::names().position(|name| name == check.name);
+    let checks = sorted(checks, |a, b| place(a) < place(b));
     let mut all = vec![runtime(&inputs)];
     all.extend_from_slice(remarks);
     let ready = dependencies::ready(&checks);
@@ -84,7 +86,8 @@ fn version(check: &Check) -> String {
 
 /// `ready` and `checks` as in `system_info`'s `dependencies`, and the remarks by what they are about.
 fn render_json(checks: &[Check], remarks: &[Remark]) -> String {
-    let each = checks.iter().map(|check| {
+    let mut checks_by_name = Map::new();
+    for check in checks {
         let mut fields = Map::new();
         fields.insert("installed".into(), check.installed.into());
         fields.insert("required".into(), check.required.into());
@@ -92,13 +95,14 @@ fn render_json(checks: &[Check], remarks: &[Remark]) -> String {
         fields.insert("detail".into(), check.detail.as_str().into());
         fields.extend(check.version.as_deref().map(|version| ("version".to_owned(), version.into())));
         fields.extend(check.modules.map(|modules| ("modules".to_owned(), modules.into())));
-        (check.name.to_owned(), Value::Object(fields))
-    });
-    let checks_by_name: Map<String, Value> = each.collect();
-    let remarks: Map<String, Value> =
-        remarks.iter().map(|remark| (remark.about.clone(), remark.text.as_str().into())).collect();
+        checks_by_name.insert(check.name.to_owned(), Value::Object(fields));
+    }
+    let mut remarks_by_topic = Map::new();
+    for remark in remarks {
+        remarks_by_topic.insert(remark.about.clone(), remark.text.as_str().into());
+    }
     let ready = dependencies::ready(checks);
-    format!("{:#}\n", json!({ "ready": ready, "checks": checks_by_name, "remarks": remarks }))
+    format!("{:#}\n", json!({ "ready": ready, "checks": checks_by_name, "remarks": remarks_by_topic }))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::core::facts::{Gpu, Health, Verdict};
 use crate::engine::cli::Handover;
 use crate::host::dependencies::{self, Shim};
 use crate::host::gpus::Watch;
+use crate::host::handover;
 use crate::host::kata_config::{self, Runtime};
 use crate::host::lspci;
 use crate::setup::{self, Setup};
@@ -24,13 +25,16 @@ pub fn all(config: &Config, setup: &Setup) -> Vec<Remark> {
     match inventory {
         Err(unreadable) => remarks.push(remark("GPUs", unreadable.to_string())),
         Ok(inventory) => {
-            let gpus = inventory.facts();
+            let mut gpus = inventory.facts();
+            if let Some(way) = setup::plain_handover(config) {
+                handover::apply(&config.root, way, &mut gpus);
+            }
             if gpus.is_empty() {
                 return remarks;
             }
             remarks.push(remark("hand-over", setup.handover_reason.clone()));
             remarks.extend(gpus.iter().map(|gpu| remark(&format!("GPU {}", gpu.address), judge(gpu))));
-            if setup.cli.handover == Handover::Vfio && setup.hands_over {
+            if setup.handover == Some(Handover::Vfio) {
                 let devices = gpus.iter().map(|gpu| 1 + gpu.companions.len()).sum::<usize>();
                 remarks.extend(kata(config, setup, devices as u64).map(|text| remark("Kata", text)));
             }

@@ -5,18 +5,18 @@
 //! `-` and `_` in a name are the same; the last of several equal names wins; a name alone means `true`. The kernel
 //! shows the line as it was given, quotes included.
 
-use std::collections::BTreeMap;
-
 /// What the names of all of our words begin with.
 const PREFIX: &str = "vectorlay.";
 
-/// Our words, by name without the prefix and with `_` for `-`.
-pub fn ours(line: &str) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
+/// Our words: each name once, without the prefix and with `_` for `-`, and its value.
+pub fn ours(line: &str) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = Vec::new();
     for word in words(line) {
         let (name, value) = word.split_once('=').unwrap_or((&word, "true"));
         if let Some(name) = name.strip_prefix(PREFIX) {
-            found.insert(name.replace('-', "_"), value.to_owned());
+            let name = name.replace('-', "_");
+            found.retain(|(earlier, _)| *earlier != name);
+            found.push((name, value.to_owned()));
         }
     }
     found
@@ -46,7 +46,7 @@ mod tests {
     #[test]
     fn words_of_ours() {
         let check = |line: &str, expected: &[(&str, &str)]| {
-            let expected = expected.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            let expected: Vec<_> = expected.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
             assert_eq!(ours(line), expected, "{line:?}");
         };
         check("", &[]);

@@ -19,11 +19,12 @@ mod table;
 mod token;
 mod value;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::sorted::sorted;
 
 pub use nearest::nearest;
 pub use show::{json, text};
@@ -84,7 +85,7 @@ pub fn load(
     let environment = variables(environment);
     let mut warnings = Vec::new();
     let file = File::read(overrides, &environment)?;
-    let mut sources = Sources { overrides, environment: &environment, cmdline: BTreeMap::new(), file: &file };
+    let mut sources = Sources { overrides, environment: &environment, cmdline: Vec::new(), file: &file };
 
     let root_row = row("root").expect("a row of the table");
     let root = sources.setting(root_row)?;
@@ -137,8 +138,8 @@ fn check_together(config: &Config) -> Result<(), Error> {
 /// The four sources. Of the first three the values are still text.
 struct Sources<'a> {
     overrides: &'a Overrides,
-    environment: &'a BTreeMap<String, OsString>,
-    cmdline: BTreeMap<String, String>,
+    environment: &'a [(String, OsString)],
+    cmdline: Vec<(String, String)>,
     file: &'a File,
 }
 
@@ -157,12 +158,14 @@ impl Sources<'_> {
             let text = absolute.filter(|_| !text.starts_with('-')).unwrap_or_else(|| text.clone());
             return Setting::read(row, &text, Source::Flag);
         }
-        let variable = self.environment.get(&row.variable()).filter(|value| !value.is_empty());
+        let variable = given(self.environment, &row.variable()).filter(|value| !value.is_empty());
         if let Some(value) = variable {
             let text = value.to_str().ok_or_else(|| Error::value(row, &Source::Environment, None))?;
             return Setting::read(row, text, Source::Environment);
         }
-        if let Some(text) = self.cmdline.get(row.name).filter(|text| !text.is_empty() && row.name != "root") {
+        if let Some(text) =
+            given(&self.cmdline, row.name).filter(|text| !text.is_empty() && row.name != "root")
+        {
             return Setting::read(row, text, Source::KernelCommandLine);
         }
         if let Some(json) = self.file.keys.get(row.name).filter(|json| !json.is_null()) {
@@ -184,7 +187,7 @@ impl Sources<'_> {
             return Ok(());
         }
         for name in names {
-            if let Some(value) = self.environment.get(*name).filter(|value| !value.is_empty()) {
+            if let Some(value) = given(self.environment, name).filter(|value| !value.is_empty()) {
                 let source = Source::Variable(name);
                 let text = value.to_str().ok_or_else(|| Error::value(setting.row, &source, None))?;
                 *setting = Setting::read(setting.row, text, source)?;
@@ -205,7 +208,7 @@ impl Sources<'_> {
         }
         let named = self.setting(row("token_file").expect("a row of the table"))?;
         let named = named.value.map(|value| PathBuf::from(value.shown(Kind::Path)));
-        let credentials = self.environment.get("CREDENTIALS_DIRECTORY").filter(|path| !path.is_empty());
+        let credentials = given(self.environment, "CREDENTIALS_DIRECTORY").filter(|path| !path.is_empty());
         let credentials = credentials.map(|path| Path::new(path).join("token"));
         for (path, is_named) in [(named, true), (credentials, false)] {
             let Some(path) = path else { continue };
@@ -232,7 +235,7 @@ impl Sources<'_> {
 
     /// Names the variables and kernel words that no setting has.
     fn warn_of_unknown(&self, warnings: &mut Vec<String>) {
-        for name in self.environment.keys() {
+        for (name, _) in self.environment {
             let Some(setting) = name.strip_prefix(VARIABLE_PREFIX) else { continue };
             let setting = setting.to_ascii_lowercase();
             if row(&setting).is_none() && name != FILE_VARIABLE {
@@ -241,7 +244,7 @@ impl Sources<'_> {
                     .push(format!("the environment's {name} is no setting{}", did_you_mean(near.as_deref())));
             }
         }
-        for name in self.cmdline.keys() {
+        for (name, _) in &self.cmdline {
             if row(name).is_none() {
                 let near = near(name).map(|row| format!("vectorlay.{}", row.name));
                 let hint = did_you_mean(near.as_deref());
@@ -272,8 +275,8 @@ struct File {
 }
 
 impl File {
-    fn read(overrides: &Overrides, environment: &BTreeMap<String, OsString>) -> Result<Self, Error> {
-        let variable = environment.get(FILE_VARIABLE).filter(|path| !path.is_empty());
+    fn read(overrides: &Overrides, environment: &[(String, OsString)]) -> Result<Self, Error> {
+        let variable = given(environment, FILE_VARIABLE).filter(|path| !path.is_empty());
         let named = overrides.file.clone().or_else(|| variable.map(PathBuf::from));
         let is_named = named.is_some();
         let path = named.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
@@ -300,17 +303,21 @@ impl File {
     }
 }
 
-/// The variables that matter here. A name that is not UTF-8 is none of them.
-fn variables(all: impl IntoIterator<Item = (OsString, OsString)>) -> BTreeMap<String, OsString> {
+/// What was given under `name`.
+fn given<'a, V>(all: &'a [(String, V)], name: &str) -> Option<&'a V> {
+    all.iter().find(|(given, _)| given == name).map(|(_, value)| value)
+}
+
+/// The variables that matter here, by name. A name that is not UTF-8 is none of them.
+fn variables(all: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<(String, OsString)> {
     const COMMON: [&str; 5] = ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "CREDENTIALS_DIRECTORY"];
-    all.into_iter()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-        .filter(|(name, _)| name.starts_with(VARIABLE_PREFIX) || COMMON.contains(&name.as_str()))
-        .collect()
+    let named = all.into_iter().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let ours = named.filter(|(name, _)| name.starts_with(VARIABLE_PREFIX) || COMMON.contains(&name.as_str()));
+    sorted(ours, |a, b| a.0 < b.0)
 }
 
 /// Our words on the kernel command line. A host without that file (a test's folder) has none.
-fn kernel_words(path: &Path, warnings: &mut Vec<String>) -> BTreeMap<String, String> {
+fn kernel_words(path: &Path, warnings: &mut Vec<String>) -> Vec<(String, String)> {
     match token::read_regular(path, CMDLINE_MAX) {
         Ok(bytes) => cmdline::ours(&String::from_utf8_lossy(&bytes)),
         Err(error) => {
@@ -320,7 +327,7 @@ fn kernel_words(path: &Path, warnings: &mut Vec<String>) -> BTreeMap<String, Str
                     path.display()
                 ));
             }
-            BTreeMap::new()
+            Vec::new()
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The settings in force, for `vectorlay-agent config`. Secrets are masked.
 
+use serde_json::{Map, json};
+
 use super::{Setting, Value};
 
 /// An aligned table: name, value (`-` where there is none) and source.
@@ -22,16 +24,16 @@ pub fn text(settings: &[Setting]) -> String {
 
 /// The same as a JSON object: by name, `value` and `source`.
 pub fn json(settings: &[Setting]) -> serde_json::Value {
-    let of = |setting: &Setting| {
+    let mut all = Map::new();
+    for setting in settings {
         let value = match &setting.value {
             None => serde_json::Value::Null,
             Some(Value::Bool(value)) => (*value).into(),
             Some(Value::Whole(number)) => (*number).into(),
             Some(value @ (Value::Text(_) | Value::Secret(_))) => value.shown(setting.row.kind).into(),
         };
-        let entry =
-            [("value".to_owned(), value), ("source".to_owned(), setting.source.describe(setting.row).into())];
-        (setting.row.name.to_owned(), serde_json::Value::Object(entry.into_iter().collect()))
-    };
-    serde_json::Value::Object(settings.iter().map(of).collect())
+        let source = setting.source.describe(setting.row);
+        all.insert(setting.row.name.to_owned(), json!({ "value": value, "source": source }));
+    }
+    all.into()
 }

@@ -22,7 +22,7 @@ pub mod orphans;
 pub mod watcher;
 pub mod words;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -82,7 +82,7 @@ impl Pool {
         let (inbox, messages) = channel();
         let manager = Manager {
             lanes: [settings.deploys, settings.stops, settings.looks].map(Lane::new),
-            running: BTreeMap::new(),
+            running: Vec::new(),
             settings: Arc::new(settings),
             sink,
             inbox: inbox.clone(),
@@ -149,7 +149,7 @@ struct Running {
 
 struct Manager {
     lanes: [Lane; 3],
-    running: BTreeMap<JobId, Running>,
+    running: Vec<(JobId, Running)>,
     settings: Arc<Settings>,
     sink: Sink,
     inbox: Sender<Message>,
@@ -159,7 +159,7 @@ struct Manager {
 impl Manager {
     fn work(mut self, messages: &Receiver<Message>) {
         loop {
-            let next = self.running.values().filter_map(|job| job.overdue).min();
+            let next = self.running.iter().filter_map(|(_, job)| job.overdue).min();
             let message = match next {
                 None => messages.recv().ok(),
                 Some(at) => match messages.recv_timeout(at.saturating_duration_since(Instant::now())) {
@@ -217,7 +217,7 @@ impl Manager {
         match thread {
             Ok(_) => {
                 self.lanes[lane].taken += 1;
-                self.running.insert(id, Running { lane, cancel, overdue, placed: true });
+                self.running.push((id, Running { lane, cancel, overdue, placed: true }));
             }
             Err(error) => {
                 let words =
@@ -228,7 +228,7 @@ impl Manager {
     }
 
     fn cancel(&mut self, id: JobId) {
-        if let Some(running) = self.running.get(&id) {
+        if let Some((_, running)) = self.running.iter().find(|(running, _)| *running == id) {
             if let Some(cancel) = &running.cancel {
                 cancel.cancel();
             }
@@ -245,16 +245,15 @@ impl Manager {
     }
 
     fn ended(&mut self, id: JobId) {
-        if let Some(job) = self.running.remove(&id)
-            && job.placed
-        {
-            self.lanes[job.lane].taken -= 1;
+        if let Some(at) = self.running.iter().position(|(running, _)| *running == id) {
+            let (_, job) = self.running.swap_remove(at);
+            self.lanes[job.lane].taken -= usize::from(job.placed);
         }
     }
 
     fn free_overdue(&mut self) {
         let now = Instant::now();
-        let mut free = self.running.values().filter(|job| !job.placed).count();
+        let mut free = self.running.iter().filter(|(_, job)| !job.placed).count();
         for (id, job) in &mut self.running {
             if job.overdue.is_none_or(|at| at > now) {
                 continue;

@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use super::sysfs;
+
 /// Read of one file at most, in bytes. The longest in use is /proc/cpuinfo: about 1.4 KB for each CPU.
 const FILE_MAX: u64 = 1024 * 1024;
 
@@ -32,10 +34,7 @@ pub fn value(root: &Path, path: &str) -> Option<String> {
 
 /// The names in a folder, sorted; none when it cannot be read.
 pub fn names(root: &Path, folder: &str) -> Vec<String> {
-    let entries = std::fs::read_dir(under(root, folder)).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.sort_unstable();
-    names
+    sysfs::names(&under(root, folder))
 }
 
 /// The file's first MiB.

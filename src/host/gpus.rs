@@ -3,7 +3,6 @@
 //! A GPU is a function of class 03xx or 1200 by NVIDIA or AMD (see [`Function::is_gpu`]). Audio and USB functions,
 //! NVSwitches and bridges are members of its IOMMU group, never GPUs. Nothing is decided by a name.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -25,8 +24,8 @@ pub struct Watch {
     root: PathBuf,
     limits: Limits,
     /// Names do not change while the device at an address is the same.
-    names: BTreeMap<(PciAddress, u16, u16), Named>,
-    errors: BTreeMap<PciAddress, Counted>,
+    names: Vec<((PciAddress, u16, u16), Named)>,
+    errors: Vec<(PciAddress, Counted)>,
     log: kernel_log::Reader,
 }
 
@@ -76,8 +75,8 @@ impl Watch {
         Self {
             root: root.to_owned(),
             limits,
-            names: BTreeMap::new(),
-            errors: BTreeMap::new(),
+            names: Vec::new(),
+            errors: Vec::new(),
             log: kernel_log::Reader::default(),
         }
     }
@@ -109,14 +108,14 @@ impl Watch {
             let address = function.address;
             let reading = health::read(&self.root, function, &functions);
             let about: Vec<_> = log.findings.iter().filter(|f| f.address == address).collect();
-            let before = self.errors.get(&address).map(|c| c.before);
+            let before = self.errors.iter().find(|(of, _)| *of == address).map(|(_, c)| c.before);
             let health = health::judge(&reading, before, &about, log.history, &self.limits);
             if let Some(errors) = reading.errors {
                 self.count(address, errors, now);
             }
             let node = iommu::device_node(&self.root, function);
             let verdict = iommu::verdict(&self.root, &iommu, function, &members, node.as_deref(), &holders);
-            let named = &self.names[&key(function)];
+            let named = self.named(function).expect("each GPU was given a name above");
             let gpu = Gpu {
                 address,
                 line: named.line(function, domains),
@@ -139,7 +138,10 @@ impl Watch {
 
     /// Keeps `errors` for the next reading to compare with.
     fn count(&mut self, address: PciAddress, errors: Errors, now: Instant) {
-        let counted = self.errors.entry(address).or_insert(Counted { before: errors, hour_began: now });
+        let Some((_, counted)) = self.errors.iter_mut().find(|(of, _)| *of == address) else {
+            self.errors.push((address, Counted { before: errors, hour_began: now }));
+            return;
+        };
         let hour_over = now.saturating_duration_since(counted.hour_began) >= HOUR;
         // Less than before: the device was found anew, and its counters began again.
         if hour_over || errors.correctable < counted.before.correctable {
@@ -151,14 +153,17 @@ impl Watch {
 
     /// Sees to it that each of `gpus` has a name.
     fn name(&mut self, gpus: &[&Function], lspci: &mut dyn FnMut() -> Option<String>) {
-        let new: Vec<&Function> =
-            gpus.iter().copied().filter(|g| !self.names.contains_key(&key(g))).collect();
+        let new: Vec<&Function> = gpus.iter().copied().filter(|g| self.named(g).is_none()).collect();
         if new.is_empty() {
             return;
         }
         let output = lspci();
         let named = lspci::names(&self.root, output.as_deref(), &new);
         self.names.extend(new.iter().map(|g| key(g)).zip(named));
+    }
+
+    fn named(&self, gpu: &Function) -> Option<&Named> {
+        self.names.iter().find(|(of, _)| *of == key(gpu)).map(|(_, named)| named)
     }
 }
 

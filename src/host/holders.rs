@@ -1,6 +1,5 @@
 //! Which process has a device node open, found by the links in `/proc/*/fd` alone: the node itself is never opened.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::Path;
@@ -28,7 +27,7 @@ impl fmt::Display for Holder {
 /// The holders of some nodes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Holders {
-    by_node: BTreeMap<String, Holder>,
+    by_node: Vec<(String, Holder)>,
     /// Whether all processes could be looked at; not so without root's rights.
     pub complete: bool,
 }
@@ -36,14 +35,14 @@ pub struct Holders {
 impl Holders {
     /// Who has `node` open.
     pub fn of(&self, node: &str) -> Option<&Holder> {
-        self.by_node.get(node)
+        self.by_node.iter().find(|(held, _)| held == node).map(|(_, holder)| holder)
     }
 }
 
 /// Looks for processes that have one of `nodes` (`/dev/vfio/18`) open; one holder of each is enough. A link is
 /// compared without `/dev`, since a process with a /dev of its own may show it below another folder.
 pub fn find(root: &Path, nodes: &[String]) -> Holders {
-    let mut holders = Holders { by_node: BTreeMap::new(), complete: true };
+    let mut holders = Holders { by_node: Vec::new(), complete: true };
     if nodes.is_empty() {
         return holders;
     }
@@ -72,9 +71,11 @@ pub fn find(root: &Path, nodes: &[String]) -> Holders {
             left -= 1;
             let Ok(target) = fs::read_link(descriptor.path()) else { continue };
             let Some(target) = target.to_str() else { continue };
-            if let Some(node) = nodes.iter().find(|n| target.ends_with(n.trim_start_matches("/dev"))) {
+            if let Some(node) = nodes.iter().find(|n| target.ends_with(n.trim_start_matches("/dev")))
+                && holders.of(node).is_none()
+            {
                 let command = sysfs::text(&process.join("comm")).unwrap_or_default();
-                holders.by_node.entry(node.clone()).or_insert(Holder { pid, command });
+                holders.by_node.push((node.clone(), Holder { pid, command }));
             }
         }
     }

@@ -4,7 +4,6 @@
 //! The line is composed here from all three, so that it has one shape. Busybox's `lspci` knows neither option and
 //! prints neither names nor domains: its answer is a usage error, and counts as no `lspci`.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -76,7 +75,7 @@ pub fn run(root: &Path) -> Option<String> {
 /// up in the host's pci.ids.
 pub fn names(root: &Path, output: Option<&str>, wanted: &[&Function]) -> Vec<Named> {
     let listed = output.map(parse).unwrap_or_default();
-    let absent = |f: &&&Function| !listed.contains_key(&f.address);
+    let absent = |f: &&&Function| listed.iter().all(|(address, _)| *address != f.address);
     let missing: Vec<(u16, u16)> = wanted.iter().filter(absent).map(|f| (f.vendor, f.device)).collect();
     let classes: Vec<u16> = wanted.iter().filter(absent).map(|f| f.class).collect();
     let found = if missing.is_empty() {
@@ -86,19 +85,22 @@ pub fn names(root: &Path, output: Option<&str>, wanted: &[&Function]) -> Vec<Nam
     };
     wanted
         .iter()
-        .map(|f| listed.get(&f.address).map_or_else(|| from_ids(f, &found), |r| r.named(f)))
+        .map(|f| match listed.iter().find(|(address, _)| *address == f.address) {
+            Some((_, record)) => record.named(f),
+            None => from_ids(f, &found),
+        })
         .collect()
 }
 
 fn from_ids(of: &Function, found: &pci_ids::Names) -> Named {
-    let base = u8::try_from(of.class >> 8).ok().and_then(|b| found.bases.get(&b));
-    let class = match (found.classes.get(&of.class), base) {
-        (Some(class), _) => class.clone(),
+    let base = u8::try_from(of.class >> 8).ok().and_then(|b| pci_ids::name(&found.bases, b));
+    let class = match (pci_ids::name(&found.classes, of.class), base) {
+        (Some(class), _) => class.to_owned(),
         (None, Some(base)) => format!("{base} [{:04x}]", of.class),
         (None, None) => format!("Class {:04x}", of.class),
     };
-    let vendor = found.vendors.get(&of.vendor).map(String::as_str);
-    let device = found.devices.get(&(of.vendor, of.device)).map(String::as_str);
+    let vendor = pci_ids::name(&found.vendors, of.vendor);
+    let device = pci_ids::name(&found.devices, (of.vendor, of.device));
     Named::compose(of, class, vendor, device)
 }
 
@@ -121,8 +123,8 @@ impl Record {
 
 /// Reads the records: lines of `Key:<tab>value`, an empty line between two records (lspci(8), "machine readable
 /// output", verbose form). A record without all four of its keys is left out.
-fn parse(output: &str) -> BTreeMap<PciAddress, Record> {
-    let mut records = BTreeMap::new();
+fn parse(output: &str) -> Vec<(PciAddress, Record)> {
+    let mut records = Vec::new();
     for block in output.split("\n\n") {
         let mut address = None;
         let mut record = Record::default();
@@ -139,7 +141,7 @@ fn parse(output: &str) -> BTreeMap<PciAddress, Record> {
         }
         let whole = [&record.class, &record.vendor, &record.device].iter().all(|v| !v.is_empty());
         if let Some(address) = address.filter(|_| whole) {
-            records.insert(address, record);
+            records.push((address, record));
         }
     }
     records

@@ -9,6 +9,7 @@ pub mod cpu;
 pub mod dependencies;
 pub mod files;
 pub mod gpus;
+pub mod handover;
 pub mod health;
 pub mod holders;
 pub mod identity;

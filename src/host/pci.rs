@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::sysfs;
+use crate::sorted::sorted;
 use crate::types::PciAddress;
 
 /// NVIDIA's PCI vendor ID.
@@ -144,8 +145,7 @@ pub fn functions(root: &Path) -> Result<Vec<Function>, Unreadable> {
         let entry = entry.map_err(|source| Unreadable { path: path.clone(), source })?;
         functions.extend(read(&entry.path()));
     }
-    functions.sort_by_key(|f| f.address);
-    Ok(functions)
+    Ok(sorted(functions, |a, b| a.address < b.address))
 }
 
 /// Reads one function's folder.

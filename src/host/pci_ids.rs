@@ -3,7 +3,6 @@
 //! Format (its own header, and pciutils' `pci.ids(5)`): `vvvv  Vendor`, then indented by one tab `dddd  Device`, by
 //! two a subsystem; `C cc  Class` with `ss  Subclass` below it; `#` begins a comment.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
@@ -17,13 +16,18 @@ const FILE_MAX: u64 = 16 * 1024 * 1024;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Names {
     /// Vendor names by ID.
-    pub vendors: BTreeMap<u16, String>,
+    pub vendors: Vec<(u16, String)>,
     /// Device names by vendor and device ID.
-    pub devices: BTreeMap<(u16, u16), String>,
+    pub devices: Vec<((u16, u16), String)>,
     /// Names of base classes.
-    pub bases: BTreeMap<u8, String>,
+    pub bases: Vec<(u8, String)>,
     /// Names of classes.
-    pub classes: BTreeMap<u16, String>,
+    pub classes: Vec<(u16, String)>,
+}
+
+/// The name of `id` in one of the lists.
+pub fn name<K: PartialEq>(list: &[(K, String)], id: K) -> Option<&str> {
+    list.iter().find(|(listed, _)| *listed == id).map(|(_, name)| name.as_str())
 }
 
 /// Looks `devices` (vendor and device ID) and `classes` up in the first file there is. Without one, or with one that
@@ -68,26 +72,26 @@ fn take(line: &[u8], block: &mut Block, devices: &[(u16, u16)], classes: &[u16],
                 let Ok(base) = u8::from_str_radix(base, 16) else { return };
                 if classes.iter().any(|c| c >> 8 == u16::from(base)) {
                     *block = Block::Class(base);
-                    names.bases.insert(base, name);
+                    names.bases.push((base, name));
                 }
             } else if let Ok(vendor) = u16::from_str_radix(key, 16)
                 && devices.iter().any(|d| d.0 == vendor)
             {
                 *block = Block::Vendor(vendor);
-                names.vendors.insert(vendor, name);
+                names.vendors.push((vendor, name));
             }
         }
         1 => match *block {
             Block::Vendor(vendor) => {
                 let device = u16::from_str_radix(key, 16).map(|d| (vendor, d));
                 if let Some(device) = device.ok().filter(|d| devices.contains(d)) {
-                    names.devices.insert(device, name);
+                    names.devices.push((device, name));
                 }
             }
             Block::Class(base) => {
                 let class = u8::from_str_radix(key, 16).map(|s| u16::from(base) << 8 | u16::from(s));
                 if let Some(class) = class.ok().filter(|c| classes.contains(c)) {
-                    names.classes.insert(class, name);
+                    names.classes.push((class, name));
                 }
             }
             Block::Skipped => {}
@@ -123,12 +127,12 @@ mod tests {
         scan(FILE.as_bytes(), &[device], &[class], &mut names).unwrap();
         let base = u8::try_from(class >> 8).unwrap();
         let found = [
-            names.vendors.get(&device.0),
-            names.devices.get(&device),
-            names.bases.get(&base),
-            names.classes.get(&class),
+            name(&names.vendors, device.0),
+            name(&names.devices, device),
+            name(&names.bases, base),
+            name(&names.classes, class),
         ];
-        assert_eq!(found.map(|f| f.map(String::as_str)), expected, "{device:x?} {class:x}");
+        assert_eq!(found, expected, "{device:x?} {class:x}");
     }
 
     #[test]
@@ -150,6 +154,6 @@ mod tests {
         let mut names = Names::default();
         let rubbish = b"\xff\xfe\n10de\n\t\n\tzzzz  x\nC zz  y\n10de  \n\t2204".as_slice();
         scan(rubbish, &[(0x10de, 0x2204)], &[0x300], &mut names).unwrap();
-        assert_eq!(names.devices, BTreeMap::new());
+        assert_eq!(names.devices, []);
     }
 }

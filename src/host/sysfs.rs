@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
+use crate::sorted::distinct;
+
 /// The longest attribute, in bytes: sysfs has no longer ones than a page.
 const ATTRIBUTE_MAX: u64 = 4096;
 
@@ -39,7 +41,5 @@ pub fn link_name(path: &Path) -> Option<String> {
 /// The names in a folder, sorted; empty when it cannot be listed.
 pub fn names(path: &Path) -> Vec<String> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
-    names.sort();
-    names
+    distinct(entries.filter_map(|e| e.file_name().into_string().ok()))
 }

@@ -8,7 +8,6 @@
 //! writer. So holders are looked for first, and each write is done by a process of its own with a deadline: see
 //! [`write`] and `commands::vfio`.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
@@ -18,6 +17,7 @@ use super::holders::{self, Holder};
 use super::iommu::{self, Iommu};
 use super::pci::{self, Function};
 use super::sysfs;
+use crate::sorted::distinct;
 use crate::types::PciAddress;
 
 /// The driver that devices are bound to.
@@ -266,13 +266,13 @@ fn probe(root: &Path, device: &Function) -> Step {
 }
 
 /// The groups of `wanted`.
-fn groups(all: &[Function], wanted: &[PciAddress]) -> Result<BTreeSet<u32>, Refusal> {
-    let mut groups = BTreeSet::new();
+fn groups(all: &[Function], wanted: &[PciAddress]) -> Result<Vec<u32>, Refusal> {
+    let mut groups = Vec::new();
     for address in wanted {
         let device = all.iter().find(|f| f.address == *address).ok_or(Refusal::Missing(*address))?;
         groups.extend(device.group);
     }
-    Ok(groups)
+    Ok(distinct(groups))
 }
 
 fn lacks_isolation(root: &Path, all: &[Function], address: PciAddress) -> bool {
@@ -281,7 +281,7 @@ fn lacks_isolation(root: &Path, all: &[Function], address: PciAddress) -> bool {
 }
 
 /// The functions of `groups` that are handed out: all but bridges.
-fn members<'a>(all: &'a [Function], groups: &'a BTreeSet<u32>) -> impl Iterator<Item = &'a Function> {
+fn members<'a>(all: &'a [Function], groups: &'a [u32]) -> impl Iterator<Item = &'a Function> {
     let bridge = |f: &Function| f.class >> 8 == BRIDGE_BASE && f.class != OTHER_BRIDGE;
     all.iter().filter(|f| f.group.is_some_and(|g| groups.contains(&g))).filter(move |f| !bridge(f))
 }
@@ -307,12 +307,7 @@ fn may_take(device: &Function, force: bool) -> Result<(), Refusal> {
 }
 
 fn nobody_holds(root: &Path, devices: &[&Function]) -> Result<(), Refusal> {
-    let nodes: Vec<String> = devices
-        .iter()
-        .flat_map(|d| iommu::vfio_nodes(d).chain(host_nodes(root, d)))
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .collect();
+    let nodes = distinct(devices.iter().flat_map(|d| iommu::vfio_nodes(d).chain(host_nodes(root, d))));
     let holders = holders::find(root, &nodes);
     match nodes.into_iter().find_map(|node| Some((holders.of(&node)?.clone(), node))) {
         Some((holder, node)) => Err(Refusal::Held { node, holder }),

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::Resumption;
-use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls::crypto::{CryptoProvider, KeyProvider, ring};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use rustls::sign::SigningKey;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use super::error::Error;
@@ -30,8 +32,8 @@ pub(super) enum Stream {
 /// running agent.
 pub(super) fn config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
     let roots = roots(ca_file)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let provider = CryptoProvider { key_provider: &NoKeys, ..ring::default_provider() };
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()
         .expect("ring has cipher suites for TLS 1.2 and 1.3")
         .with_root_certificates(roots)
@@ -39,6 +41,16 @@ pub(super) fn config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, Error>
     // Each connection has a configuration of its own: there is nothing to resume.
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
+}
+
+/// The agent shows no certificate of its own: without this, all that signs with a private key would be in the binary.
+#[derive(Debug)]
+struct NoKeys;
+
+impl KeyProvider for NoKeys {
+    fn load_private_key(&self, _: PrivateKeyDer<'static>) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+        Err(rustls::Error::General("no private key is used here".to_owned()))
+    }
 }
 
 /// The built-in roots and those of the file, both.

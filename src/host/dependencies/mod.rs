@@ -13,8 +13,8 @@ mod vfio;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc;
-use std::thread::{Builder, JoinHandle};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 pub use kata::{Shim, shim, with_target};
@@ -138,33 +138,42 @@ pub struct Checker {
     inputs: Arc<Inputs>,
     ask: Duration,
     round: Duration,
-    running: [Option<JoinHandle<()>>; PROBES.len()],
+    /// The probes of this round and of earlier ones answer here, each with its index.
+    answers: Sender<(usize, Check)>,
+    answered: Receiver<(usize, Check)>,
+    /// The probes that have not answered yet.
+    asked: [bool; PROBES.len()],
 }
 
 impl Checker {
     /// One that has not checked anything yet.
     pub fn new(inputs: Arc<Inputs>) -> Self {
-        Self { inputs, ask: ASK_DEADLINE, round: ROUND_DEADLINE, running: Default::default() }
+        let (ask, round) = (ASK_DEADLINE, ROUND_DEADLINE);
+        let (answers, answered) = mpsc::channel();
+        Self { inputs, ask, round, answers, answered, asked: Default::default() }
     }
 
     /// Checks everything once: each check is emitted once, as soon as it is known. Returns at the latest after 14 s.
     pub fn round(&mut self, emit: &mut dyn FnMut(Check)) {
-        let (sender, results) = mpsc::channel();
+        // What answered after its round was over is old, but it hangs no more.
+        while let Ok((index, _)) = self.answered.try_recv() {
+            self.asked[index] = false;
+        }
         let mut waiting: Vec<usize> = Vec::new();
         for (index, probe) in PROBES.iter().enumerate() {
-            if self.running[index].as_ref().is_some_and(|thread| !thread.is_finished()) {
+            if self.asked[index] {
                 emit(self.unanswered(probe, "still has not answered since an earlier check"));
                 continue;
             }
-            let (inputs, ask, sender) = (Arc::clone(&self.inputs), self.ask, sender.clone());
+            let (inputs, ask, sender) = (Arc::clone(&self.inputs), self.ask, self.answers.clone());
             let thread = Builder::new().name(format!("check-{}", probe.name)).spawn(move || {
                 let check = (probe.run)(&Asker { inputs: &inputs, deadline: ask });
-                // Nobody listens any more when the round is over.
+                // Nobody listens any more when the checker is gone.
                 let _ = sender.send((index, check));
             });
             match thread {
-                Ok(thread) => {
-                    self.running[index] = Some(thread);
+                Ok(_) => {
+                    self.asked[index] = true;
                     waiting.push(index);
                 }
                 Err(error) => {
@@ -176,9 +185,12 @@ impl Checker {
         let until = Instant::now() + self.round;
         while !waiting.is_empty() {
             let left = until.saturating_duration_since(Instant::now());
-            let Ok((index, check)) = results.recv_timeout(left) else { break };
-            waiting.retain(|other| *other != index);
-            emit(check);
+            let Ok((index, check)) = self.answered.recv_timeout(left) else { break };
+            self.asked[index] = false;
+            if waiting.contains(&index) {
+                waiting.retain(|other| *other != index);
+                emit(check);
+            }
         }
         for index in waiting {
             let why = format!("has not answered within {} s", self.round.as_secs());
@@ -208,7 +220,8 @@ fn containerd(asker: &Asker<'_>) -> Check {
         };
         return check;
     };
-    match asker.ask(&cli, &["version", "--format", "json"]).map(|text| versions::server(&text)) {
+    // Not `json`: Docker's CLI of 20.10 takes that word for a template, and prints it.
+    match asker.ask(&cli, &["version", "--format", "{{json .}}"]).map(|text| versions::server(&text)) {
         Ok(Some(server)) => {
             check.installed = true;
             check.version = server.containerd.or_else(own_version);
@@ -306,7 +319,7 @@ mod tests {
         }
     }
 
-    const ANSWERS: &str = "#!/bin/sh\n[ \"$1\" = --version ] && exec echo 'nerdctl version 2.2.2'\n[ \"$*\" = 'version --format json' ] && exec echo '{\"Server\":{\"Components\":[{\"Name\":\"containerd\",\"Version\":\"1.7.2\"}]}}'\nexit 9\n";
+    const ANSWERS: &str = "#!/bin/sh\n[ \"$1\" = --version ] && exec echo 'nerdctl version 2.2.2'\n[ \"$*\" = 'version --format {{json .}}' ] && exec echo '{\"Server\":{\"Components\":[{\"Name\":\"containerd\",\"Version\":\"1.7.2\"}]}}'\nexit 9\n";
     const NO_SERVER: &str = "#!/bin/sh\n[ \"$1\" = --version ] && exec echo 'nerdctl version 2.2.2'\necho 'time=\"x\" level=fatal msg=\"no such socket\"' >&2\nexit 1\n";
     const HANGS: &str =
         "#!/bin/sh\n[ \"$1\" = --version ] && exec echo 'nerdctl version 2.2.2'\nexec sleep 600\n";
@@ -397,6 +410,17 @@ mod tests {
             assert_eq!(found, ["containerd", "kata-runtime", "nerdctl", "vfio", "virtiofsd"]);
         }
         assert_eq!(CALLS.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn what_has_answered_hangs_no_more() {
+        let host = Fixture::new(&[(CLI, ANSWERS)]);
+        let mut inputs = inputs(host.path());
+        inputs.has_gpus = |_| false;
+        let mut checker = Checker::new(Arc::new(inputs));
+        for _ in 0..50 {
+            checker.round(&mut |check| assert!(!check.detail.contains("earlier check"), "{check:?}"));
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub fn kata_shim(text: &str) -> Option<KataShim> {
     Some(KataShim { version: version(rest.split_whitespace().next()?)?, rust: line.contains("(Rust)") })
 }
 
-/// The server's side of `version --format json`.
+/// The server's side of `version --format '{{json .}}'`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Server {
     /// containerd's version, where it is among the components.

@@ -1,12 +1,12 @@
 //! VFIO: the kernel's modules, and whether there is an IOMMU for them to work with. Only files are read.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::ask::Asker;
 use super::blank;
 use crate::core::facts::Check;
 use crate::host::files;
+use crate::sorted::distinct;
 
 /// The check. Modules are counted that are loaded or built in.
 pub(super) fn check(asker: &Asker<'_>) -> Check {
@@ -20,7 +20,7 @@ pub(super) fn check(asker: &Asker<'_>) -> Check {
     match obstacle(&inputs.root, &modules) {
         None => {
             check.ok = true;
-            check.detail = modules.into_iter().collect::<Vec<_>>().join(", ");
+            check.detail = modules.join(", ");
         }
         Some(obstacle) if check.required => check.detail = obstacle,
         Some(obstacle) => check.detail = format!("not needed here ({obstacle})"),
@@ -29,8 +29,8 @@ pub(super) fn check(asker: &Asker<'_>) -> Check {
 }
 
 /// What stands in the way of handing any device to a microVM, with what to do.
-fn obstacle(root: &Path, modules: &BTreeSet<String>) -> Option<String> {
-    let has = |name: &str| modules.contains(name);
+fn obstacle(root: &Path, modules: &[String]) -> Option<String> {
+    let has = |name: &str| modules.iter().any(|module| module == name);
     // A variant for one device (`nvgrace_gpu_vfio_pci`) does for it what vfio_pci does for all others.
     let driver = modules.iter().any(|name| name.ends_with("vfio_pci"));
     if !driver || !has("vfio") || !(has("vfio_iommu_type1") || has("iommufd")) {
@@ -64,22 +64,17 @@ fn obstacle(root: &Path, modules: &BTreeSet<String>) -> Option<String> {
 ///
 /// A built-in module shows in /sys/module only if it has parameters or a version: modules.builtin lists them all
 /// (`kernel/drivers/vfio/pci/vfio-pci.ko`), and where that file is missing the driver's own folder gives it away.
-fn modules(root: &Path) -> BTreeSet<String> {
+fn modules(root: &Path) -> Vec<String> {
     let release = files::value(root, "/proc/sys/kernel/osrelease").unwrap_or_default();
     let builtin = files::text(root, &format!("/lib/modules/{release}/modules.builtin")).unwrap_or_default();
     let builtin =
         builtin.lines().filter_map(|line| line.rsplit('/').next()?.strip_suffix(".ko").map(str::to_owned));
     let loaded = files::names(root, "/sys/module");
-    let mut found: BTreeSet<String> = loaded
-        .into_iter()
-        .chain(builtin)
-        .map(|name| name.replace('-', "_"))
-        .filter(|name| name.starts_with("vfio") || name.ends_with("vfio_pci") || name == "iommufd")
-        .collect();
-    if files::under(root, "/sys/bus/pci/drivers/vfio-pci").exists() {
-        found.extend(["vfio".to_owned(), "vfio_pci".to_owned()]);
-    }
-    found
+    let driver = files::under(root, "/sys/bus/pci/drivers/vfio-pci").exists();
+    let shown: &[&str] = if driver { &["vfio", "vfio_pci"] } else { &[] };
+    let found = loaded.into_iter().chain(builtin).map(|name| name.replace('-', "_"));
+    let of_vfio = |name: &String| name.starts_with("vfio") || name.ends_with("vfio_pci") || name == "iommufd";
+    distinct(found.filter(of_vfio).chain(shown.iter().map(|name| (*name).to_owned())))
 }
 
 #[cfg(test)]

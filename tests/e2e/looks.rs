@@ -1,0 +1,97 @@
+//! `check` and `info`: for people, for machines, and as an exit status.
+
+use serde_json::Value;
+
+use crate::support::agent::Node;
+use crate::support::engine::Engine;
+
+const DEPENDENCIES: [&str; 5] = ["containerd", "nerdctl", "kata-runtime", "virtiofsd", "vfio"];
+
+#[test]
+fn a_node_without_its_engine_is_not_ready() {
+    let node = Node::new("looks-not-ready");
+    let (code, text) = node.said(&["check"]);
+    assert_eq!(code, 1, "{text}");
+    for name in DEPENDENCIES {
+        assert!(text.lines().any(|line| line.starts_with(name)), "{name}: {text}");
+    }
+    let nerdctl: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("nerdctl")).take(2).collect();
+    assert!(nerdctl[0].contains('✗') && nerdctl[0].ends_with("Container CLI"), "{text}");
+    assert!(nerdctl[1].contains("install"), "it says what to do: {text}");
+    assert!(text.lines().last().unwrap().starts_with("not ready: "), "{text}");
+
+    let output = node.run(&["check", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["ready"], false);
+    for name in DEPENDENCIES {
+        let check = &value["checks"][name];
+        assert!(check["installed"].is_boolean() && check["ok"].is_boolean(), "{name}: {check}");
+        assert!(check["required"].is_boolean() && check["detail"].is_string(), "{name}: {check}");
+    }
+    assert_eq!(value["checks"]["nerdctl"]["ok"], false);
+}
+
+#[test]
+fn a_node_with_its_engine_is_ready() {
+    let Some(engine) = Engine::take("a_node_with_its_engine_is_ready") else { return };
+    let mut node = Node::new("looks-ready");
+    engine.give_to(&mut node);
+    // No Kata, no GPU that is to be handed over: what is required follows from what the node is for.
+    let root = node.path().join("root");
+    node.set("runtime", "io.containerd.runc.v2").set("gpu-handover", "none");
+    let (code, text) = node.said(&["check"]);
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(text.lines().last(), Some("ready"), "{text}");
+    let containerd = text.lines().find(|line| line.starts_with("containerd")).unwrap();
+    assert!(containerd.contains('✓') && containerd.ends_with("Container runtime"), "{text}");
+    let output = node.run(&["check", "--json"]);
+    assert_eq!(output.status.code(), Some(0));
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["ready"], true);
+    let version = value["checks"]["containerd"]["version"].as_str().unwrap();
+    assert!(version.starts_with(|c: char| c.is_ascii_digit()), "{version}");
+
+    // A GPU that is to be handed over by VFIO makes vfio a requirement.
+    let device = root.join("sys/devices/pci0000:00/0000:00:03.0");
+    std::fs::create_dir_all(&device).unwrap();
+    std::fs::create_dir_all(root.join("sys/bus/pci/devices")).unwrap();
+    for (name, text) in
+        [("class", "0x030200"), ("vendor", "0x10de"), ("device", "0x2330"), ("revision", "0xa1")]
+    {
+        std::fs::write(device.join(name), format!("{text}\n")).unwrap();
+    }
+    std::os::unix::fs::symlink(&device, root.join("sys/bus/pci/devices/0000:00:03.0")).unwrap();
+    node.set("root", root.to_str().unwrap()).set("gpu-handover", "vfio");
+    let (code, text) = node.said(&["check"]);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.lines().last().unwrap().contains("vfio"), "{text}");
+    let output = node.run(&["info", "--json"]);
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let gpus = value["gpus"].as_array().unwrap();
+    assert_eq!((gpus.len(), &gpus[0]["assignable"]), (1, &Value::Bool(false)), "{value:#}");
+    assert_eq!(gpus[0]["pci_address"], "0000:00:03.0");
+    assert!(value["gpuInfo"][0].as_str().unwrap().starts_with("00:03.0 "), "{value:#}");
+}
+
+#[test]
+fn the_hardware() {
+    let node = Node::new("looks-info");
+    let (code, text) = node.said(&["info"]);
+    assert_eq!(code, 0, "{text}");
+    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    for word in [hostname.trim(), "CPU", "RAM", "storage", "kernel", "GPUs", node.path().to_str().unwrap()] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    let output = node.run(&["info", "--json"]);
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(value["hostname"], hostname.trim());
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let kib: u64 = meminfo.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert_eq!(value["ramGb"], (kib + (1 << 19)) >> 20);
+    // As `df` counts.
+    let df = std::process::Command::new("df").args(["--output=pcent"]).arg(node.path()).output().unwrap();
+    let df = String::from_utf8(df.stdout).unwrap();
+    let percent: u64 = df.lines().last().unwrap().trim().trim_end_matches('%').parse().unwrap();
+    assert!(value["storage"]["usage_percent"].as_u64().unwrap().abs_diff(percent) <= 1, "{value:#} {df}");
+}

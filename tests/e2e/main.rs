@@ -1,0 +1,28 @@
+#![allow(
+    clippy::disallowed_methods,
+    reason = "programs are started here, clocks read, and files watched in threads"
+)]
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![allow(missing_docs)]
+//! End to end: the agent's binary, the reference control plane's, and a real container engine. One file for each
+//! promise. The tests that use the engine take turns (see `support/engine.rs`); the others run beside them.
+
+#[path = "../support/mod.rs"]
+mod support;
+mod world;
+
+mod delivery;
+mod deploy;
+mod drain;
+mod exits;
+mod half_open;
+mod heartbeat;
+mod hostile;
+mod identity;
+mod looks;
+mod reconnect;
+mod restarts;
+mod secured;
+mod settings;
+mod stopping;
+mod variables;
