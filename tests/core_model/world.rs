@@ -98,6 +98,8 @@ pub struct World {
     ended: bool,
     terminating: bool,
     pub broken: Option<String>,
+    /// Events that the core was given.
+    pub events: u64,
     pub trace: Option<Vec<String>>,
     /// Faults are over: everything goes well and at once.
     pub calm: bool,
@@ -156,6 +158,7 @@ impl World {
             ended: false,
             terminating: false,
             broken: None,
+            events: 0,
             trace: None,
             calm: false,
         };
@@ -238,6 +241,7 @@ impl World {
 
     fn hand(&mut self, event: Event) {
         self.say(|| format!("--> {event}{}", detail(&event)));
+        self.events += 1;
         let beat = matches!(event, Event::Beat);
         let flowing = matches!(&self.link, Link::Up(up) if up.beaten && !up.closing);
         let mut out = Vec::new();
@@ -856,6 +860,12 @@ impl World {
             || self.reading.is_some()
             || !self.other_samples.is_empty()
             || link
+    }
+
+    /// A heartbeat is due right now.
+    pub fn beat(&mut self) {
+        self.handle(Event::Beat);
+        self.progress();
     }
 
     /// Faults are over.
