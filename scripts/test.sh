@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Building the tests, and running them, may take this long at most, in seconds.
 BUILD_S=900
-TEST_S=900
+TEST_S=1500
 
 # Leaves nothing behind, however the script ends.
 clean_up() {

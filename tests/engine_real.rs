@@ -75,7 +75,8 @@ fn skip(test: &str, why: &str) {
     eprintln!("skipped: {test}: {why}");
     if let Ok(path) = std::env::var("VECTORLAY_TEST_SKIPS") {
         let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
-        writeln!(file, "{test}: {why}").unwrap();
+        // In one write: tests run side by side.
+        file.write_all(format!("{test}: {why}\n").as_bytes()).unwrap();
     }
 }
 
@@ -328,6 +329,33 @@ fn a_missing_runtime() {
     let failure = bench.run(bench.job("runtime", &["/bin/sleep", "1"])).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
     bench.remove_all("runtime");
+}
+
+#[test]
+fn the_names_of_gpus_are_read_one_by_one() {
+    let name = "the_names_of_gpus_are_read_one_by_one";
+    let Some(bench) = bench(name, |cli| cli.handover = Handover::Nvidia) else { return };
+    if bench.cli.flavour != Flavour::Docker {
+        return skip(name, "nerdctl takes --gpus only where NVIDIA's tools are");
+    }
+    let mut job = bench.job("gpus", &["/bin/sleep", "1"]);
+    let gpu = |bus: &str, uuid: &str| (PciAddress::parse(&format!("{bus}:00.0")).unwrap(), uuid.to_owned());
+    job.gpus = vec![gpu("41", "GPU-a"), gpu("42", "GPU-b")];
+    let (mut program, bounds) = bench.cli.call(&Job::Run(Box::new(job))).unwrap();
+    // Made, but not started: that would take the GPUs.
+    program.args.retain(|word| word != "--detach");
+    let run = program.args.iter_mut().find(|word| *word == "run").unwrap();
+    *run = "create".into();
+    let made = process::run(&program, &bounds, None).unwrap();
+    let id = ContainerId::new(String::from_utf8_lossy(&made.stdout).trim()).unwrap();
+    let format = "--format={{json .HostConfig.DeviceRequests}}";
+    program.args = ["container", "inspect", format, id.as_str()].map(Into::into).to_vec();
+    program.input = None;
+    let told = process::run(&program, &bounds, None).unwrap().stdout;
+    bench.remove(&id);
+    let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+    assert_eq!(told[0]["DeviceIDs"], serde_json::json!(["GPU-a", "GPU-b"]), "{told}");
+    assert_eq!(told.as_array().unwrap().len(), 1, "{told}");
 }
 
 #[test]

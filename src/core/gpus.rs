@@ -99,11 +99,16 @@ impl Gpus {
         changed || self.slots.len() != before
     }
 
-    /// A container of `replica` carries these GPUs in its label: they are its own, whatever else is known.
+    /// These GPUs are said to be `replica`'s, by a label or a record, unless another one has them.
     pub fn adopt(&mut self, replica: &ReplicaId, gpus: &[PciAddress]) {
         for gpu in gpus {
             self.held.entry(*gpu).or_insert_with(|| replica.clone());
         }
+    }
+
+    /// A GPU passes to `replica`, whose container carries it in its label, from one whose record alone named it.
+    pub fn pass(&mut self, replica: &ReplicaId, gpu: PciAddress) {
+        self.held.insert(gpu, replica.clone());
     }
 
     /// Claims `count` GPUs for `replica`: whole groups, on as few NUMA nodes as possible, then by address.

@@ -58,9 +58,15 @@ enum Frame {
 #[derive(Default)]
 struct Store {
     saved: Option<String>,
-    in_flight: Option<(u64, String, Option<Instant>)>,
+    /// The number, what is saved, and since when this save and the one right before it are under way.
+    in_flight: Option<(u64, String, Instant)>,
+    since: Option<Instant>,
+    /// When the last one was ordered, and when it was done.
+    last: Option<(Instant, Instant)>,
     /// The last save failed: the gates are open.
     bad: bool,
+    /// They were when the last good save was under way.
+    was_bad: bool,
 }
 
 pub struct World {
@@ -179,10 +185,9 @@ impl World {
     pub fn crash(&mut self, luck: u32) {
         self.say(|| "=== crash".into());
         let store = std::mem::take(&mut self.store);
-        let late =
-            |since: Option<Instant>| since.is_none_or(|since| since + Duration::from_secs(2) <= self.now);
+        let late = |since: Instant| store.was_bad || since + Duration::from_secs(2) <= self.now;
         if store.bad || store.in_flight.as_ref().is_some_and(|(.., since)| late(*since)) {
-            // What was sent without its record may be decided anew.
+            // What was sent without its record, after 2 s, may be decided anew.
             for task in &mut self.server.tasks {
                 task.weak = true;
             }
@@ -302,7 +307,10 @@ impl World {
                 if self.store.in_flight.is_some() {
                     self.breaks("a save was ordered while one is under way".into());
                 }
-                self.store.in_flight = Some((seq, text, Some(self.now)));
+                let before =
+                    self.store.last.filter(|(_, done)| *done == self.now).map(|(ordered, _)| ordered);
+                self.store.in_flight = Some((seq, text, before.unwrap_or(self.now)));
+                self.store.since = Some(self.now);
             }
             Action::SaveIdentity(identity) => self.identity_in_flight = Some(identity),
             Action::Reply(_, reply) => self.reply = Some(reply),
@@ -597,7 +605,8 @@ impl World {
             (_, None) => {}
             (0, Some((seq, text, _))) => {
                 self.store.saved = Some(text);
-                self.store.bad = false;
+                self.store.was_bad = std::mem::take(&mut self.store.bad);
+                self.store.last = self.store.since.map(|ordered| (ordered, self.now));
                 self.handle(Event::Saved(seq));
             }
             (1, Some((seq, text, _))) => {

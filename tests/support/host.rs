@@ -13,6 +13,9 @@
 //! nonode 18                           /dev/vfio/18 is missing
 //! holder 4242 qemu /dev/vfio/18       a process that has a file open
 //! kmsg 3,1,1,-;vfio-pci …             a record of the kernel's log
+//! uuid 0000:41:00.0 GPU-…             what NVIDIA's driver says of a GPU
+//! render 0000:41:00.0 128             the number of a render node of amdgpu's
+//! file dev/kfd                        an empty file
 //! ```
 //! A group with a member that vfio-pci or a variant has gets its node in /dev/vfio, and VFIO's other module is loaded.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test uses a part of it")]
@@ -84,6 +87,21 @@ impl Host {
                 let before = fs::read_to_string(self.root.join("dev/kmsg")).unwrap_or_default();
                 self.write("dev/kmsg", &format!("{before}{rest}\n"));
             }
+            "uuid" => {
+                let (address, uuid) = rest.split_once(' ').unwrap();
+                let text = format!(
+                    "Model: \t\t NVIDIA H100\nIRQ:   \t\t 42\nGPU UUID: \t {uuid}\nDevice Minor: \t 0\n"
+                );
+                self.write(&format!("proc/driver/nvidia/gpus/{address}/information"), &text);
+            }
+            "render" => {
+                let (address, number) = rest.split_once(' ').unwrap();
+                let drm = self.root.join("sys/bus/pci/devices").join(address).join("drm");
+                fs::create_dir_all(drm.join(format!("renderD{number}"))).unwrap();
+                fs::create_dir_all(drm.join("card1")).unwrap();
+                self.write(&format!("dev/dri/renderD{number}"), "");
+            }
+            "file" => self.write(rest, ""),
             _ => panic!("no such fact: {line}"),
         }
     }
