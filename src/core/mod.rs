@@ -387,7 +387,7 @@ impl Core {
             }
             Event::Hardware(hardware) => self.hardware(now, *hardware),
             Event::Check(check) => self.node.check(check),
-            Event::ChecksDone => self.node.checks_done(),
+            Event::ChecksDone => self.node.checks_done(now),
             Event::Saved(seq) => self.disk.saved(seq),
             Event::SaveFailed(seq, why) => self.disk.failed(now, seq, why),
             Event::IdentitySaved => {

@@ -13,6 +13,8 @@ use crate::protocol::{self, PROTOCOL_VERSION};
 
 /// The dependencies, in the wire's words; one that has not answered yet is reported as such.
 const DEPENDENCIES: [&str; 5] = ["containerd", "nerdctl", "kata-runtime", "virtiofsd", "vfio"];
+/// How soon the dependencies are checked again when one that is required is not well.
+const CHECKS_AGAIN: Duration = Duration::from_secs(30);
 /// How often the GPUs are looked at while connected.
 const HARDWARE_EVERY: Duration = Duration::from_secs(60);
 
@@ -108,9 +110,12 @@ impl Node {
         }
     }
 
-    pub(super) fn checks_done(&mut self) {
+    pub(super) fn checks_done(&mut self, now: Instant) {
         self.checks_under_way = false;
         self.checked_once = true;
+        if self.checks.values().any(|check| check.required && !check.ok) {
+            self.want_checks(now + CHECKS_AGAIN);
+        }
     }
 
     pub(super) fn hardware(&mut self, now: Instant, hardware: Hardware) {
