@@ -5,7 +5,7 @@
 #
 # A test that cannot run here adds a line `NAME: why` to the file $VECTORLAY_TEST_SKIPS and returns: it is listed and
 # counted as skipped, not as passed. So are ignored ones. What else tests find in their environment: engine.sh says,
-# and VECTORLAY_TEST_AGENT is the static binary.
+# and VECTORLAY_TEST_AGENT is the static binary (VECTORLAY_TEST_AGENT_AARCH64 the one for that architecture).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/engine.sh
@@ -48,8 +48,11 @@ VECTORLAY_TEST_SKIPS=$(mktemp)
 export VECTORLAY_TEST_SKIPS
 
 arch=$(uname -m)
-scripts/build-static.sh "$arch"
+scripts/build-static.sh
 export VECTORLAY_TEST_AGENT=$PWD/target/static/$arch/vectorlay-agent
+# The other architecture's binary runs as a program of its own under QEMU.
+need qemu-aarch64-static=qemu-user-static
+export VECTORLAY_TEST_AGENT_AARCH64=$PWD/target/static/aarch64/vectorlay-agent
 timeout "$BUILD_S" cargo test --locked --quiet --no-run
 engine_start
 engine_registry

@@ -75,7 +75,8 @@ fn skip(test: &str, why: &str) {
     eprintln!("skipped: {test}: {why}");
     if let Ok(path) = std::env::var("VECTORLAY_TEST_SKIPS") {
         let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
-        writeln!(file, "{test}: {why}").unwrap();
+        // In one write: tests run side by side.
+        file.write_all(format!("{test}: {why}\n").as_bytes()).unwrap();
     }
 }
 

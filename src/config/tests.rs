@@ -171,8 +171,8 @@ fn unknown_variables_and_kernel_words_only_warn() {
         host.load().unwrap().warnings,
         [
             "the environment's VECTORLAY_WORKRES is no setting; did you mean VECTORLAY_WORKERS?",
-            "vectorlay.root on the kernel command line has no effect: the line is read below root",
             "vectorlay.ulr on the kernel command line is no setting; did you mean vectorlay.url?",
+            "vectorlay.root on the kernel command line has no effect: the line is read below root",
             "vectorlay.xyzzy on the kernel command line is no setting",
         ]
     );

@@ -99,11 +99,16 @@ impl Gpus {
         changed || self.slots.len() != before
     }
 
-    /// A container of `replica` carries these GPUs in its label: they are its own, whatever else is known.
+    /// These GPUs are said to be `replica`'s, by a label or a record, unless another one has them.
     pub fn adopt(&mut self, replica: &ReplicaId, gpus: &[PciAddress]) {
         for gpu in gpus {
             self.held.entry(*gpu).or_insert_with(|| replica.clone());
         }
+    }
+
+    /// A GPU passes to `replica`, whose container carries it in its label, from one whose record alone named it.
+    pub fn pass(&mut self, replica: &ReplicaId, gpu: PciAddress) {
+        self.held.insert(gpu, replica.clone());
     }
 
     /// Claims `count` GPUs for `replica`: whole groups, on as few NUMA nodes as possible, then by address.
@@ -137,13 +142,13 @@ impl Gpus {
         Ok(claimed)
     }
 
-    /// The containers of `replica` are gone. Says whether it had any GPU: then a new reading is due. `under_way`:
-    /// how many readings were ordered before and have not arrived.
-    pub fn free(&mut self, replica: &ReplicaId, under_way: u8) -> bool {
+    /// The containers of `replica` are gone, but for ones with the GPUs in `kept`. Says whether any GPU is free by
+    /// that: then a new reading is due. `under_way`: how many readings were ordered before and have not arrived.
+    pub fn free(&mut self, replica: &ReplicaId, kept: &[PciAddress], under_way: u8) -> bool {
         let before = self.held.len();
         let slots = &mut self.slots;
         self.held.retain(|address, holder| {
-            if holder == replica {
+            if holder == replica && !kept.contains(address) {
                 if let Some(slot) = slots.get_mut(address) {
                     slot.stale = under_way + 1;
                     slot.patience = READINGS_UNTIL_KEPT;
@@ -390,8 +395,8 @@ mod tests {
         read(&mut gpus, &host());
         claim(&mut gpus, "a", 6).unwrap();
         assert_eq!(gpus.count(), (6, 0));
-        assert!(gpus.free(&replica("a"), 1));
-        assert!(!gpus.free(&replica("a"), 0), "nothing left to free");
+        assert!(gpus.free(&replica("a"), &[], 1));
+        assert!(!gpus.free(&replica("a"), &[], 0), "nothing left to free");
         assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Wait));
         read(&mut gpus, &host());
         assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Wait), "that one was under way before");
@@ -408,7 +413,7 @@ mod tests {
         let mut gpus = Gpus::default();
         read(&mut gpus, &host());
         claim(&mut gpus, "a", 6).unwrap();
-        gpus.free(&replica("a"), 0);
+        gpus.free(&replica("a"), &[], 0);
         for _ in 0..READINGS_UNTIL_KEPT {
             read(&mut gpus, &busy);
             assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Wait));

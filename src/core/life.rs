@@ -327,7 +327,7 @@ impl Core {
     pub(super) fn gone(&mut self, now: Instant, id: &ReplicaId) {
         let Some(mut replica) = self.replicas.remove(id) else { return };
         self.queue.retain(|queued| queued != id);
-        if self.gpus.free(id, self.node.hardware_readings) {
+        if self.gpus.free(id, &[], self.node.hardware_readings) {
             self.node.want_hardware(now);
         }
         if let Some(deploy) = replica.deploy.take()

@@ -9,7 +9,7 @@ use super::job::{Failure, Job, Listed, ListedStatus};
 use super::life::ASK_AGAIN;
 use super::replica::{Code, Exit, Phase, Refusal, Replica, Sight, Step, same_spec};
 use super::{Action, Core, Purpose};
-use crate::types::{ContainerId, ReplicaId};
+use crate::types::{ContainerId, PciAddress, ReplicaId};
 
 /// How long a call of an earlier process may go on making a container that is not wanted any more.
 const CONDEMNED_PATIENCE: Duration = Duration::from_secs(60);
@@ -48,6 +48,7 @@ impl Core {
                 ))),
             }
         }
+        self.correct_holders(&by_replica);
         for (id, containers) in &by_replica {
             let replica = self
                 .replicas
@@ -71,6 +72,26 @@ impl Core {
         if !self.table_ready {
             self.table_ready = true;
             self.take_waiting(now, out);
+        }
+    }
+
+    /// A record of an earlier process may be older than the labels: where both name a holder, the label is right.
+    fn correct_holders(&mut self, by_replica: &BTreeMap<ReplicaId, Vec<Listed>>) {
+        let labelled = |id: &ReplicaId, gpu: &PciAddress| {
+            by_replica.get(id).is_some_and(|containers| containers.iter().any(|c| c.gpus.contains(gpu)))
+        };
+        for (id, containers) in by_replica {
+            for gpu in containers.iter().flat_map(|container| &container.gpus) {
+                let Some(holder) = self.gpus.holder(*gpu).filter(|holder| *holder != id).cloned() else {
+                    continue;
+                };
+                let Some(replica) = self.replicas.get_mut(&holder) else { continue };
+                let claimed = replica.deploy.as_ref().is_some_and(|deploy| deploy.work.is_some());
+                if !claimed && !labelled(&holder, gpu) {
+                    replica.gpus.retain(|held| held != gpu);
+                    self.gpus.pass(id, *gpu);
+                }
+            }
         }
     }
 
@@ -142,10 +163,10 @@ impl Core {
             }
             match up {
                 Some(up) if up.deploy == deploy.id && !replica.doomed => {
-                    replica.phase = Phase::Running(up.id.clone(), Sight::Ask(now));
-                    if let Some(deploy) = replica.deploy.take() {
-                        self.tell_running(now, id, deploy.requests, None);
-                    }
+                    replica.enter(Phase::Running(up.id.clone(), Sight::Ask(now)), tick);
+                    let requests = replica.deploy.take().map(|deploy| deploy.requests).unwrap_or_default();
+                    self.believe_labels(now, id, containers);
+                    self.tell_running(now, id, requests, None);
                 }
                 Some(_) | None => {
                     let interrupted =
@@ -158,6 +179,8 @@ impl Core {
             self.disk.dirty();
             return;
         }
+        self.believe_labels(now, id, containers);
+        let Some(replica) = self.replicas.get_mut(id) else { return };
         let ended = containers.iter().find_map(|c| match c.status {
             ListedStatus::Exited(code) => Some((c.id.clone(), code)),
             ListedStatus::Created | ListedStatus::Up | ListedStatus::Other => None,
@@ -195,6 +218,18 @@ impl Core {
             }
         }
         self.disk.dirty();
+    }
+
+    /// A replica that was lost from sight has the GPUs of its containers' labels, not those of an older record.
+    fn believe_labels(&mut self, now: Instant, id: &ReplicaId, containers: &[Listed]) {
+        let Some(replica) = self.replicas.get_mut(id) else { return };
+        if containers.is_empty() {
+            return;
+        }
+        replica.gpus.retain(|gpu| containers.iter().any(|container| container.gpus.contains(gpu)));
+        if self.gpus.free(id, &replica.gpus, self.node.hardware_readings) {
+            self.node.want_hardware(now);
+        }
     }
 
     /// A deploy that came while it was not known whether the replica runs, and now it does.

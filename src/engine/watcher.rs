@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::types::ContainerId;
@@ -21,10 +22,10 @@ pub const WATCH_MAX: usize = 4096;
 /// What the watcher has to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The process that stood for this container has ended. Not watched any more.
+    /// The process that stood for this container has ended, or had before it could be watched. Not watched any more.
     Exited(ContainerId),
-    /// It cannot be watched (its process is gone, or is a thread, as with Kata's runtime-rs; or there are too many):
-    /// look at it from time to time.
+    /// It cannot be watched (its process is a thread, as with Kata's runtime-rs; or there are too many): look at it
+    /// from time to time.
     Unwatchable(ContainerId),
 }
 
@@ -84,7 +85,7 @@ fn watch(inbox: &Receiver<Order>, wake: &OwnedFd, events: &dyn Fn(Event)) {
         fds.extend(watched.values().map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
         // No deadline: it waits for orders and ends alike, and has nothing else to do.
         if let Err(errno) = poll(&mut fds, None)
-            && errno != rustix::io::Errno::INTR
+            && errno != Errno::INTR
         {
             log::error!("cannot watch containers: {errno}; they are only looked at from time to time now");
             return;
@@ -105,10 +106,12 @@ fn watch(inbox: &Receiver<Order>, wake: &OwnedFd, events: &dyn Fn(Event)) {
         for order in inbox.try_iter() {
             match order {
                 Order::Watch(id, pid) => match open(pid, watched.len()) {
-                    Some(fd) => drop(watched.insert(id, fd)),
-                    None => {
+                    Ok(fd) => drop(watched.insert(id, fd)),
+                    Err(errno) => {
                         watched.remove(&id);
-                        events(Event::Unwatchable(id));
+                        // There was such a process when the engine named it.
+                        let gone = errno == Errno::SRCH;
+                        events(if gone { Event::Exited(id) } else { Event::Unwatchable(id) });
                     }
                 },
                 Order::Unwatch(id) => drop(watched.remove(&id)),
@@ -118,9 +121,11 @@ fn watch(inbox: &Receiver<Order>, wake: &OwnedFd, events: &dyn Fn(Event)) {
     }
 }
 
-fn open(pid: i32, watched: usize) -> Option<OwnedFd> {
-    let pid = Pid::from_raw(pid).filter(|_| watched < WATCH_MAX)?;
-    pidfd_open(pid, PidfdFlags::empty()).ok()
+fn open(pid: i32, watched: usize) -> Result<OwnedFd, Errno> {
+    if watched >= WATCH_MAX {
+        return Err(Errno::MFILE);
+    }
+    pidfd_open(Pid::from_raw(pid).ok_or(Errno::INVAL)?, PidfdFlags::empty())
 }
 
 #[cfg(test)]
@@ -166,7 +171,7 @@ mod tests {
         let pid = gone.id() as i32;
         end(gone);
         watcher.watch(id(5), pid);
-        assert_eq!(seen.recv_timeout(LONG).unwrap(), Event::Unwatchable(id(5)));
+        assert_eq!(seen.recv_timeout(LONG).unwrap(), Event::Exited(id(5)));
         // Dropped, the thread ends and with it the sender.
         drop(watcher);
         assert!(seen.recv_timeout(LONG).is_err());

@@ -138,6 +138,40 @@ fn containers_without_a_record_are_adopted_with_their_gpus() {
 }
 
 #[test]
+fn the_labels_are_believed_and_not_an_older_record() {
+    let mut rig = Rig::online();
+    rig.deploy_with("r", "q1", r#","gpu_count":1"#);
+    rig.pong();
+    let older = rig.record.clone();
+    rig.stop("r", "q2");
+    rig.deploy_with("s", "q3", r#","gpu_count":1"#);
+    rig.deploy("r", "q4");
+    rig.pong();
+    rig.record = older;
+    let mut rig = rig.restart();
+    rig.connect();
+    assert_eq!(rig.containers(), ["r running", "s running"]);
+    rig.deploy_with("t", "q5", r#","gpu_count":1"#);
+    assert!(rig.sent().contains(&"deploy_result t running q5".to_owned()));
+}
+
+#[test]
+fn a_gpu_that_passed_on_since_the_record_was_saved_is_its_new_holder_s() {
+    let mut rig = Rig::online();
+    rig.deploy_with("a", "q1", r#","gpu_count":2"#);
+    rig.pong();
+    let older = rig.record.clone();
+    rig.stop("a", "q2");
+    rig.deploy_with("b", "q3", r#","gpu_count":2"#);
+    rig.record = older;
+    let mut rig = rig.restart();
+    rig.connect();
+    assert_eq!(rig.containers(), ["b running"]);
+    rig.deploy_with("c", "q4", r#","gpu_count":1"#);
+    assert!(rig.sent().contains(&"deploy_result c failed:no_gpu q4".to_owned()));
+}
+
+#[test]
 fn results_that_did_not_arrive_and_their_requests_are_remembered() {
     let mut rig = Rig::online();
     rig.deploy("r", "q1");

@@ -87,8 +87,19 @@ pub fn make(seed: u64, count: usize) -> Vec<Step> {
     (0..count).map(|_| one()).collect()
 }
 
-/// Plays a run. Says what went wrong, and what happened if asked to.
-pub fn play(seed: u64, run: &[Step], trace: bool) -> (Option<String>, Vec<String>) {
+/// What came of a run.
+#[derive(Default)]
+pub struct Played {
+    /// What went wrong.
+    pub broken: Option<String>,
+    /// What happened, if that was asked for.
+    pub trace: Vec<String>,
+    /// Events that the core was given.
+    pub events: u64,
+}
+
+/// Plays a run.
+pub fn play(seed: u64, run: &[Step], trace: bool) -> Played {
     let mut world = World::new(seed);
     world.trace = trace.then(Vec::new);
     for step in run {
@@ -101,7 +112,7 @@ pub fn play(seed: u64, run: &[Step], trace: bool) -> (Option<String>, Vec<String
     if world.broken.is_none() {
         finish(&mut world);
     }
-    (world.broken.take(), world.trace.take().unwrap_or_default())
+    Played { broken: world.broken, trace: world.trace.unwrap_or_default(), events: world.events }
 }
 
 fn fault(n: u32) -> Fault {
@@ -246,6 +257,8 @@ fn limit(replica: &str) -> usize {
 /// The faults are over: everything comes to rest, and what is said is what is there.
 fn finish(world: &mut World) {
     world.calm_down();
+    // One that is being ended, or whose last save failed, gets that behind it first.
+    world.advance(Duration::from_secs(60));
     for _ in 0..GPUS {
         _ = world.control(Request::Resume);
     }
@@ -312,6 +325,7 @@ fn rest(world: &mut World, when: &str) {
             Some(format!("{when} a {kind} of {} has no outcome ({:?})", task.replica, task.request));
         return;
     }
+    world.beat();
     let status = world.control(Request::Status);
     compare(world, &status, when);
 }

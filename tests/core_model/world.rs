@@ -58,9 +58,15 @@ enum Frame {
 #[derive(Default)]
 struct Store {
     saved: Option<String>,
-    in_flight: Option<(u64, String, Option<Instant>)>,
+    /// The number, what is saved, and since when this save and the one right before it are under way.
+    in_flight: Option<(u64, String, Instant)>,
+    since: Option<Instant>,
+    /// When the last one was ordered, and when it was done.
+    last: Option<(Instant, Instant)>,
     /// The last save failed: the gates are open.
     bad: bool,
+    /// They were when the last good save was under way.
+    was_bad: bool,
 }
 
 pub struct World {
@@ -92,6 +98,8 @@ pub struct World {
     ended: bool,
     terminating: bool,
     pub broken: Option<String>,
+    /// Events that the core was given.
+    pub events: u64,
     pub trace: Option<Vec<String>>,
     /// Faults are over: everything goes well and at once.
     pub calm: bool,
@@ -150,6 +158,7 @@ impl World {
             ended: false,
             terminating: false,
             broken: None,
+            events: 0,
             trace: None,
             calm: false,
         };
@@ -179,12 +188,11 @@ impl World {
     pub fn crash(&mut self, luck: u32) {
         self.say(|| "=== crash".into());
         let store = std::mem::take(&mut self.store);
-        let late =
-            |since: Option<Instant>| since.is_none_or(|since| since + Duration::from_secs(2) <= self.now);
+        let late = |since: Instant| store.was_bad || since + Duration::from_secs(2) <= self.now;
         if store.bad || store.in_flight.as_ref().is_some_and(|(.., since)| late(*since)) {
-            // What was sent without its record may be decided anew.
+            // What was sent without its record, after 2 s, may be decided anew.
             for task in &mut self.server.tasks {
-                task.weak |= task.taken.is_some_and(|(process, _)| process == self.incarnation);
+                task.weak = true;
             }
         }
         self.store.saved = match store.in_flight {
@@ -233,6 +241,7 @@ impl World {
 
     fn hand(&mut self, event: Event) {
         self.say(|| format!("--> {event}{}", detail(&event)));
+        self.events += 1;
         let beat = matches!(event, Event::Beat);
         let flowing = matches!(&self.link, Link::Up(up) if up.beaten && !up.closing);
         let mut out = Vec::new();
@@ -302,7 +311,10 @@ impl World {
                 if self.store.in_flight.is_some() {
                     self.breaks("a save was ordered while one is under way".into());
                 }
-                self.store.in_flight = Some((seq, text, Some(self.now)));
+                let before =
+                    self.store.last.filter(|(_, done)| *done == self.now).map(|(ordered, _)| ordered);
+                self.store.in_flight = Some((seq, text, before.unwrap_or(self.now)));
+                self.store.since = Some(self.now);
             }
             Action::SaveIdentity(identity) => self.identity_in_flight = Some(identity),
             Action::Reply(_, reply) => self.reply = Some(reply),
@@ -597,7 +609,8 @@ impl World {
             (_, None) => {}
             (0, Some((seq, text, _))) => {
                 self.store.saved = Some(text);
-                self.store.bad = false;
+                self.store.was_bad = std::mem::take(&mut self.store.bad);
+                self.store.last = self.store.since.map(|ordered| (ordered, self.now));
                 self.handle(Event::Saved(seq));
             }
             (1, Some((seq, text, _))) => {
@@ -847,6 +860,12 @@ impl World {
             || self.reading.is_some()
             || !self.other_samples.is_empty()
             || link
+    }
+
+    /// A heartbeat is due right now.
+    pub fn beat(&mut self) {
+        self.handle(Event::Beat);
+        self.progress();
     }
 
     /// Faults are over.

@@ -48,6 +48,27 @@ fn an_exit_is_told_at_once_with_its_code() {
     assert!(status.contains("exited (7) exits-7") && status.contains("exited (137) killed"), "{status}");
 }
 
+/// The moments in which the agent learns of a container, looks for its process and begins to watch it.
+#[test]
+fn an_exit_at_any_moment_of_the_start() {
+    let Some(world) = World::start("an_exit_at_any_moment_of_the_start") else { return };
+    let moments = 0..16;
+    let asked: Vec<(i32, String)> = moments
+        .map(|moment| {
+            let script = format!("sleep {}; exit {}", f64::from(moment) * 0.02, moment + 1);
+            (moment, world.ask(&format!("m-{moment}"), &json!({"command": ["/bin/sh", "-c", script]})))
+        })
+        .collect();
+    for (moment, request) in asked {
+        assert_eq!(world.result(&request)["status"], "running");
+        let replica = format!("m-{moment}");
+        let told = world.plane.wait_event(WAIT, |event| {
+            event["payload"]["replica_id"] == *replica && event["payload"]["exit_code"].is_number()
+        });
+        assert_eq!(told["payload"]["exit_code"], moment + 1);
+    }
+}
+
 #[test]
 fn out_of_memory() {
     let Some(world) = World::start("out_of_memory") else { return };

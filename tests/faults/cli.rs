@@ -11,6 +11,8 @@ use crate::rig::{BEAT_SLACK, Changes, Engine, LATE, Rig, SOON};
 
 /// How long a deploy may take that is going to hang.
 const DEPLOY_S: u64 = 5;
+/// The same, where others are to be done before it ends, on a machine that may be busy.
+const LONG_DEPLOY_S: u64 = 45;
 /// Within this the node has to say that the engine does not answer.
 const DEGRADED_WITHIN: Duration = Duration::from_secs(30 + 2);
 /// How much the agent may grow from output that never ends, KiB.
@@ -117,7 +119,7 @@ fn one_replica_hangs(engine: &Engine) {
     let began = Instant::now();
     let deploys: Vec<String> = hung
         .iter()
-        .map(|replica| rig.deploy_with(replica, json!({"deploy_timeout_s": DEPLOY_S * 3})))
+        .map(|replica| rig.deploy_with(replica, json!({"deploy_timeout_s": LONG_DEPLOY_S})))
         .collect();
     let cancelled = rig.stop(&hung[0]);
     for _ in 0..3 {
@@ -125,8 +127,9 @@ fn one_replica_hangs(engine: &Engine) {
         expect(&mut lost, "another's deploy", &rig.outcome(&rig.deploy(&other), SOON), &["running"]);
         expect(&mut lost, "another's stop", &rig.outcome(&rig.stop(&other), SOON), &["stopped"]);
     }
-    if began.elapsed() > Duration::from_secs(DEPLOY_S * 3) {
-        lost.push(format!("the others took {:?}", began.elapsed()));
+    // Nothing but their own deadline ends those that hang: the others did not wait for it.
+    if deploys[1..].iter().any(|deploy| !rig.plane.job(deploy)["result"].is_null()) {
+        lost.push(format!("the others were done after {:?}, when some that hang had ended", began.elapsed()));
     }
     for (n, deploy) in deploys.iter().enumerate() {
         let wanted = if n == 0 { "cancelled" } else { "timeout" };

@@ -20,6 +20,8 @@ const ENGINE_EVERY: Duration = Duration::from_secs(150);
 const PRINT_EVERY: Duration = Duration::from_secs(60);
 /// The control plane remembers 2,000 finished jobs: their outcomes are looked at before it forgets any.
 const LOOK_EVERY: u64 = 200;
+/// Answers that an agent remembers, and some more: after as many its memory is as full as it gets.
+const ANSWERS: u64 = 1100;
 /// Growth that is no leak: caches of the allocator and a call of the CLI that is under way.
 const SLACK: Use = Use { resident: 512, private_dirty: 384, descriptors: 16, threads: 8, children: 6 };
 
@@ -45,6 +47,13 @@ fn soak() {
     let (mut random, rig) = (Random::new(), Rig::with(&engine, Changes { settings, ..Changes::default() }));
     eprintln!("soak: {} s, seed {}, agent {}", long.as_secs(), random.seed, rig.pid());
     eprintln!("{:>7} {:>7} {:>7}  {}", "minute", "jobs", "faults", COLUMNS.map(|(name, _)| name).join("  "));
+    let before = procs::usage(rig.pid()).unwrap_or_default();
+    fill(&rig);
+    let filled = procs::usage(rig.pid()).unwrap_or_default();
+    eprintln!(
+        "soak: private dirty KiB at first {}, with {ANSWERS} answers {}",
+        before.private_dirty, filled.private_dirty
+    );
     let (mut replicas, mut samples, mut lost): (Vec<String>, Vec<Use>, Vec<String>) = Default::default();
     let (mut jobs, mut faults) = (0, Faults::default());
     let began = Instant::now();
@@ -91,6 +100,20 @@ fn soak() {
     lost.extend(verdict(&samples));
     eprintln!("soak: {}", if lost.is_empty() { "flat, and nothing lost" } else { "FAILED" });
     assert!(lost.is_empty(), "seed {}:\n{}", random.seed, lost.join("\n"));
+}
+
+/// Fills what the agent remembers up to its bound, with answers that cost no container: what grows after that leaks.
+fn fill(rig: &Rig) {
+    for n in 0..ANSWERS {
+        let replica = format!("fill-{n}");
+        let request = format!("{replica}-{}", "x".repeat(64));
+        let payload =
+            json!({"replica_id": replica, "request_id": request, "image": "none:1", "gpu_count": 1});
+        let text = json!({"type": "deploy", "payload": payload}).to_string();
+        rig.plane.api_post_text(&format!("/nodes/{}/send", rig.node), &text);
+    }
+    let answered = || (rig.view()["unmatched_results"].as_u64()? >= ANSWERS).then_some(());
+    assert!(wait_for(SOON, answered).is_some(), "not all were answered: {:#}", rig.view());
 }
 
 /// How often what was done.

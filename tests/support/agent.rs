@@ -49,14 +49,21 @@ pub struct Node {
     environment: BTreeMap<String, String>,
     /// What the agent is started with, such as `ip netns exec NAME`.
     pub around: Vec<String>,
+    /// The agent's binary; by default the one that VECTORLAY_TEST_AGENT names, else this build's.
+    pub binary: Option<PathBuf>,
 }
 
 impl Node {
     /// One that knows no control plane, has no token, and whose container CLI does not exist.
     pub fn new(name: &str) -> Self {
         let folder = Folder::new(name);
-        let mut node =
-            Self { folder, settings: Vec::new(), environment: BTreeMap::new(), around: Vec::new() };
+        let mut node = Self {
+            folder,
+            settings: Vec::new(),
+            environment: BTreeMap::new(),
+            around: Vec::new(),
+            binary: None,
+        };
         std::fs::write(node.file(), "{}").unwrap();
         for (setting, part) in [
             ("state-dir", "state"),
@@ -144,7 +151,9 @@ impl Node {
     }
 
     fn program(&self, arguments: &[&str]) -> Command {
-        let binary = std::env::var("VECTORLAY_TEST_AGENT").ok().filter(|path| !path.is_empty());
+        let binary = self.binary.as_ref().map(|path| path.display().to_string());
+        let tested = || std::env::var("VECTORLAY_TEST_AGENT").ok().filter(|path| !path.is_empty());
+        let binary = binary.or_else(tested);
         let binary = binary.unwrap_or_else(|| env!("CARGO_BIN_EXE_vectorlay-agent").to_owned());
         let words: Vec<&str> = self.around.iter().map(String::as_str).chain([binary.as_str()]).collect();
         let mut program = Command::new(words[0]);
