@@ -1,7 +1,14 @@
 //! The log: one line for each message, on standard error.
+//!
+//! A thread of its own writes it, for whoever reads standard error may stop: then lines are dropped, and counted, and
+//! nobody waits.
 
-use std::io::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::io::{self, Write};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::Builder;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use log::LevelFilter;
 use serde_json::json;
@@ -9,13 +16,30 @@ use serde_json::json;
 use crate::config::LogFormat;
 use crate::link::dates;
 
+/// Lines that wait to be written; past it they are dropped.
+const LINES_MAX: usize = 1024;
+/// How long the last lines may take at the end of the process.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+
+/// Lines that were dropped and not yet spoken of.
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+/// To the thread that writes.
+static LINES: OnceLock<SyncSender<Line>> = OnceLock::new();
+
+enum Line {
+    Text(Vec<u8>),
+    /// All before it is written: say so.
+    Flush(SyncSender<()>),
+}
+
 /// Starts the log.
 ///
 /// Under the journal, which has its own, lines carry no time. tungstenite's lines below `info` are left out whatever
 /// is asked for: it writes whole requests, credentials included.
 pub fn start(level: LevelFilter, format: LogFormat) {
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let started = env_logger::Builder::new()
+    let mut builder = env_logger::Builder::new();
+    builder
         .filter_level(level)
         .filter_module("tungstenite", level.min(LevelFilter::Info))
         .filter_module("ureq", level.min(LevelFilter::Info))
@@ -35,10 +59,57 @@ pub fn start(level: LevelFilter, format: LogFormat) {
                     writeln!(out, "{line}")
                 }
             }
-        })
-        .try_init();
+        });
+    let (lines, received) = sync_channel(LINES_MAX);
+    #[allow(clippy::disallowed_methods, reason = "the log has a thread of its own")]
+    let thread = Builder::new().name("log".into()).spawn(move || write_lines(&received));
+    // Without a thread (there are none left) lines are written where they come about.
+    if thread.is_ok() && LINES.set(lines.clone()).is_ok() {
+        builder.target(env_logger::Target::Pipe(Box::new(ToThread(lines))));
+    }
     // A second start (a test in the same process) keeps the first one's settings.
-    drop(started);
+    drop(builder.try_init());
+}
+
+/// Waits for the lines that are to be written, but not for long.
+pub fn flush() {
+    let Some(lines) = LINES.get() else { return };
+    let (done, written) = sync_channel(1);
+    if lines.try_send(Line::Flush(done)).is_ok() {
+        // Whoever reads standard error may have stopped: the process ends all the same.
+        let _ = written.recv_timeout(FLUSH_WITHIN);
+    }
+}
+
+/// Hands lines to the thread, and never waits.
+struct ToThread(SyncSender<Line>);
+
+impl Write for ToThread {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.0.try_send(Line::Text(line.to_vec())).is_err() {
+            DROPPED.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write_lines(lines: &Receiver<Line>) {
+    let mut out = io::stderr();
+    for line in lines {
+        let dropped = DROPPED.swap(0, Ordering::Relaxed);
+        // What cannot be written cannot be spoken of either.
+        if dropped > 0 {
+            let _ = writeln!(out, "{dropped} lines of the log were dropped: nobody read it");
+        }
+        match line {
+            Line::Text(line) => _ = out.write_all(&line),
+            Line::Flush(done) => _ = done.try_send(()),
+        }
+    }
 }
 
 #[allow(clippy::disallowed_methods, reason = "a line of the log carries the time")]

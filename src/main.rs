@@ -34,7 +34,11 @@ fn main() -> ExitCode {
         return ended(cli::print(&mut out, text), FAILED);
     }
     match config::load(&invocation.overrides, std::env::vars_os()) {
-        Ok(loaded) => run(&invocation, loaded, &mut out),
+        Ok(loaded) => {
+            let code = run(&invocation, loaded, &mut out);
+            logging::flush();
+            code
+        }
         Err(error) => failed(&error, CONFIGURATION),
     }
 }

@@ -61,6 +61,8 @@ pub struct Bounds {
     pub grace: Duration,
     /// Bytes kept of each stream: the first ones of standard output, the last ones of standard error.
     pub output: usize,
+    /// The last ones of standard output too.
+    pub tail: bool,
 }
 
 /// How it ended.
@@ -216,7 +218,7 @@ pub fn run(program: &Program, bounds: &Bounds, cancel: Option<&Cancel>) -> Resul
     }
     let mut child = start(program)?;
     let started = Instant::now();
-    let watched = Streams::new(&mut child, bounds.output)
+    let watched = Streams::new(&mut child, bounds)
         .and_then(|streams| Ok((pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?, streams)));
     let failed = |child, source| {
         give_up(child);
@@ -414,10 +416,11 @@ struct Streams {
 }
 
 impl Streams {
-    fn new(child: &mut Child, limit: usize) -> io::Result<Self> {
+    fn new(child: &mut Child, bounds: &Bounds) -> io::Result<Self> {
+        let (limit, keep) = (bounds.output, if bounds.tail { Keep::Tail } else { Keep::Head });
         let out = child.stdout.take().map(OwnedFd::from);
         let err = child.stderr.take().map(OwnedFd::from);
-        Ok(Self { out: Stream::new(out, limit, Keep::Head)?, err: Stream::new(err, limit, Keep::Tail)? })
+        Ok(Self { out: Stream::new(out, limit, keep)?, err: Stream::new(err, limit, Keep::Tail)? })
     }
 
     fn pump(&mut self, most: usize) {
@@ -519,7 +522,7 @@ mod tests {
     }
 
     fn bounds(deadline: Duration, grace: Duration) -> Bounds {
-        Bounds { deadline, grace, output: 64 * 1024 }
+        Bounds { deadline, grace, output: 64 * 1024, tail: false }
     }
 
     fn ok(program: &Program) -> Finished {
@@ -608,7 +611,7 @@ mod tests {
     #[test]
     fn keeps_the_tail_of_a_long_standard_error() {
         let script = "i=0; while [ $i -lt 20000 ]; do echo line $i >&2; i=$((i+1)); done";
-        let small = Bounds { deadline: LONG, grace: LONG, output: 100 };
+        let small = Bounds { deadline: LONG, grace: LONG, output: 100, tail: false };
         let finished = run(&shell(script), &small, None).unwrap();
         assert_eq!(finished.stderr.len(), 100);
         assert!(finished.stderr.ends_with(b"line 19998\nline 19999\n"));
@@ -618,7 +621,7 @@ mod tests {
     fn input_can_be_read_and_opened_but_not_changed() {
         let bytes: Vec<u8> = (0..200_000u32).map(|i| (i % 251) as u8).collect();
         let with_input = |script: &str| Program { input: Some(bytes.clone()), ..shell(script) };
-        let big = Bounds { deadline: LONG, grace: LONG, output: 1 << 20 };
+        let big = Bounds { deadline: LONG, grace: LONG, output: 1 << 20, tail: false };
         for script in ["cat", "cat /proc/self/fd/0"] {
             let finished = run(&with_input(script), &big, None).unwrap();
             assert!(finished.stdout == bytes, "{script}");

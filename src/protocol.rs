@@ -24,6 +24,10 @@ pub const OFFLINE_AFTER: Duration = Duration::from_secs(60);
 pub const GPU_COUNT_MAX: u64 = 64;
 /// The most variables, arguments and ports of one deploy.
 pub const LIST_MAX: usize = 4096;
+/// The most bytes of variables and arguments of one deploy: about what a program can be started with.
+pub const SPEC_MAX: usize = 2_000_000;
+/// The longest token, in bytes: it has to fit into a header.
+pub const TOKEN_MAX: usize = 4096;
 /// The most lines that `logs` gives.
 pub const LOG_LINES_MAX: u64 = 1000;
 /// The most bytes that `logs` gives.
@@ -60,6 +64,31 @@ pub enum Inbound {
         /// How many lines.
         tail: u32,
     },
+}
+
+impl Inbound {
+    /// The replica that it is about.
+    pub fn replica(&self) -> Option<&ReplicaId> {
+        match self {
+            Self::Deploy(deploy) => Some(&deploy.replica),
+            Self::Stop(stop) => Some(&stop.replica),
+            Self::Logs { replica, .. } => Some(replica),
+            Self::Registered { .. } | Self::Drain | Self::Maintenance | Self::Resume => None,
+        }
+    }
+
+    /// The size of what it carries for a container.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Deploy(deploy) => deploy.spec.bytes(),
+            Self::Stop(_)
+            | Self::Logs { .. }
+            | Self::Registered { .. }
+            | Self::Drain
+            | Self::Maintenance
+            | Self::Resume => 0,
+        }
+    }
 }
 
 /// When an image is pulled.
@@ -237,8 +266,8 @@ impl Payload {
 
     fn token(&self) -> Result<Option<Secret>, String> {
         let Some(token) = self.text("node_token")? else { return Ok(None) };
-        if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err("node_token is not printable ASCII".into());
+        if token.is_empty() || token.len() > TOKEN_MAX || !token.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(format!("node_token is not printable ASCII of at most {TOKEN_MAX} bytes"));
         }
         Ok(Some(Secret::new(token.to_owned())))
     }
@@ -265,7 +294,7 @@ impl Payload {
             Some(_) => return Err("pull is none of missing, always and never".into()),
         };
         let small = |value: Option<u64>| value.map(|v| u32::try_from(v).unwrap_or(u32::MAX));
-        Ok(Deploy {
+        let deploy = Deploy {
             replica: self.replica()?,
             request: self.request()?,
             spec: Spec {
@@ -283,7 +312,11 @@ impl Payload {
             pull,
             stop_timeout: self.seconds("stop_timeout_s")?,
             deploy_timeout: self.seconds("deploy_timeout_s")?,
-        })
+        };
+        if deploy.spec.bytes() > SPEC_MAX {
+            return Err(format!("env_vars and command have more than {SPEC_MAX} bytes together"));
+        }
+        Ok(deploy)
     }
 
     fn millicpus(&self) -> Result<Option<u64>, String> {

@@ -79,7 +79,12 @@ impl Setup {
 fn ask_flavour(path: &Path, env: &[(OsString, OsString)]) -> Option<Flavour> {
     let program =
         Program { path: path.to_owned(), args: vec!["--version".into()], env: env.to_vec(), input: None };
-    let bounds = Bounds { deadline: VERSION_DEADLINE, grace: Duration::from_secs(1), output: VERSION_BYTES };
+    let bounds = Bounds {
+        deadline: VERSION_DEADLINE,
+        grace: Duration::from_secs(1),
+        output: VERSION_BYTES,
+        tail: false,
+    };
     let finished = process::run(&program, &bounds, None).ok()?;
     Flavour::of_version(&String::from_utf8_lossy(&finished.stdout))
 }
@@ -116,7 +121,12 @@ fn shim(inputs: &Inputs) -> Shim {
     }
     let program =
         Program { path: target, args: vec!["--version".into()], env: inputs.env.clone(), input: None };
-    let bounds = Bounds { deadline: VERSION_DEADLINE, grace: Duration::from_secs(1), output: VERSION_BYTES };
+    let bounds = Bounds {
+        deadline: VERSION_DEADLINE,
+        grace: Duration::from_secs(1),
+        output: VERSION_BYTES,
+        tail: false,
+    };
     let Ok(finished) = process::run(&program, &bounds, None) else { return Shim::Unknown };
     let said = String::from_utf8_lossy(&finished.stdout).into_owned();
     match (said.contains("(Golang)"), said.contains("(Rust)")) {

@@ -150,7 +150,7 @@ impl Bench {
         args.extend(command.iter().map(Into::into));
         let env = vec![("PATH".into(), DEFAULT_PATH.into()), ("HOME".into(), "/root".into())];
         let program = Program { path: self.cli.path.clone(), args, env, input: None };
-        let bounds = Bounds { deadline: LONG, grace: LONG, output: 4 << 20 };
+        let bounds = Bounds { deadline: LONG, grace: LONG, output: 4 << 20, tail: false };
         process::run(&program, &bounds, None).unwrap().stdout
     }
 }

@@ -15,7 +15,9 @@
 mod timers;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::fs::DirBuilder;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -28,6 +30,7 @@ use crate::control::Control;
 use crate::core::operator::ControlId;
 use crate::core::record::{Record, RecordFile, StoreEvent};
 use crate::core::{self, Action, Core, End, Event, Limits, Origin};
+use crate::digest::{hex, keyed_hash};
 use crate::engine::cli::LogChoice;
 use crate::engine::watcher::{self, Watcher};
 use crate::engine::{self, Pool};
@@ -38,12 +41,12 @@ use crate::setup::{self, Setup};
 use crate::store::{self, Directory, Found, Store};
 
 /// Events that wait for the main loop; past it their senders wait.
-const EVENTS_MAX: usize = 1024;
+const EVENTS_MAX: usize = 64;
 /// Stops and removals at once.
 const STOPS: usize = 8;
 /// Lists, inspects and logs at once.
 const LOOKS: usize = 4;
-/// The folder for credentials while a pull runs: a tmpfs on every host.
+/// The folder for credentials while a pull runs, with one in it for each state directory: a tmpfs on every host.
 const SCRATCH: &str = "/run/vectorlay/pulls";
 
 /// Why the agent cannot run, or stopped running.
@@ -161,6 +164,27 @@ fn link_settings(config: &Config) -> Result<link::Settings, Error> {
     Ok(link::Settings { url, register_url, ca_file: config.ca_file.clone(), proxy: proxy.transpose()? })
 }
 
+/// A name for this agent's folder for credentials: agents with other state directories have others.
+fn scratch_name(state_dir: &Path) -> String {
+    hex(&keyed_hash(&[0; 32], state_dir.as_os_str().as_encoded_bytes()))[..16].to_owned()
+}
+
+/// Makes the folder of log files, for root alone: tenants' output stands in it. One that is there stays as it is.
+fn make_log_dir(dir: &Path) {
+    let warn = |why: &dyn fmt::Display| {
+        log::warn!("the folder of containers' logs, {}: {why}; make it a folder of mode 0700", dir.display());
+    };
+    match std::fs::metadata(dir) {
+        Ok(found) if found.permissions().mode() & 0o077 == 0 => {}
+        Ok(_) => warn(&"others may read what is in it"),
+        Err(_) => {
+            if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+                warn(&error);
+            }
+        }
+    }
+}
+
 /// Takes the state directory's lock and reads what is in it.
 fn open_state(config: &Config) -> Result<(Directory, Origin), Error> {
     let state = |e: store::Error| Error::State(e.to_string());
@@ -232,7 +256,10 @@ impl Edges {
             .map_err(|e| started("the link")(&e))?;
         let send = to_main(events);
         let logs = match &setup.cli.log {
-            LogChoice::File { dir } => Some(dir.clone()),
+            LogChoice::File { dir } => {
+                make_log_dir(dir);
+                Some(dir.clone())
+            }
             LogChoice::JsonFile { .. } => None,
         };
         let pool = engine::Settings {
@@ -240,7 +267,7 @@ impl Edges {
             deploys: config.workers,
             stops: STOPS,
             looks: LOOKS,
-            scratch: PathBuf::from(SCRATCH),
+            scratch: Path::new(SCRATCH).join(scratch_name(&config.state_dir)),
             overdue: engine::OVERDUE,
         };
         let pool = Pool::start(pool, Arc::new(move |job, outcome| send(Event::Job(job, outcome))))

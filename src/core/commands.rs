@@ -25,6 +25,8 @@ pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 pub const STOP_MARGIN: Duration = Duration::from_secs(60);
 /// The most commands that wait for the table of containers.
 const WAITING_MAX: usize = 1024;
+/// The most bytes of variables and arguments in deploys that wait.
+const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// The most readings of logs at once.
 const LOGS_MAX: usize = 16;
 
@@ -51,7 +53,7 @@ impl Core {
             Inbound::Deploy(deploy) => {
                 let hash = self.key.hash(&deploy.spec);
                 let request = deploy.request.as_ref();
-                self.answered_before(request, out)
+                self.answered_before(Kind::Deploy, &deploy.replica, request, out)
                     || self.answer_again(&deploy.replica, request, &hash)
                     || self
                         .replicas
@@ -62,7 +64,7 @@ impl Core {
                 let awaited = |replica: &Replica| {
                     replica.stop.as_ref().is_some_and(|accepted| accepted.requests.contains(&stop.request))
                 };
-                self.answered_before(stop.request.as_ref(), out)
+                self.answered_before(Kind::Stop, &stop.replica, stop.request.as_ref(), out)
                     || stop.request.is_some() && self.replicas.get(&stop.replica).is_some_and(awaited)
             }
             Inbound::Registered { .. }
@@ -169,6 +171,14 @@ impl Core {
             let limit = self.limits.queue_limit;
             return Some(Refusal::new(Code::Busy, format!("{limit} deploys are waiting already")));
         }
+        let waiting = |id| self.replicas.get(id).and_then(|replica| replica.deploy.as_ref()?.work.as_ref());
+        let bytes: usize = self.queue.iter().filter_map(waiting).map(|work| work.spec.bytes()).sum();
+        if bytes > WAITING_BYTES_MAX {
+            return Some(Refusal::new(
+                Code::Busy,
+                "the deploys that are waiting already are too large together",
+            ));
+        }
         self.room()
     }
 
@@ -256,7 +266,9 @@ impl Core {
 
     /// Keeps a command until the table is known.
     fn wait(&mut self, now: Instant, command: Inbound, out: &mut Vec<Action>) {
-        if self.waiting.iter().any(|(_, waiting)| *waiting == command) {
+        // Equal to the last one for its replica: arrived twice. Behind another it is a command of its own.
+        let of_replica = |waiting: &&(Instant, Inbound)| waiting.1.replica() == command.replica();
+        if self.waiting.iter().rev().find(of_replica).is_some_and(|(_, waiting)| *waiting == command) {
             return;
         }
         let timeout = match &command {
@@ -264,7 +276,8 @@ impl Core {
             Inbound::Stop(stop) => stop.timeout.unwrap_or(STOP_TIMEOUT) + STOP_MARGIN,
             _ => return,
         };
-        if self.waiting.len() < WAITING_MAX {
+        let bytes: usize = self.waiting.iter().map(|(_, waiting)| waiting.bytes()).sum();
+        if self.waiting.len() < WAITING_MAX && bytes + command.bytes() <= WAITING_BYTES_MAX {
             self.waiting.push_back((now + timeout, command));
         } else {
             let refusal =

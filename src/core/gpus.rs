@@ -235,7 +235,9 @@ impl Gpus {
     fn free_groups(&self) -> Vec<Group> {
         let mut groups: BTreeMap<(u8, u64), (Group, bool)> = BTreeMap::new();
         for (n, slot) in self.slots.values().enumerate() {
-            let key = match slot.gpu.iommu_group {
+            // Groups matter to VFIO alone: a plain runtime is given a GPU by its driver.
+            let by_vfio = slot.gpu.device_node.as_ref().is_none_or(|node| node.starts_with("/dev/vfio/"));
+            let key = match slot.gpu.iommu_group.filter(|_| by_vfio) {
                 Some(number) => (0, u64::from(number)),
                 None => (1, n as u64),
             };

@@ -26,6 +26,11 @@ impl fmt::Display for JobId {
     }
 }
 
+/// Whether `text` has the form of a deploy's ID: 16 lower-case hexadecimal digits.
+pub fn is_deploy_id(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// What a container is made from: everything that shapes it, with defaults filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spec {
@@ -47,6 +52,14 @@ pub struct Spec {
     pub pids_limit: Option<u32>,
     /// Published ports.
     pub ports: Vec<Port>,
+}
+
+impl Spec {
+    /// The size of its variables and arguments.
+    pub fn bytes(&self) -> usize {
+        let variables = self.env.iter().map(|(name, value)| name.as_str().len() + value.expose().len() + 2);
+        variables.chain(self.command.iter().map(|argument| argument.len() + 1)).sum()
+    }
 }
 
 /// A published port.

@@ -541,6 +541,7 @@ impl Core {
                     }
                 }
                 self.disk.dirty();
+                self.node.want_info();
                 Ok(())
             }
             Err(Denied::Wait) => {

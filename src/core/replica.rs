@@ -394,6 +394,14 @@ impl Replica {
         }
     }
 
+    /// Whether the outcome of this request is awaited.
+    pub fn awaits_request(&self, request: Option<&RequestId>) -> bool {
+        let known = |requests: &[Option<RequestId>]| requests.iter().any(|known| known.as_ref() == request);
+        self.deploy.as_ref().is_some_and(|deploy| known(&deploy.requests))
+            || self.next.as_ref().is_some_and(|next| known(&next.requests))
+            || self.stop.as_ref().is_some_and(|stop| known(&stop.requests))
+    }
+
     /// Whether a deploy that arrives is one whose outcome is awaited here already: one that failed and is being
     /// removed too. Without a request ID, one that follows a stop is another.
     pub fn awaits(&self, request: Option<&RequestId>, hash: &str) -> bool {

@@ -109,6 +109,14 @@ impl Core {
             Command::Deploy => Kind::Deploy,
             Command::Stop => Kind::Stop,
         };
+        // A command that was understood once keeps its answer.
+        let awaited = |known: &Replica| known.awaits_request(request.as_ref());
+        if self.ending.is_some()
+            || self.answered_before(kind, &replica, request.as_ref(), out)
+            || self.replicas.get(&replica).is_some_and(awaited)
+        {
+            return;
+        }
         self.refuse(kind, &replica, request, "", &Refusal::new(Code::Invalid, why), out);
     }
 
@@ -166,7 +174,10 @@ impl Core {
     /// Remembers the answer to a request.
     pub(super) fn remember(&mut self, entry: &Entry) {
         let Some(request) = &entry.request else { return };
-        self.answered.retain(|(known, ..)| known != request);
+        let same = |known: &RequestId, kind: Kind, replica: &ReplicaId| {
+            known == request && kind == entry.kind && *replica == entry.replica
+        };
+        self.answered.retain(|(known, kind, replica, _)| !same(known, *kind, replica));
         if self.answered.len() >= ANSWERED_MAX {
             self.answered.pop_front();
         }
@@ -174,19 +185,30 @@ impl Core {
         self.answered.push_back((request.clone(), entry.kind, entry.replica.clone(), payload));
     }
 
-    /// A request that was answered before gets the same answer again.
-    pub(super) fn answered_before(&mut self, request: Option<&RequestId>, out: &mut Vec<Action>) -> bool {
+    /// A request that was answered before gets the same answer again. A command of another kind, or for another
+    /// replica, is another request, whatever its ID.
+    pub(super) fn answered_before(
+        &mut self,
+        kind: Kind,
+        replica: &ReplicaId,
+        request: Option<&RequestId>,
+        out: &mut Vec<Action>,
+    ) -> bool {
         let Some(request) = request else { return false };
-        let Some((_, kind, replica, payload)) =
-            self.answered.iter().find(|(known, ..)| known == request).cloned()
-        else {
+        let same = |known: &&(RequestId, Kind, ReplicaId, Box<str>)| {
+            known.0 == *request && known.1 == kind && known.2 == *replica
+        };
+        let Some((_, kind, replica, payload)) = self.answered.iter().find(same).cloned() else {
             return false;
         };
         let payload = match serde_json::from_str(&payload) {
             Ok(Value::Object(payload)) => payload,
             Ok(_) | Err(_) => unreachable!("an answer is remembered as the object that it is"),
         };
-        if self.outbox.send_again(|_, entry| entry.request.as_ref() == Some(request)) {
+        let kept = |entry: &Entry| {
+            entry.request.as_ref() == Some(request) && entry.kind == kind && entry.replica == replica
+        };
+        if self.outbox.send_again(|_, entry| kept(entry)) {
         } else if self.outbox.len() < OWED_MAX {
             let entry = Entry::new(kind, replica, Some(request.clone()), payload);
             self.outbox.push(entry.unrecorded());

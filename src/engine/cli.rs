@@ -190,7 +190,7 @@ impl Cli {
     /// # Errors
     /// [`crate::core::job::FailureKind::Impossible`] when the job cannot be put on a command line.
     pub fn call(&self, job: &Job) -> Result<(Program, Bounds), Failure> {
-        let bounds = |deadline, output| Bounds { deadline, grace: GRACE, output };
+        let bounds = |deadline, output| Bounds { deadline, grace: GRACE, output, tail: false };
         Ok(match job {
             Job::Run(run) => (self.run(run)?, bounds(run.deadline, OUTPUT)),
             Job::Pull(pull) => (self.pull(pull), bounds(pull.deadline, OUTPUT)),
@@ -213,7 +213,7 @@ impl Cli {
                 // The time tells the container's lines from the CLI's own, and puts both streams in order.
                 let tail = format!("--tail={lines}");
                 let args = ["logs".into(), "--timestamps".into(), tail, id.as_str().to_owned()];
-                (self.marked("logs", args), bounds(LOOK_DEADLINE, LOGS_OUTPUT))
+                (self.marked("logs", args), Bounds { tail: true, ..bounds(LOOK_DEADLINE, LOGS_OUTPUT) })
             }
             Job::Probe => {
                 // Both CLIs ask the engine for its version and fail where it does not answer.
@@ -235,7 +235,7 @@ impl Cli {
     /// The call that prints, as JSON, which deploy a container is of: its log file is named after it.
     pub fn deploy_of(&self, id: &ContainerId) -> (Program, Bounds) {
         let program = self.inspect(id, format!("{{{{json (index .Config.Labels \"{LABEL_DEPLOY}\")}}}}"));
-        (program, Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: OUTPUT })
+        (program, Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: OUTPUT, tail: false })
     }
 
     fn guest_use(&self, id: &ContainerId, vendor: Vendor) -> Program {

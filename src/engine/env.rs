@@ -19,7 +19,7 @@ const VARIABLE_MAX: usize = 131_071;
 const TOTAL_MAX: usize = 1_900_000;
 
 /// Beginnings of names that steer a host program. Compared in upper case.
-const RESERVED_PREFIXES: [&str; 20] = [
+const RESERVED_PREFIXES: [&str; 25] = [
     "BASH",
     "BUILDKIT_",
     "BUILDX_",
@@ -29,12 +29,17 @@ const RESERVED_PREFIXES: [&str; 20] = [
     "DOCKER_",
     "GLIBC_",
     "GO",
+    "KATA_",
     "LC_",
     "LD_",
     "LISTEN_",
     "MALLOC_",
     "NERDCTL_",
+    "NODE_",
+    "OPENSSL_",
     "OTEL_",
+    "PERL5",
+    "PYTHON",
     "ROOTLESSKIT_",
     "SSL_CERT_",
     "VECTORLAY_",
@@ -42,19 +47,24 @@ const RESERVED_PREFIXES: [&str; 20] = [
     "XTABLES_",
 ];
 /// Whole names that do.
-const RESERVED: [&str; 16] = [
+const RESERVED: [&str; 21] = [
     "ENV",
+    "GCONV_PATH",
     "HOME",
+    "HOSTALIASES",
     "IFS",
     "LANG",
     "LANGUAGE",
+    "LOCPATH",
     "LOGNAME",
     "NETCONFPATH",
+    "NLSPATH",
     "NOTIFY_SOCKET",
     "PATH",
     "PWD",
     "RES_OPTIONS",
     "SHELL",
+    "SSLKEYLOGFILE",
     "TMPDIR",
     "TZ",
     "USER",

@@ -7,10 +7,12 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::answer::{LOG_MAX, last_lines};
 use super::cli::log_file;
+use crate::core::job::is_deploy_id;
 
 /// The last `most` lines of a deploy's output, and whether some were left out for their length.
 ///
@@ -74,7 +76,7 @@ fn bound_one(path: &Path, max: u64) -> io::Result<()> {
     }
     let mut from = File::open(path)?;
     from.seek(SeekFrom::Start(size.saturating_sub(max)))?;
-    let mut to = File::create(aside(path))?;
+    let mut to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(aside(path))?;
     let copied = io::copy(&mut from.take(max), &mut to);
     // Truncated even where the copy failed (a full disk): else nothing would ever free it.
     OpenOptions::new().write(true).open(path)?.set_len(0)?;
@@ -85,10 +87,11 @@ fn aside(path: &Path) -> PathBuf {
     path.with_extension("log.1")
 }
 
+/// The files that are named after a deploy: whatever else is in the folder belongs to somebody else.
 fn log_files(dir: &Path, ending: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    let ours =
-        |path: &PathBuf| path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.ends_with(ending));
+    let deploy = |name: &str| name.strip_suffix(ending).is_some_and(is_deploy_id);
+    let ours = |path: &PathBuf| path.file_name().and_then(|n| n.to_str()).is_some_and(deploy);
     entries.flatten().map(|entry| entry.path()).filter(ours).collect()
 }
 
@@ -106,7 +109,8 @@ mod tests {
     #[test]
     fn grows_no_further_and_loses_no_line_that_is_kept() {
         let dir = folder("bound");
-        let path = dir.join("d1.log");
+        let (first, second) = ("00000000000000d1", "00000000000000d2");
+        let path = dir.join(format!("{first}.log"));
         let mut shim = OpenOptions::new().append(true).create(true).open(&path).unwrap();
         for i in 0..100 {
             writeln!(shim, "line {i:04}").unwrap();
@@ -115,12 +119,28 @@ mod tests {
         assert_eq!((fs::metadata(&path).unwrap().len(), fs::metadata(aside(&path)).unwrap().len()), (0, 505));
         // The shim goes on at the file's new beginning.
         writeln!(shim, "line 0100").unwrap();
-        assert_eq!(tail(&dir, "d1", 2).unwrap(), (vec!["line 0099".into(), "line 0100".into()], false));
+        assert_eq!(tail(&dir, first, 2).unwrap(), (vec!["line 0099".into(), "line 0100".into()], false));
         assert!(bound(&dir, 505).is_empty());
         assert_eq!(fs::read(&path).unwrap(), b"line 0100\n");
-        fs::write(dir.join("d2.log"), "x").unwrap();
-        remove_others(&dir, &BTreeSet::from(["d2".to_owned()]));
-        assert_eq!(log_files(&dir, ""), [dir.join("d2.log")]);
+        fs::write(dir.join(format!("{second}.log")), "x").unwrap();
+        // Somebody else's, whatever their size.
+        for foreign in ["syslog.log", "syslog.log.1", "00000000000000D3.log", "d4.log"] {
+            fs::write(dir.join(foreign), "x".repeat(1000)).unwrap();
+        }
+        assert!(bound(&dir, 505).is_empty());
+        remove_others(&dir, &BTreeSet::from([second.to_owned()]));
+        let mut left: Vec<(String, u64)> = fs::read_dir(&dir)
+            .unwrap()
+            .flatten()
+            .map(|file| (file.file_name().into_string().unwrap(), file.metadata().unwrap().len()))
+            .collect();
+        left.sort();
+        let own = (format!("{second}.log"), 1);
+        let foreign = ["00000000000000D3.log", "d4.log", "syslog.log", "syslog.log.1"];
+        let mut expected: Vec<(String, u64)> = foreign.map(|name| (name.to_owned(), 1000)).to_vec();
+        expected.push(own);
+        expected.sort();
+        assert_eq!(left, expected);
         fs::remove_dir_all(dir).unwrap();
     }
 

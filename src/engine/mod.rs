@@ -346,7 +346,8 @@ mod tests {
                 env: vec![("PATH".into(), DEFAULT_PATH.into())],
                 input: Some(format!("#!/bin/sh\n{script}\n").into_bytes()),
             };
-            process::run(&write, &Bounds { deadline: LONG, grace: LONG, output: 100 }, None).unwrap();
+            process::run(&write, &Bounds { deadline: LONG, grace: LONG, output: 100, tail: false }, None)
+                .unwrap();
             let settings = Settings {
                 cli: Cli {
                     path: cli,

@@ -81,8 +81,14 @@ pub struct Leak {
 pub fn calls(root: &Path) -> io::Result<Vec<Orphan>> {
     let proc = root.join("proc");
     let mut found = Vec::new();
+    // A container's process can have any arguments; but it is in another PID namespace than a call of ours.
+    let namespace = |dir: PathBuf| fs::read_link(dir.join("ns/pid")).ok();
+    let ours = namespace(proc.join("self"));
     for pid in pids(&proc)? {
         let dir = proc.join(pid.to_string());
+        if namespace(dir.clone()) != ours {
+            continue;
+        }
         let Some(call) = call_of(&read(&dir.join("cmdline")), || read(&dir.join("environ"))) else {
             continue;
         };

@@ -66,7 +66,7 @@ pub fn run(root: &Path) -> Option<String> {
     let path = process::find("lspci", &dirs)?;
     let args = vec!["-D".into(), "-vmm".into()];
     let program = Program { path, args, env: vec![("LC_ALL".into(), "C".into())], input: None };
-    let bounds = Bounds { deadline: DEADLINE, grace: GRACE, output: OUTPUT_MAX };
+    let bounds = Bounds { deadline: DEADLINE, grace: GRACE, output: OUTPUT_MAX, tail: false };
     let finished = process::run(&program, &bounds, None).ok()?;
     (finished.ended == Ended::Exit(0)).then(|| String::from_utf8_lossy(&finished.stdout).into_owned())
 }

@@ -99,7 +99,7 @@ pub fn run_nvidia_smi(root: &Path) -> Option<String> {
     let path = process::find("nvidia-smi", &FOLDERS.map(Path::new))?;
     let args = QUERY.iter().map(Into::into).collect();
     let program = Program { path, args, env: vec![("LC_ALL".into(), "C".into())], input: None };
-    let bounds = Bounds { deadline: DEADLINE, grace: GRACE, output: OUTPUT_MAX };
+    let bounds = Bounds { deadline: DEADLINE, grace: GRACE, output: OUTPUT_MAX, tail: false };
     let finished = process::run(&program, &bounds, None).ok()?;
     // With one GPU lost it fails, having printed the others.
     matches!(finished.ended, Ended::Exit(_)).then(|| String::from_utf8_lossy(&finished.stdout).into_owned())

@@ -19,6 +19,7 @@ use super::tls::Stream;
 use super::upgrade::{USER_AGENT, bearer, location, retry_after};
 use super::url::Url;
 use crate::core::wire::Registration;
+use crate::protocol::TOKEN_MAX;
 use crate::types::{NodeId, Secret};
 
 /// The longest answer that is read, in bytes.
@@ -98,7 +99,9 @@ fn done(text: &str) -> Option<Registration> {
         None | Some(Value::Null) => None,
         Some(Value::String(token)) if token.is_empty() => None,
         // It has to stand in a header from now on.
-        Some(Value::String(token)) if token.bytes().all(|b| b.is_ascii_graphic()) => {
+        Some(Value::String(token))
+            if token.len() <= TOKEN_MAX && token.bytes().all(|b| b.is_ascii_graphic()) =>
+        {
             Some(Secret::new(token.clone()))
         }
         Some(_) => return None,

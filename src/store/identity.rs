@@ -4,10 +4,8 @@
 use serde_json::{Map, Value};
 
 use crate::core::record::Identity;
+use crate::protocol::TOKEN_MAX;
 use crate::types::{NodeId, Secret};
-
-/// The longest node token, in bytes.
-const TOKEN_MAX: usize = 4096;
 
 /// The file's content.
 pub(super) fn write(identity: &Identity) -> Secret {

@@ -71,6 +71,40 @@ fn before_the_containers_are_known_a_deploy_waits_up_to_its_deadline() {
     assert_eq!(rig.sent(), ["deploy_result s running q2"]);
 }
 
+#[test]
+fn what_waits_for_the_containers_to_be_known_keeps_its_order() {
+    let mut rig = Rig::start(Start { engine: frozen(), ..Start::default() });
+    rig.connect();
+    // Without request IDs: the same deploy behind a stop is another; twice in a row it arrived twice.
+    rig.deploy("r", "");
+    rig.stop("r", "");
+    rig.deploy("r", "");
+    rig.deploy("r", "");
+    rig.engine.mode = crate::engine::Mode::Well;
+    rig.release("");
+    let sent = rig.sent();
+    assert_eq!(sent.last().map(String::as_str), Some("deploy_result r running"), "{sent:?}");
+    assert_eq!(rig.up("r"), 1);
+}
+
+#[test]
+fn deploys_that_wait_are_bounded_by_their_size() {
+    let mut rig = Rig::start(Start { engine: frozen(), ..Start::default() });
+    rig.connect();
+    let large = format!(r#","env_vars":{{"A":"{}"}}"#, "x".repeat(1_500_000));
+    for n in 0..30 {
+        rig.deploy_with(&format!("r{n}"), &format!("q{n}"), &large);
+    }
+    rig.wait(5 * SECOND);
+    let sent = rig.sent();
+    assert!(sent.iter().all(|result| result.contains("failed:busy")), "{sent:?}");
+    assert!((5..25).contains(&sent.len()), "{} were refused", sent.len());
+    // What no program could be started with is refused whatever waits.
+    let huge = format!(r#","env_vars":{{"A":"{}"}}"#, "x".repeat(2_100_000));
+    rig.deploy_with("huge", "q", &huge);
+    assert_eq!(rig.sent(), ["deploy_result huge failed:invalid q"]);
+}
+
 fn frozen() -> crate::engine::Engine {
     let mut engine = crate::engine::Engine::new();
     engine.mode = crate::engine::Mode::Frozen;

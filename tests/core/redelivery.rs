@@ -128,3 +128,18 @@ fn logs_are_read_a_few_at_a_time() {
     }
     assert_eq!(rig.under_way("logs"), 16);
 }
+
+#[test]
+fn an_answer_is_of_its_own_kind_and_replica() {
+    let mut rig = Rig::online();
+    rig.deploy("a", "q1");
+    rig.sent();
+    // A server that uses an ID again means another command by it.
+    rig.deploy("b", "q1");
+    rig.stop("a", "q1");
+    assert_eq!(rig.sent(), ["deploy_result b running q1", "stop_result a stopped q1"]);
+    // What makes no sense takes nothing back that was said.
+    rig.hear("deploy", r#"{"replica_id":"b","request_id":"q1","image":7}"#);
+    rig.deploy("b", "q1");
+    assert_eq!(rig.sent(), ["deploy_result b running q1", "deploy_result b running q1"]);
+}

@@ -311,7 +311,7 @@ fn start(path: PathBuf, args: Vec<OsString>, deadline: Duration) -> Result<(), F
     // modprobe runs `install` lines of modprobe.d with a shell.
     let env = vec![("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into())];
     let program = Program { path, args, env, input: None };
-    let bounds = Bounds { deadline, grace: GRACE, output: OUTPUT_MAX };
+    let bounds = Bounds { deadline, grace: GRACE, output: OUTPUT_MAX, tail: false };
     let finished = process::run(&program, &bounds, None).map_err(Failure::Program)?;
     match finished.ended {
         Ended::Exit(0) => Ok(()),

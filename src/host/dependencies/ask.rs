@@ -35,7 +35,7 @@ impl Asker<'_> {
             env: self.inputs.env.clone(),
             input: None,
         };
-        let bounds = Bounds { deadline: self.deadline, grace: GRACE, output: OUTPUT };
+        let bounds = Bounds { deadline: self.deadline, grace: GRACE, output: OUTPUT, tail: false };
         let finished = process::run(&program, &bounds, None).map_err(|error| error.to_string())?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         match finished.ended {
