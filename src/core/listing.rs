@@ -182,7 +182,7 @@ impl Core {
         self.believe_labels(now, id, containers);
         let Some(replica) = self.replicas.get_mut(id) else { return };
         let ended = containers.iter().find_map(|c| match c.status {
-            ListedStatus::Exited(code) => Some((c.id.clone(), code)),
+            ListedStatus::Exited(code) => Some((c, code)),
             ListedStatus::Created | ListedStatus::Up | ListedStatus::Other => None,
         });
         let other = containers.iter().find(|c| c.status == ListedStatus::Other);
@@ -195,7 +195,14 @@ impl Core {
                 self.remove_strays(&container, containers, out);
                 self.answer_next(now, id);
             }
-            (None, Some((container, code))) => {
+            (None, Some((ended, code))) => {
+                if ended.deploy != replica.deploy_id {
+                    // The record is older than this container: what it says was told was another's end.
+                    replica.exit_told = false;
+                    replica.hash.clone_from(&ended.spec);
+                    replica.deploy_id.clone_from(&ended.deploy);
+                }
+                let container = ended.id.clone();
                 self.exited(now, id, &container, Exit { code: Some(code), oom: None }, out);
                 if self.replicas.get(id).is_some_and(|replica| replica.next.is_some()) {
                     self.enter(id, Phase::Clearing(Step::Look(tick)));

@@ -23,7 +23,7 @@ use steps::{Played, Step, make, play};
 /// Steps of one run, before the faults end.
 const RUN_STEPS: usize = 400;
 /// Steps in all, where nobody says.
-const STEPS: u64 = 200_000;
+const STEPS: u64 = 1_000_000;
 
 #[test]
 fn whatever_happens_each_command_has_one_outcome_and_no_container_or_gpu_is_lost_or_doubled() {
