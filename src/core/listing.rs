@@ -190,6 +190,8 @@ impl Core {
             (Some(up), _) => {
                 replica.hash.clone_from(&up.spec);
                 replica.deploy_id.clone_from(&up.deploy);
+                // It runs: what a record says was told was another's end.
+                replica.exit_told = false;
                 let container = up.id.clone();
                 replica.enter(Phase::Running(container.clone(), Sight::Ask(now)), tick);
                 self.remove_strays(&container, containers, out);
@@ -210,6 +212,7 @@ impl Core {
             }
             // Paused, restarting: it is there, and asked about again.
             (None, None) if let Some(other) = other => {
+                replica.exit_told = false;
                 let container = other.id.clone();
                 replica.enter(Phase::Running(container, Sight::Ask(now + ASK_AGAIN)), tick);
                 self.answer_next(now, id);
