@@ -23,14 +23,17 @@ use steps::{Played, Step, make, play};
 /// Steps of one run, before the faults end.
 const RUN_STEPS: usize = 400;
 /// Steps in all, where nobody says.
-const STEPS: u64 = 1_000_000;
+const STEPS: u64 = 600_000;
+/// The seed that a run without one begins with: the tests of a commit say the same each time. Other seeds are for the
+/// search.
+const SEED: u64 = 20_261_124;
 
 #[test]
 fn whatever_happens_each_command_has_one_outcome_and_no_container_or_gpu_is_lost_or_doubled() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let steps = number("VECTORLAY_TEST_STEPS").unwrap_or(STEPS);
     let given = number("VECTORLAY_TEST_SEED");
-    let mut seeds = Random::new(given.unwrap_or_else(|| std::process::id().into()));
+    let mut seeds = Random::new(given.unwrap_or(SEED));
     let began = Instant::now();
     let (mut tried, mut events) = (0, 0);
     while tried < steps {
