@@ -13,10 +13,11 @@ use tungstenite::{Error as WsError, Message, WebSocket};
 
 use super::sock::Patience;
 use super::tls::Stream;
-use super::upgrade::{MESSAGE_MAX, UNSENT_MAX};
+use super::upgrade::UNSENT_MAX;
 use super::wake::Wake;
 use super::{CLOSE_DEADLINE, broken};
 use crate::core::wire::{Down, DownReason, LinkEvent, LinkId};
+use crate::protocol::MESSAGE_MAX;
 
 /// Messages read before the orders are looked at again.
 const READS_PER_TURN: usize = 64;

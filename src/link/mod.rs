@@ -52,12 +52,11 @@ use crate::types::{NodeId, Secret};
 pub use self::dates::RETRY_AFTER_MAX;
 pub use self::error::Error;
 pub use self::proxy::Proxy;
-pub use self::upgrade::{FRAME_MAX, MESSAGE_MAX, UNSENT_MAX};
+pub use self::upgrade::{FRAME_MAX, UNSENT_MAX};
 pub use self::url::{BadUrl, Host, Url};
+pub use crate::core::session::DIAL_DEADLINE;
+pub use crate::protocol::MESSAGE_MAX;
 
-/// How long one attempt may take (protocol.md, "Time"): name lookup, connect, proxy, TLS and upgrade together, and
-/// likewise a registration with its answer.
-pub const DIAL_DEADLINE: Duration = Duration::from_secs(8);
 /// How long a close may take: sending it, and hearing the answer.
 pub const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 

@@ -17,10 +17,9 @@ use super::error::Error;
 use super::sock::Patience;
 use super::tls::Stream;
 use super::url::Url;
+use crate::protocol::MESSAGE_MAX;
 use crate::types::{NodeId, Secret};
 
-/// The longest message, and the longest frame, that the server may send, in bytes (protocol.md, "Time").
-pub const MESSAGE_MAX: usize = 4 << 20;
 /// How much may wait to be sent to a peer that does not read, in bytes; past it the connection is given up.
 pub const UNSENT_MAX: usize = 8 << 20;
 /// The longest frame that the core sends, in bytes. It bounds its frames itself; this ties the two together.
