@@ -98,18 +98,9 @@ impl Core {
                 let error = pending.get("error").and_then(Value::as_str).unwrap_or_default();
                 (Refusal::new(code, error), now)
             });
-            replica.deploy = Some(Deploy {
-                id: replica.deploy_id.clone(),
-                requests: requests(pending.get("requests")),
-                hash: replica.hash.clone(),
-                work: None,
-                accepted: now,
-                deadline: now,
-                gate,
-                pulled: false,
-                ghosts: 0,
-                refusal,
-            });
+            let (id, hash) = (replica.deploy_id.clone(), replica.hash.clone());
+            let deploy = pending_before(now, id, hash, requests(pending.get("requests")), gate);
+            replica.deploy = Some(Deploy { refusal, ..deploy });
         }
         if let Some(stop) = value.get("stop") {
             let timeout = stop.get("timeout_ms").and_then(Value::as_u64).map(Duration::from_millis);
@@ -129,15 +120,34 @@ impl Core {
             };
         }
         self.gpus.adopt(&id, &replica.gpus);
-        // A deploy that waited behind it has lost its specification with the process.
-        let next = value.get("next").map(|next| {
-            let spec = next.get("spec").and_then(Value::as_str).unwrap_or_default();
-            (requests(next.get("requests")), spec.to_owned())
+        // A deploy that waited behind it may have been begun since: the first listing shows that.
+        replica.next = value.get("next").map(|next| {
+            let text = |name: &str| next.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+            pending_before(now, text("deploy"), text("spec"), requests(next.get("requests")), gate)
         });
-        self.replicas.insert(id.clone(), replica);
-        if let Some((requests, spec)) = next {
-            self.tell_interrupted(now, &id, requests, &spec);
-        }
+        self.replicas.insert(id, replica);
+    }
+}
+
+/// A deploy that an earlier process accepted.
+fn pending_before(
+    now: Instant,
+    id: String,
+    hash: String,
+    requests: Vec<Option<RequestId>>,
+    gate: Gate,
+) -> Deploy {
+    Deploy {
+        id,
+        requests,
+        hash,
+        work: None,
+        accepted: now,
+        deadline: now,
+        gate,
+        pulled: false,
+        ghosts: 0,
+        refusal: None,
     }
 }
 
@@ -183,7 +193,8 @@ fn replica(replica: &Replica) -> Value {
         map.insert("stop".into(), stop);
     }
     if let Some(next) = &replica.next {
-        map.insert("next".into(), json!({ "requests": request_list(&next.requests), "spec": next.hash }));
+        let requests = request_list(&next.requests);
+        map.insert("next".into(), json!({ "deploy": next.id, "spec": next.hash, "requests": requests }));
     }
     value
 }

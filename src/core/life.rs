@@ -339,10 +339,16 @@ impl Core {
             self.tell_stopped(now, id, stop.requests, None);
         }
         if let Some(next) = replica.next.take() {
-            let mut fresh = Replica::queued(id.clone(), next, self.tick);
+            let mut fresh = if next.work.is_some() {
+                self.queue.push_back(id.clone());
+                Replica::queued(id.clone(), next, self.tick)
+            } else {
+                let mut begun = Replica::bare(id.clone(), Phase::Unverified, 0);
+                begun.accept(next);
+                begun
+            };
             fresh.stop_timeout = replica.stop_timeout;
             self.replicas.insert(id.clone(), fresh);
-            self.queue.push_back(id.clone());
         }
         self.disk.dirty();
     }
@@ -430,14 +436,14 @@ impl Core {
             (None, Some((_, since))) => Some(*since + CLEAR_PATIENCE),
             (_, None) | (Some(_), _) => None,
         };
-        let next = replica.next.as_ref().map(|next| next.deadline);
+        let next = replica.next.as_ref().filter(|next| next.work.is_some()).map(|next| next.deadline);
         [by_phase, stop, refusal, next].into_iter().flatten().min()
     }
 
     /// Tells outcomes whose time is up.
     fn give_up_what_is_late(&mut self, now: Instant, id: &ReplicaId) {
         let Some(replica) = self.replicas.get_mut(id) else { return };
-        if replica.next.as_ref().is_some_and(|next| next.deadline <= now)
+        if replica.next.as_ref().is_some_and(|next| next.work.is_some() && next.deadline <= now)
             && let Some(next) = replica.next.take()
         {
             let refusal = Refusal::new(Code::Timeout, "the container before it was not gone in time");

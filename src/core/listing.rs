@@ -48,6 +48,7 @@ impl Core {
                 ))),
             }
         }
+        self.sort_out_waiting(now, &by_replica);
         self.correct_holders(&by_replica);
         for (id, containers) in &by_replica {
             let replica = self
@@ -72,6 +73,28 @@ impl Core {
         if !self.table_ready {
             self.table_ready = true;
             self.take_waiting(now, out);
+        }
+    }
+
+    /// Deploys that waited behind another when an earlier process ended. Where a container or a call of such a one is
+    /// there, it was begun after the record was saved, and what was before it is gone. No other can be begun any more.
+    fn sort_out_waiting(&mut self, now: Instant, by_replica: &BTreeMap<ReplicaId, Vec<Listed>>) {
+        let waiting: Vec<ReplicaId> = self
+            .replicas
+            .values()
+            .filter(|replica| replica.next.as_ref().is_some_and(|next| next.work.is_none()))
+            .map(|replica| replica.id.clone())
+            .collect();
+        for id in waiting {
+            let Some(replica) = self.replicas.get_mut(&id) else { continue };
+            let Some(next) = replica.next.take() else { continue };
+            let made = |containers: &Vec<Listed>| containers.iter().any(|c| c.deploy == next.id);
+            if self.orphans.contains(&next.id) || by_replica.get(&id).is_some_and(made) {
+                replica.next = Some(next);
+                self.gone(now, &id);
+            } else {
+                self.tell_interrupted(now, &id, next);
+            }
         }
     }
 

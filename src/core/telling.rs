@@ -248,17 +248,11 @@ impl Core {
         }
     }
 
-    pub(super) fn tell_interrupted(
-        &mut self,
-        now: Instant,
-        replica: &ReplicaId,
-        requests: Vec<Option<RequestId>>,
-        hash: &str,
-    ) {
+    pub(super) fn tell_interrupted(&mut self, now: Instant, replica: &ReplicaId, deploy: Deploy) {
         let refusal = Refusal::new(Code::Interrupted, "the agent was ended before the deploy was started");
         let gate = self.disk.gate(now);
-        self.tell(Kind::Deploy, replica, requests, refusal_payload(replica, &refusal), |entry| {
-            entry.about(hash).after(gate)
+        self.tell(Kind::Deploy, replica, deploy.requests, refusal_payload(replica, &refusal), |entry| {
+            entry.about(&deploy.hash).after(gate)
         });
     }
 

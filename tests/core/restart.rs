@@ -202,6 +202,62 @@ fn a_deploy_that_waited_behind_a_stop_is_interrupted() {
 }
 
 #[test]
+fn a_waiting_deploy_that_was_begun_after_the_record_was_saved_is_taken_up() {
+    for (made, outcome) in [
+        (Fault::Nothing, "deploy_result r running q2"),
+        (Fault::Half, "deploy_result r failed:interrupted q2"),
+        (Fault::Refused, "deploy_result r failed:interrupted q2"),
+    ] {
+        let mut rig = Rig::online();
+        rig.deploy("r", "q1");
+        rig.ends("r", 3);
+        rig.pong();
+        rig.hold("list");
+        rig.deploy("r", "q2");
+        let while_waiting = rig.record.clone();
+        rig.saving = false;
+        rig.spoil("run", made);
+        rig.release("list");
+        rig.record = while_waiting;
+        let mut rig = rig.restart();
+        rig.connect();
+        assert_eq!(rig.sent(), [outcome], "{made:?}");
+        assert_eq!(rig.engine.containers.len(), usize::from(made == Fault::Nothing), "{made:?}");
+    }
+}
+
+#[test]
+fn the_call_of_a_waiting_deploy_that_was_begun_is_waited_for() {
+    let mut rig = Rig::online();
+    rig.deploy("r", "q1");
+    rig.ends("r", 3);
+    rig.pong();
+    rig.hold("list");
+    rig.deploy("r", "q2");
+    let record = rig.record.clone();
+    rig.saving = false;
+    rig.hold("run");
+    rig.release("list");
+    let mut call = None;
+    rig.comes_back("run", |job| {
+        if let Job::Run(run) = job {
+            call = Some((**run).clone());
+        }
+        failed(job, FailureKind::Refused, "not heard")
+    });
+    let run = call.unwrap();
+    let orphans = [run.labels[1].1.clone()].into();
+    let mut rig = Rig::start(Start { record, orphans, ..Start::default() });
+    rig.connect();
+    assert_eq!(rig.sent(), [""; 0]);
+    _ = rig.engine.call(&Job::Run(Box::new(run)), Fault::Nothing);
+    rig.orphans.clear();
+    rig.wait(2 * SECOND);
+    assert_eq!(rig.sent(), ["deploy_result r running q2"]);
+    assert_eq!(rig.up("r"), 1);
+}
+
+#[test]
 fn a_record_that_cannot_be_read_is_started_without() {
     for record in ["", "[]", "{", r#"{"version":9,"results":[7],"replicas":{"-bad":{},"r":7}}"#] {
         let mut rig = Rig::online();

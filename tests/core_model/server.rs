@@ -1,7 +1,7 @@
 //! A control plane with a job queue: it sends commands, again while they have no result, and writes down what it is
 //! told. It fails the run when two results of one request differ.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -37,6 +37,8 @@ pub struct Server {
     /// By replica: the newest exit that was told, `status:code`.
     pub exits: BTreeMap<String, String>,
     pub heartbeat: Option<Value>,
+    /// Replicas that run, as far as the results say.
+    pub running: BTreeSet<String>,
     /// By replica: requests in the order in which their results were first sent, and how far they have arrived.
     pub sent: BTreeMap<String, Vec<String>>,
     pub arrived: BTreeMap<String, usize>,
@@ -134,8 +136,9 @@ impl Server {
             let oldest =
                 |task: &&mut Task| task.kind == kind && task.replica == replica && task.outcome.is_none();
             if let Some(task) = self.tasks.iter_mut().find(oldest) {
-                task.outcome = Some(outcome);
+                task.outcome = Some(outcome.clone());
             }
+            self.runs_or_not(kind, replica, &outcome);
             return Ok(());
         };
         let Some(n) = self.tasks.iter().position(|task| task.request.as_deref() == Some(request)) else {
@@ -152,6 +155,7 @@ impl Server {
             Some(_) => return Ok(()),
             None => task.outcome = Some(outcome.clone()),
         }
+        self.runs_or_not(kind, replica, &outcome);
         let place = self.sent.get(replica).and_then(|sent| sent.iter().position(|id| id == request));
         let far = self.arrived.entry(replica.to_owned()).or_default();
         match place {
@@ -179,6 +183,15 @@ impl Server {
             }
         }
         Ok(())
+    }
+
+    /// What a result says about whether the replica runs. After a stop that took too long the removal goes on.
+    fn runs_or_not(&mut self, kind: Kind, replica: &str, outcome: &str) {
+        match (kind, outcome) {
+            (Kind::Deploy, "running:-") => _ = self.running.insert(replica.to_owned()),
+            (Kind::Stop, "stopped:-" | "failed:timeout") => _ = self.running.remove(replica),
+            (Kind::Deploy | Kind::Stop, _) => {}
+        }
     }
 
     /// The result of a request goes out.

@@ -363,6 +363,19 @@ fn compare(world: &mut World, status: &Value, when: &str) {
                 Some(format!("{when} the exit of {} with {code} was told as {heard:?}", container.replica));
         }
     }
+    for replica in REPLICAS {
+        let told = world.server.running.contains(replica);
+        let up = world.engine.of(replica).any(|(_, container)| matches!(container.status, Status::Up(_)));
+        if up && !told {
+            wrong = Some(format!("{when} {replica} runs, and by the results it does not"));
+        }
+        let there = world.engine.of(replica).next().is_some() || world.server.exits.contains_key(replica);
+        // A record that is lost takes with it that a container was seen to run.
+        let weak = world.server.tasks.iter().any(|task| task.replica == replica && task.weak);
+        if told && !there && !weak {
+            wrong = Some(format!("{when} {replica} is gone, and by the results it runs"));
+        }
+    }
     let free = world.server.heartbeat.as_ref().map(|h| h["gpus_free"].as_u64().unwrap_or_default());
     let mut held: Vec<usize> = Vec::new();
     for container in world.engine.containers.values() {
