@@ -4,7 +4,7 @@
 //! It reads /proc and the log folder, which may hang: it has a thread of its own, and nobody waits for it but the
 //! start, which must know what is still at work.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::core::Tidy;
 use crate::engine::orphans::{self, Call, Process};
 use crate::engine::{logs, orphans::Leak};
+use crate::types::ReplicaId;
 
 /// How often the size of the log files is looked at.
 const BOUND_EVERY: Duration = Duration::from_secs(5);
@@ -49,7 +50,10 @@ impl Janitor {
     ///
     /// # Errors
     /// The kernel's, when it gives no thread.
-    pub fn start(settings: Settings, found: impl Fn(BTreeSet<String>) + Send + 'static) -> io::Result<Self> {
+    pub fn start(
+        settings: Settings,
+        found: impl Fn(BTreeMap<String, ReplicaId>) + Send + 'static,
+    ) -> io::Result<Self> {
         let (orders, received) = channel();
         Builder::new().name("janitor".into()).spawn(move || work(&settings, &received, &found))?;
         Ok(Self { orders })
@@ -71,7 +75,7 @@ impl Janitor {
     }
 }
 
-fn work(settings: &Settings, orders: &Receiver<Order>, found: &impl Fn(BTreeSet<String>)) {
+fn work(settings: &Settings, orders: &Receiver<Order>, found: &impl Fn(BTreeMap<String, ReplicaId>)) {
     let mut bound_due = Instant::now();
     // Helpers seen once may be on their way out: they are ended when they are seen again.
     let mut suspects: BTreeSet<(i32, u64)> = BTreeSet::new();
@@ -93,13 +97,13 @@ fn work(settings: &Settings, orders: &Receiver<Order>, found: &impl Fn(BTreeSet<
     }
 }
 
-fn find(settings: &Settings) -> BTreeSet<String> {
+fn find(settings: &Settings) -> BTreeMap<String, ReplicaId> {
     let calls = orphans::calls(&settings.root).unwrap_or_else(|error| {
         log::warn!("cannot look for calls of an earlier process: {error}; mount /proc");
         Vec::new()
     });
     let deploy = |call| match call {
-        Call::Run(deploy) => Some(deploy),
+        Call::Run { deploy, replica } => Some((deploy, replica)),
         Call::Other(_) => None,
     };
     calls.into_iter().filter_map(|orphan| deploy(orphan.call)).collect()
@@ -107,7 +111,7 @@ fn find(settings: &Settings) -> BTreeSet<String> {
 
 fn end(settings: &Settings, deploy: &str) {
     for orphan in orphans::calls(&settings.root).unwrap_or_default() {
-        if matches!(&orphan.call, Call::Run(of) if of == deploy) {
+        if matches!(&orphan.call, Call::Run { deploy: of, .. } if of == deploy) {
             log::warn!(
                 "ending the call (pid {}) of an earlier process for deploy {deploy}",
                 orphan.process.pid

@@ -220,6 +220,9 @@ impl Core {
             stop.requests.push(request);
         }
         replica.doomed = true;
+        if let Phase::Orphaned(until) = &mut replica.phase {
+            *until = (*until).min(now + timeout);
+        }
         let tick = self.tick;
         let cancelled = || Refusal::new(Code::Cancelled, "stopped before it was running");
         match meaning {
@@ -233,8 +236,8 @@ impl Core {
                     Phase::Queued => self.gone(now, &id),
                     // Pulling leaves nothing of the container behind; a `run` may as well finish and be removed.
                     Phase::Pulling(job) => out.push(Action::CancelJob(job)),
-                    Phase::Orphaned(until) => replica.phase = Phase::Orphaned(until.min(now + timeout)),
                     Phase::Unverified
+                    | Phase::Orphaned(_)
                     | Phase::Starting(_)
                     | Phase::Naming(..)
                     | Phase::Running(..)

@@ -58,8 +58,11 @@ impl Core {
     /// The mean use of all GPUs that can be read, in percent, and who said so.
     pub(super) fn gpu_utilization(&self, now: Instant) -> (Option<u8>, Option<&'static str>) {
         let host = self.node.host_utilization();
-        let fresh = self.guests.values().filter(|(at, _)| *at + FRESH > now);
-        let guests: Vec<u64> = fresh.flat_map(|(_, percents)| percents).map(|p| u64::from(*p)).collect();
+        let runs =
+            |id: &ReplicaId| self.replicas.get(id).is_some_and(|r| matches!(r.phase, Phase::Running(..)));
+        let counts = self.guests.iter().filter(|(id, (at, _))| *at + FRESH > now && runs(id));
+        let guests: Vec<u64> =
+            counts.flat_map(|(_, (_, percents))| percents).map(|p| u64::from(*p)).collect();
         let mean = |all: &[u64]| u8::try_from(all.iter().sum::<u64>() / all.len().max(1) as u64).ok();
         match (host, guests.is_empty()) {
             (None, true) => (None, None),

@@ -38,16 +38,13 @@ impl Core {
         match std::mem::take(&mut self.images.state) {
             State::Idle => {
                 let resting = self.images.not_before.is_some_and(|at| at > now);
-                // An image that was just pulled for a deploy is used by no container yet.
                 if percent >= high && !resting && !self.deploying() {
                     let job = self.submit(Job::Images, Purpose::Images, out);
                     self.images.state = State::Asking(job, VecDeque::new());
                 }
             }
             asking @ State::Asking(..) => self.images.state = asking,
-            State::Looking(images) if percent > low && !self.deploying() => {
-                self.remove_next(now, images, out)
-            }
+            State::Looking(images) if percent > low => self.remove_next(now, images, out),
             State::Looking(_) => {}
         }
     }
@@ -77,6 +74,8 @@ impl Core {
 
     fn remove_next(&mut self, now: Instant, mut images: VecDeque<ImageRef>, out: &mut Vec<Action>) {
         match images.pop_front() {
+            // An image that was just pulled for a deploy is used by no container yet.
+            Some(_) if self.deploying() => {}
             None => self.images.not_before = Some(now + ROUND_PAUSE),
             Some(image) => {
                 let job = self.submit(Job::RemoveImage(image), Purpose::Images, out);

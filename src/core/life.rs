@@ -393,8 +393,9 @@ impl Core {
                     replica.enter(Phase::Clearing(Step::Look(tick)), tick);
                 }
                 Phase::Orphaned(at) if at <= now => {
-                    out.push(Action::EndOrphan(replica.deploy_id.clone()));
                     replica.phase = Phase::Orphaned(now + ASK_AGAIN);
+                    let calls = self.orphans.iter().filter(|(_, of)| **of == id);
+                    out.extend(calls.map(|(deploy, _)| Action::EndOrphan(deploy.clone())));
                 }
                 Phase::Unverified
                 | Phase::Orphaned(_)

@@ -64,6 +64,11 @@ impl Core {
                 self.gpus.adopt(id, &container.gpus);
             }
         }
+        // A record that was lost may have named a replica that has no container yet, only a call.
+        for id in self.orphans.values() {
+            let bare = || Replica::bare(id.clone(), Phase::Unverified, 0);
+            self.replicas.entry(id.clone()).or_insert_with(bare);
+        }
         let ids: Vec<ReplicaId> =
             self.replicas.values().filter(|r| r.touched <= began).map(|r| r.id.clone()).collect();
         for id in ids {
@@ -89,7 +94,7 @@ impl Core {
             let Some(replica) = self.replicas.get_mut(&id) else { continue };
             let Some(next) = replica.next.take() else { continue };
             let made = |containers: &Vec<Listed>| containers.iter().any(|c| c.deploy == next.id);
-            if self.orphans.contains(&next.id) || by_replica.get(&id).is_some_and(made) {
+            if self.orphans.contains_key(&next.id) || by_replica.get(&id).is_some_and(made) {
                 replica.next = Some(next);
                 self.gone(now, &id);
             } else {
@@ -165,7 +170,17 @@ impl Core {
     /// The first sight of a replica that an earlier process knew, or that nobody knew.
     fn verify(&mut self, now: Instant, id: &ReplicaId, containers: &[Listed], out: &mut Vec<Action>) {
         let tick = self.tick;
+        let orphaned = self.is_orphaned(id);
         let Some(replica) = self.replicas.get_mut(id) else { return };
+        if orphaned {
+            let longest = match (replica.doomed, replica.gpus.is_empty()) {
+                (true, _) => CONDEMNED_PATIENCE,
+                (false, true) => DEPLOY_TIMEOUT,
+                (false, false) => DEPLOY_TIMEOUT_GPU,
+            };
+            replica.enter(Phase::Orphaned(now + longest), tick);
+            return;
+        }
         let up = containers.iter().find(|c| c.status == ListedStatus::Up && c.deploy == replica.deploy_id);
         let up = up.or_else(|| containers.iter().find(|c| c.status == ListedStatus::Up));
         if replica.doomed && replica.deploy.is_none() {
@@ -179,11 +194,6 @@ impl Core {
             return;
         }
         if let Some(deploy) = &mut replica.deploy {
-            if self.orphans.contains(&deploy.id) {
-                let longest = if replica.gpus.is_empty() { DEPLOY_TIMEOUT } else { DEPLOY_TIMEOUT_GPU };
-                replica.enter(Phase::Orphaned(now + longest), tick);
-                return;
-            }
             match up {
                 Some(up) if up.deploy == deploy.id && !replica.doomed => {
                     replica.enter(Phase::Running(up.id.clone(), Sight::Ask(now)), tick);
@@ -291,8 +301,9 @@ impl Core {
 
     /// A listing that began after a replica was to go: removes what it shows, or concludes.
     fn clear(&mut self, now: Instant, id: &ReplicaId, containers: &[Listed], out: &mut Vec<Action>) {
+        let orphaned = self.is_orphaned(id);
         let Some(replica) = self.replicas.get_mut(id) else { return };
-        if self.orphans.contains(&replica.deploy_id) {
+        if orphaned {
             // A call of an earlier process may still make a container: nothing is proven before it is over.
             replica.enter(Phase::Orphaned(now + CONDEMNED_PATIENCE), self.tick);
             return;

@@ -10,7 +10,7 @@
 //! - [`outbox`]: results until the peer has them; `document`, [`record`] and [`disk`]: what survives the process
 //! - [`gpus`]: who has which GPU; `guests`: how busy they are; `images`: room for images; `engine`: whether it answers; [`node`]: states and messages
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -131,8 +131,8 @@ pub enum Event {
     ProcessEnded(ContainerId),
     /// The process that stands for a container cannot be watched.
     Unwatchable(ContainerId),
-    /// The deploys that CLI calls of an earlier process are still at work on.
-    Orphans(BTreeSet<String>),
+    /// The deploys that CLI calls of an earlier process are still at work on, and of which replicas.
+    Orphans(BTreeMap<String, ReplicaId>),
     /// A reading of what changes all the time.
     Usage(Usage),
     /// A reading of what the host is made of.
@@ -295,7 +295,7 @@ pub struct Core {
     waiting: VecDeque<(Instant, Inbound)>,
     /// The containers are known: a listing has been taken up.
     table_ready: bool,
-    orphans: BTreeSet<String>,
+    orphans: BTreeMap<String, ReplicaId>,
     orphans_known: bool,
     orphans_due: Option<Instant>,
     /// The tick at which a call of an earlier process was last found to be over.
@@ -338,7 +338,7 @@ impl Core {
             queue: VecDeque::new(),
             waiting: VecDeque::new(),
             table_ready: false,
-            orphans: BTreeSet::new(),
+            orphans: BTreeMap::new(),
             orphans_known: false,
             orphans_due: None,
             orphans_over: 0,
@@ -462,29 +462,33 @@ impl Core {
         self.node.hardware(now, hardware);
     }
 
-    fn orphans(&mut self, now: Instant, orphans: BTreeSet<String>) {
+    fn orphans(&mut self, now: Instant, orphans: BTreeMap<String, ReplicaId>) {
         let before = std::mem::replace(&mut self.orphans, orphans);
         self.orphans_known = true;
         if !self.orphans.is_empty() {
             self.orphans_due = Some(now + ORPHANS_EVERY);
         }
         // What a call that is over has made is in a listing that begins now; an earlier one may miss it.
-        if before.iter().any(|deploy| !self.orphans.contains(deploy)) {
+        if before.keys().any(|deploy| !self.orphans.contains_key(deploy)) {
             self.engine.list_now(now);
             self.orphans_over = self.tick;
         }
+        let of = |orphans: &BTreeMap<String, ReplicaId>, id: &ReplicaId| orphans.values().any(|of| of == id);
         for replica in self.replicas.values_mut() {
-            if self.orphans.contains(&replica.deploy_id) {
+            if of(&self.orphans, &replica.id) {
                 continue;
             }
             if matches!(replica.phase, Phase::Orphaned(_)) {
                 replica.enter(Phase::Unverified, self.tick);
-            } else if matches!(replica.phase, Phase::Clearing(Step::Look(_)))
-                && before.contains(&replica.deploy_id)
-            {
+            } else if matches!(replica.phase, Phase::Clearing(Step::Look(_))) && of(&before, &replica.id) {
                 replica.enter(Phase::Clearing(Step::Look(self.tick)), self.tick);
             }
         }
+    }
+
+    /// Whether a CLI call of an earlier process is still at work on this replica.
+    pub(super) fn is_orphaned(&self, id: &ReplicaId) -> bool {
+        self.orphans.values().any(|of| of == id)
     }
 
     pub(super) fn submit(&mut self, job: Job, purpose: Purpose, out: &mut Vec<Action>) -> JobId {

@@ -348,16 +348,12 @@ impl Replica {
             {
                 Stage::Going { next: self.next.is_some() }
             }
-            Phase::Queued
-            | Phase::Pulling(_)
-            | Phase::Starting(_)
-            | Phase::Naming(..)
-            | Phase::Orphaned(_) => Stage::Coming,
+            Phase::Queued | Phase::Pulling(_) | Phase::Starting(_) | Phase::Naming(..) => Stage::Coming,
             Phase::Running(..) => Stage::Running,
             Phase::Exited(..) => Stage::Ended,
-            Phase::Unverified if self.deploy.is_some() => Stage::Coming,
+            Phase::Unverified | Phase::Orphaned(_) if self.deploy.is_some() => Stage::Coming,
             // Lost from sight: whether it runs is known after the next listing.
-            Phase::Unverified => Stage::Going { next: self.next.is_some() },
+            Phase::Unverified | Phase::Orphaned(_) => Stage::Going { next: self.next.is_some() },
         }
     }
 

@@ -50,7 +50,7 @@ impl Core {
     /// After a complete listing: says what may be tidied up.
     pub(super) fn tidy(&mut self, began: u64, listed: &[Listed], out: &mut Vec<Action>) {
         let mut deploys: BTreeSet<String> = self.replicas.values().map(|r| r.deploy_id.clone()).collect();
-        deploys.extend(self.orphans.iter().cloned());
+        deploys.extend(self.orphans.keys().cloned());
         deploys.extend(listed.iter().map(|container| container.deploy.clone()));
         let gone_before = self.ours.missing(began);
         for container in listed {

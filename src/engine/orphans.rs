@@ -22,8 +22,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::cli::MARK;
-use crate::core::job::LABEL_DEPLOY;
-use crate::types::ContainerId;
+use crate::core::job::{LABEL_DEPLOY, LABEL_REPLICA};
+use crate::types::{ContainerId, ReplicaId};
 
 /// The agent's name in /proc/PID/comm (at most 15 bytes there, as many as it has).
 const AGENT: &str = "vectorlay-agent";
@@ -56,8 +56,13 @@ pub struct Orphan {
 /// What an orphaned call does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
-    /// `run`, for the deploy of this ID (its label).
-    Run(String),
+    /// `run`, for a deploy of a replica (their labels).
+    Run {
+        /// The deploy.
+        deploy: String,
+        /// The replica.
+        replica: ReplicaId,
+    },
     /// Another one: the verb (`pull`, `stop`, `rm`, `ps`, …).
     Other(String),
 }
@@ -170,15 +175,17 @@ fn open(target: Process) -> io::Result<Option<OwnedFd>> {
 
 /// What call of ours a process is, from its argv and its environment (both with a NUL after each string).
 fn call_of(cmdline: &[u8], environ: impl FnOnce() -> Vec<u8>) -> Option<Call> {
-    let label = format!("--label={LABEL_DEPLOY}=");
+    let label = |name: &str| starting_with(cmdline, &format!("--label={name}="));
     let mark = format!("{MARK}=");
     // A kernel thread, or a zombie.
     if cmdline.is_empty() {
         return None;
     }
-    // A run's label stands before the image; a tenant's command behind it that looks like one changes nothing.
-    if let Some(deploy) = starting_with(cmdline, &label) {
-        return Some(Call::Run(deploy));
+    // A run's labels stand before the image; a tenant's command behind it that looks like one changes nothing.
+    if let (Some(deploy), Some(replica)) = (label(LABEL_DEPLOY), label(LABEL_REPLICA))
+        && let Ok(replica) = ReplicaId::new(&replica)
+    {
+        return Some(Call::Run { deploy, replica });
     }
     starting_with(&environ(), &mark).map(Call::Other)
 }
@@ -275,7 +282,7 @@ mod tests {
         check(
             &["nerdctl", "run", "--label=vectorlay.replica=r", "--label=vectorlay.deploy=d1", "bb:1"],
             &["PATH=x"],
-            Some(Call::Run("d1".into())),
+            Some(Call::Run { deploy: "d1".into(), replica: ReplicaId::new("r").unwrap() }),
         );
         check(
             &["/bin/sh", "/x/nerdctl", "pull", "bb:1"],

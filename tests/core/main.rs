@@ -9,6 +9,8 @@ mod ending;
 mod engine;
 mod engine_lost;
 mod exits;
+mod guests;
+mod images;
 mod liveness;
 mod node_states;
 mod redelivery;

@@ -55,7 +55,7 @@ fn a_pending_deploy_that_left_half_a_container_or_nothing_is_interrupted() {
 #[test]
 fn a_call_that_outlived_the_process_is_waited_for() {
     let (record, run) = pending();
-    let orphans = [run.labels[1].1.clone()].into();
+    let orphans = [(run.labels[1].1.clone(), run.replica.clone())].into();
     let mut rig = Rig::start(Start { record, orphans, ..Start::default() });
     rig.connect();
     assert_eq!(rig.sent(), [""; 0]);
@@ -246,7 +246,7 @@ fn the_call_of_a_waiting_deploy_that_was_begun_is_waited_for() {
         failed(job, FailureKind::Refused, "not heard")
     });
     let run = call.unwrap();
-    let orphans = [run.labels[1].1.clone()].into();
+    let orphans = [(run.labels[1].1.clone(), run.replica.clone())].into();
     let mut rig = Rig::start(Start { record, orphans, ..Start::default() });
     rig.connect();
     assert_eq!(rig.sent(), [""; 0]);
@@ -255,6 +255,39 @@ fn the_call_of_a_waiting_deploy_that_was_begun_is_waited_for() {
     rig.wait(2 * SECOND);
     assert_eq!(rig.sent(), ["deploy_result r running q2"]);
     assert_eq!(rig.up("r"), 1);
+}
+
+#[test]
+fn a_call_that_no_record_names_is_waited_for_before_its_replica_is_deployed_again() {
+    let (_, run) = pending();
+    let orphans = [(run.labels[1].1.clone(), run.replica.clone())].into();
+    let mut rig = Rig::start(Start { orphans, ..Start::default() });
+    rig.connect();
+    assert_eq!(rig.containers(), ["r unknown"]);
+    rig.deploy("r", "q1");
+    rig.deploy("s", "q2");
+    assert_eq!(rig.sent(), ["deploy_result s running q2"]);
+    _ = rig.engine.call(&Job::Run(Box::new(run)), Fault::Nothing);
+    rig.orphans.clear();
+    rig.wait(2 * SECOND);
+    assert_eq!(rig.sent(), ["deploy_result r running q1"]);
+    assert_eq!(rig.up("r"), 1);
+}
+
+#[test]
+fn a_stop_ends_a_call_that_no_record_names() {
+    let (_, run) = pending();
+    let orphans = [(run.labels[1].1.clone(), run.replica.clone())].into();
+    let mut rig = Rig::start(Start { orphans, ..Start::default() });
+    rig.connect();
+    rig.stop("r", "q1");
+    assert_eq!(rig.sent(), [""; 0]);
+    rig.wait(11 * SECOND);
+    assert_eq!(rig.other, [format!("end the calls for deploy {}", run.labels[1].1)]);
+    rig.orphans.clear();
+    rig.wait(2 * SECOND);
+    assert_eq!(rig.sent(), ["stop_result r stopped q1"]);
+    assert!(rig.containers().is_empty());
 }
 
 #[test]

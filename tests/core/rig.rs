@@ -1,7 +1,7 @@
 //! A core with everything around it in one place: the engine's calls are carried out at once unless they are held,
 //! saves and samples are answered at once unless told otherwise, and what is sent is read as short lines.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -11,7 +11,7 @@ use vectorlay::core::operator::{ControlId, Request};
 use vectorlay::core::record::Identity;
 use vectorlay::core::wire::{Down, DownReason, LinkEvent, LinkId, LinkOrder};
 use vectorlay::core::{Action, Core, End, Event, Limits, Origin, Sample};
-use vectorlay::types::{ContainerId, NodeId, PciAddress, Secret};
+use vectorlay::types::{ContainerId, NodeId, PciAddress, ReplicaId, Secret};
 
 use crate::engine::{Engine, Fault, Mode, Status};
 
@@ -23,9 +23,11 @@ pub struct Start {
     pub token: Option<&'static str>,
     pub record: Option<String>,
     pub engine: Engine,
-    pub orphans: BTreeSet<String>,
+    pub orphans: BTreeMap<String, ReplicaId>,
     pub gpus: usize,
     pub queue_limit: usize,
+    pub image_marks: Option<(u8, u8)>,
+    pub ask_guests: bool,
     pub seed: u64,
 }
 
@@ -36,9 +38,11 @@ impl Default for Start {
             token: Some("vtk_1"),
             record: None,
             engine: Engine::new(),
-            orphans: BTreeSet::new(),
+            orphans: BTreeMap::new(),
             gpus: 2,
             queue_limit: 4,
+            image_marks: None,
+            ask_guests: false,
             seed: 1,
         }
     }
@@ -64,7 +68,7 @@ pub struct Rig {
     pub sampling: bool,
     pub usage: Usage,
     pub gpus: usize,
-    pub orphans: BTreeSet<String>,
+    pub orphans: BTreeMap<String, ReplicaId>,
     pub watched: Vec<ContainerId>,
     pub other: Vec<String>,
     pub end: Option<End>,
@@ -86,8 +90,8 @@ impl Rig {
             recheck: Duration::from_secs(600),
             grace: Duration::from_secs(20),
             min_free_bytes: 5,
-            image_marks: None,
-            ask_guests: false,
+            image_marks: start.image_marks,
+            ask_guests: start.ask_guests,
             gpu_retest: Duration::ZERO,
         };
         let identity = |node: &str| Identity {
@@ -305,6 +309,11 @@ impl Rig {
     pub fn pong(&mut self) {
         let number = *self.pings.last().unwrap();
         self.link(LinkEvent::Pong(number));
+    }
+
+    /// The heartbeat's timer fires.
+    pub fn beat(&mut self) {
+        self.event(Event::Beat);
     }
 
     /// Time passes, with a tick at each deadline; the peer stays alive.

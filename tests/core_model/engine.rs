@@ -7,7 +7,7 @@ use vectorlay::core::job::{
     Failure, FailureKind, Inspected, InspectedState, Job, LABEL_DEPLOY, LABEL_REPLICA, LABEL_SPEC, Listed,
     ListedStatus, Outcome, RunJob,
 };
-use vectorlay::types::{ContainerId, PciAddress};
+use vectorlay::types::{ContainerId, ImageRef, PciAddress};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -31,6 +31,7 @@ pub struct Container {
     pub replica: String,
     pub deploy: String,
     pub spec: String,
+    pub image: String,
     pub gpus: Vec<PciAddress>,
     pub status: Status,
     /// It ended by itself, and nobody here told it to.
@@ -75,6 +76,10 @@ impl Engine {
 
     pub fn of<'a>(&'a self, replica: &'a str) -> impl Iterator<Item = (&'a ContainerId, &'a Container)> + 'a {
         self.containers.iter().filter(move |(_, container)| container.replica == replica)
+    }
+
+    fn uses(&self, image: &ImageRef) -> bool {
+        self.containers.values().any(|container| container.image == image.as_str())
     }
 
     fn fresh_id(&mut self) -> ContainerId {
@@ -136,8 +141,17 @@ impl Engine {
             }
             Job::Logs(..) => Outcome::Logs(Ok((Vec::new(), false))),
             Job::Probe => Outcome::Probed(Ok(())),
-            Job::Images => Outcome::Images(Ok(Vec::new())),
-            Job::RemoveImage(_) => Outcome::ImageRemoved(Ok(())),
+            Job::Images => {
+                let images = self.images.iter().map(|image| ImageRef::new(image).unwrap());
+                Outcome::Images(Ok(images.collect()))
+            }
+            Job::RemoveImage(image) if self.uses(image) => {
+                failed(job, FailureKind::Refused, "conflict: image is being used")
+            }
+            Job::RemoveImage(image) => {
+                self.images.remove(image.as_str());
+                Outcome::ImageRemoved(Ok(()))
+            }
             Job::GuestUse(..) => Outcome::GuestUse(Ok(vec![50])),
         }
     }
@@ -195,6 +209,7 @@ impl Engine {
             replica: label(LABEL_REPLICA),
             deploy: label(LABEL_DEPLOY),
             spec: label(LABEL_SPEC),
+            image: run.spec.image.as_str().to_owned(),
             gpus: run.gpus.iter().map(|(address, _)| *address).collect(),
             status,
             by_itself: fault == Fault::Short,

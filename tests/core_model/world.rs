@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use vectorlay::core::facts::{Check, Gpu, Hardware, Health, Usage, Verdict};
+use vectorlay::core::facts::{Check, Gpu, Hardware, Health, Storage, Usage, Verdict};
 use vectorlay::core::job::{FailureKind, Job, JobId, Outcome, RunJob};
 use vectorlay::core::operator::{ControlId, Request};
 use vectorlay::core::record::Identity;
 use vectorlay::core::wire::{Down, DownReason, LinkEvent, LinkId, LinkOrder, Registration};
 use vectorlay::core::{Action, Core, End, Event, Limits, Origin, Sample};
-use vectorlay::types::{ContainerId, NodeId, PciAddress, Secret};
+use vectorlay::types::{ContainerId, NodeId, PciAddress, ReplicaId, Secret};
 
 use crate::engine::{Engine, Fault, Mode, Status, failed};
 use crate::server::Server;
@@ -79,7 +79,7 @@ pub struct World {
     pub server: Server,
     flights: Vec<Flight>,
     orphans: Vec<(RunJob, Instant)>,
-    scans: Vec<Option<BTreeSet<String>>>,
+    scans: Vec<Option<BTreeMap<String, ReplicaId>>>,
     pub link: Link,
     store: Store,
     identity: Option<Identity>,
@@ -116,7 +116,7 @@ fn limits() -> Limits {
         recheck: Duration::from_secs(120),
         grace: Duration::from_secs(20),
         min_free_bytes: 5,
-        image_marks: None,
+        image_marks: Some((80, 60)),
         ask_guests: true,
         gpu_retest: Duration::from_secs(30),
     }
@@ -325,6 +325,10 @@ impl World {
     }
 
     fn submit(&mut self, id: JobId, job: Job) {
+        let deploying = |flight: &Flight| matches!(flight.job, Job::Run(_) | Job::Pull(_));
+        if matches!(job, Job::RemoveImage(_)) && self.flights.iter().any(deploying) {
+            self.breaks("an image is removed while a deploy is under way".into());
+        }
         if let Job::Run(run) = &job {
             let busy = |gpu: &PciAddress| run.gpus.iter().any(|(mine, _)| mine == gpu);
             let in_container = self.engine.containers.values().find(|c| c.gpus.iter().any(busy));
@@ -596,7 +600,7 @@ impl World {
     pub fn scan(&mut self) {
         let Some(scan) = self.scans.first_mut() else { return };
         if scan.is_none() {
-            let name = |run: &RunJob| run.labels[1].1.clone();
+            let name = |run: &RunJob| (run.labels[1].1.clone(), run.replica.clone());
             *scan = Some(self.orphans.iter().map(|(run, _)| name(run)).collect());
         } else if let Some(found) = self.scans.remove(0) {
             self.handle(Event::Orphans(found));
@@ -669,8 +673,10 @@ impl World {
                 self.handle(Event::ChecksDone);
             }
             Some(Sample::Usage) => {
-                let free = if self.low_disk { 1 } else { 100 };
-                self.handle(Event::Usage(Usage { free_bytes: Some(free), ..Usage::default() }));
+                let (free, usage_percent) = if self.low_disk { (1, 90) } else { (100, 50) };
+                let storage = Storage { path: "/".into(), total_gb: 1, used_gb: 1, usage_percent };
+                let usage = Usage { free_bytes: Some(free), storage: Some(storage), ..Usage::default() };
+                self.handle(Event::Usage(usage));
             }
             Some(Sample::Hardware) | None => {}
         }

@@ -1,0 +1,92 @@
+//! How busy the GPUs in microVMs are, as the guests say.
+
+use serde_json::{Value, json};
+use vectorlay::core::job::{FailureKind, Outcome};
+use vectorlay::core::operator::Request;
+
+use crate::engine::failed;
+use crate::rig::{Rig, SECOND, Start};
+
+fn node() -> Rig {
+    let mut rig = Rig::start(Start { ask_guests: true, ..Start::default() });
+    rig.connect();
+    rig
+}
+
+/// What is known, and who said so.
+fn known(rig: &mut Rig) -> [Value; 2] {
+    let status = rig.control(Request::Status);
+    ["gpu_utilization", "gpu_utilization_source"].map(|name| status[name].clone())
+}
+
+#[test]
+fn guests_are_asked_with_each_heartbeat_if_that_is_allowed() {
+    let mut rig = node();
+    rig.deploy_with("g", "q1", r#","gpu_count":1"#);
+    rig.deploy("plain", "q2");
+    rig.beat();
+    let asked = rig.started.iter().filter(|job| job.starts_with("use of the GPUs")).count();
+    assert_eq!(asked, 1, "the one that has GPUs");
+    assert_eq!(known(&mut rig), [json!(50), json!("guests")]);
+
+    let mut rig = Rig::online();
+    rig.deploy_with("g", "q1", r#","gpu_count":1"#);
+    rig.beat();
+    assert!(!rig.started.iter().any(|job| job.starts_with("use of the GPUs")));
+    assert_eq!(known(&mut rig), [Value::Null, Value::Null]);
+}
+
+#[test]
+fn a_guest_that_hangs_delays_no_heartbeat_and_is_asked_once() {
+    let mut rig = node();
+    rig.deploy_with("g", "q1", r#","gpu_count":1"#);
+    rig.hold("use of the GPUs");
+    for _ in 0..3 {
+        rig.everything_sent();
+        rig.beat();
+        assert!(rig.everything_sent().contains(&"heartbeat".to_owned()));
+    }
+    assert_eq!(rig.under_way("use of the GPUs"), 1);
+}
+
+#[test]
+fn an_answer_is_used_for_a_while_and_a_failure_makes_it_unknown() {
+    let mut rig = node();
+    rig.deploy_with("g", "q1", r#","gpu_count":1"#);
+    rig.beat();
+    rig.hold("use of the GPUs");
+    rig.wait(89 * SECOND);
+    assert_eq!(known(&mut rig)[0], json!(50));
+    rig.wait(2 * SECOND);
+    assert_eq!(known(&mut rig), [Value::Null, Value::Null]);
+    rig.release("use of the GPUs");
+    rig.beat();
+    assert_eq!(known(&mut rig)[0], json!(50));
+    rig.hold("use of the GPUs");
+    rig.beat();
+    rig.comes_back("use of the GPUs", |job| failed(job, FailureKind::Refused, "no nvidia-smi"));
+    assert_eq!(known(&mut rig)[0], Value::Null);
+}
+
+#[test]
+fn a_replica_that_is_gone_is_not_counted() {
+    let mut rig = node();
+    rig.deploy_with("g", "q1", r#","gpu_count":1"#);
+    rig.deploy_with("h", "q2", r#","gpu_count":1"#);
+    rig.hold("use of the GPUs");
+    rig.beat();
+    rig.comes_back("use of the GPUs", |_| Outcome::GuestUse(Ok(vec![10])));
+    rig.comes_back("use of the GPUs", |_| Outcome::GuestUse(Ok(vec![90])));
+    assert_eq!(known(&mut rig)[0], json!(50), "the mean");
+    rig.stop("g", "q3");
+    assert_eq!(known(&mut rig)[0], json!(90));
+}
+
+#[test]
+fn what_the_host_sees_counts_beside_what_guests_say() {
+    let mut rig = node();
+    rig.deploy_with("g", "q1", r#","gpu_count":1"#);
+    rig.usage.gpu_utilization = Some(100);
+    rig.beat();
+    assert_eq!(known(&mut rig), [json!(75), json!("host and guests")]);
+}
