@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::Core;
-use super::commands::{STOP_MARGIN, STOP_TIMEOUT};
+use super::commands::{DEPLOY_TIMEOUT, STOP_MARGIN, STOP_TIMEOUT};
 use super::node::Mode;
 use super::outbox::{Entry, Gate, Kind};
 use super::replica::{Code, Deploy, Phase, Refusal, Replica, Step, Stop};
@@ -123,7 +123,9 @@ impl Core {
         // A deploy that waited behind it may have been begun since: the first listing shows that.
         replica.next = value.get("next").map(|next| {
             let text = |name: &str| next.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-            pending_before(now, text("deploy"), text("spec"), requests(next.get("requests")), gate)
+            let next =
+                pending_before(now, text("deploy"), text("spec"), requests(next.get("requests")), gate);
+            Deploy { deadline: now + DEPLOY_TIMEOUT, ..next }
         });
         self.replicas.insert(id, replica);
     }

@@ -343,6 +343,7 @@ impl Core {
                 self.queue.push_back(id.clone());
                 Replica::queued(id.clone(), next, self.tick)
             } else {
+                // Of an earlier process: it runs, or it was interrupted.
                 let mut begun = Replica::bare(id.clone(), Phase::Unverified, 0);
                 begun.accept(next);
                 begun
@@ -437,14 +438,22 @@ impl Core {
             (None, Some((_, since))) => Some(*since + CLEAR_PATIENCE),
             (_, None) | (Some(_), _) => None,
         };
-        let next = replica.next.as_ref().filter(|next| next.work.is_some()).map(|next| next.deadline);
-        [by_phase, stop, refusal, next].into_iter().flatten().min()
+        [by_phase, stop, refusal, self.next_due(replica)].into_iter().flatten().min()
+    }
+
+    /// When the deploy that waits behind a replica is given up. One of an earlier process is not, as long as it may
+    /// have been begun.
+    fn next_due(&self, replica: &Replica) -> Option<Instant> {
+        let next = replica.next.as_ref()?;
+        let known = next.work.is_some() || self.table_ready && !self.is_orphaned(&replica.id);
+        known.then_some(next.deadline)
     }
 
     /// Tells outcomes whose time is up.
     fn give_up_what_is_late(&mut self, now: Instant, id: &ReplicaId) {
+        let next_due = self.replicas.get(id).and_then(|replica| self.next_due(replica));
         let Some(replica) = self.replicas.get_mut(id) else { return };
-        if replica.next.as_ref().is_some_and(|next| next.work.is_some() && next.deadline <= now)
+        if next_due.is_some_and(|at| at <= now)
             && let Some(next) = replica.next.take()
         {
             let refusal = Refusal::new(Code::Timeout, "the container before it was not gone in time");

@@ -48,7 +48,7 @@ impl Core {
                 ))),
             }
         }
-        self.sort_out_waiting(now, &by_replica);
+        self.take_up_begun(now, &by_replica);
         self.correct_holders(&by_replica);
         for (id, containers) in &by_replica {
             let replica = self
@@ -82,24 +82,16 @@ impl Core {
     }
 
     /// Deploys that waited behind another when an earlier process ended. Where a container or a call of such a one is
-    /// there, it was begun after the record was saved, and what was before it is gone. No other can be begun any more.
-    fn sort_out_waiting(&mut self, now: Instant, by_replica: &BTreeMap<ReplicaId, Vec<Listed>>) {
-        let waiting: Vec<ReplicaId> = self
-            .replicas
-            .values()
-            .filter(|replica| replica.next.as_ref().is_some_and(|next| next.work.is_none()))
-            .map(|replica| replica.id.clone())
-            .collect();
-        for id in waiting {
-            let Some(replica) = self.replicas.get_mut(&id) else { continue };
-            let Some(next) = replica.next.take() else { continue };
+    /// there, it was begun after the record was saved, and what was before it is gone.
+    fn take_up_begun(&mut self, now: Instant, by_replica: &BTreeMap<ReplicaId, Vec<Listed>>) {
+        let begun = |replica: &&Replica| {
+            let Some(next) = replica.next.as_ref().filter(|next| next.work.is_none()) else { return false };
             let made = |containers: &Vec<Listed>| containers.iter().any(|c| c.deploy == next.id);
-            if self.orphans.contains_key(&next.id) || by_replica.get(&id).is_some_and(made) {
-                replica.next = Some(next);
-                self.gone(now, &id);
-            } else {
-                self.tell_interrupted(now, &id, next);
-            }
+            self.orphans.contains_key(&next.id) || by_replica.get(&replica.id).is_some_and(made)
+        };
+        let begun: Vec<ReplicaId> = self.replicas.values().filter(begun).map(|r| r.id.clone()).collect();
+        for id in begun {
+            self.gone(now, &id);
         }
     }
 

@@ -248,14 +248,6 @@ impl Core {
         }
     }
 
-    pub(super) fn tell_interrupted(&mut self, now: Instant, replica: &ReplicaId, deploy: Deploy) {
-        let refusal = Refusal::new(Code::Interrupted, "the agent was ended before the deploy was started");
-        let gate = self.disk.gate(now);
-        self.tell(Kind::Deploy, replica, deploy.requests, refusal_payload(replica, &refusal), |entry| {
-            entry.about(&deploy.hash).after(gate)
-        });
-    }
-
     /// Tells how far a replica is on the way up; such news is not kept.
     pub(super) fn tell_progress(&self, replica: &ReplicaId, status: &str, out: &mut Vec<Action>) {
         if let Some(link) = self.session.flowing() {

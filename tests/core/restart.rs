@@ -197,7 +197,7 @@ fn a_deploy_that_waited_behind_a_stop_is_interrupted() {
     rig.deploy("r", "");
     let mut rig = rig.restart();
     rig.connect();
-    assert_eq!(rig.sent(), ["deploy_result r failed:interrupted", "stop_result r stopped"]);
+    assert_eq!(rig.sent(), ["stop_result r stopped", "deploy_result r failed:interrupted"]);
     assert!(rig.engine.containers.is_empty());
 }
 

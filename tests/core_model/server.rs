@@ -37,7 +37,7 @@ pub struct Server {
     /// By replica: the newest exit that was told, `status:code`.
     pub exits: BTreeMap<String, String>,
     pub heartbeat: Option<Value>,
-    /// Replicas that run, as far as the results say.
+    /// Replicas that run, as far as the results with request IDs say.
     pub running: BTreeSet<String>,
     /// By replica: requests in the order in which their results were first sent, and how far they have arrived.
     pub sent: BTreeMap<String, Vec<String>>,
@@ -136,9 +136,8 @@ impl Server {
             let oldest =
                 |task: &&mut Task| task.kind == kind && task.replica == replica && task.outcome.is_none();
             if let Some(task) = self.tasks.iter_mut().find(oldest) {
-                task.outcome = Some(outcome.clone());
+                task.outcome = Some(outcome);
             }
-            self.runs_or_not(kind, replica, &outcome);
             return Ok(());
         };
         let Some(n) = self.tasks.iter().position(|task| task.request.as_deref() == Some(request)) else {

@@ -363,7 +363,8 @@ fn compare(world: &mut World, status: &Value, when: &str) {
                 Some(format!("{when} the exit of {} with {code} was told as {heard:?}", container.replica));
         }
     }
-    for replica in REPLICAS {
+    // Without request IDs a result that is sent twice counts for another deploy.
+    for replica in REPLICAS.into_iter().filter(|replica| *replica != PLAIN) {
         let told = world.server.running.contains(replica);
         let up = world.engine.of(replica).any(|(_, container)| matches!(container.status, Status::Up(_)));
         if up && !told {
