@@ -189,7 +189,14 @@ fn data_path(flavour: Flavour) -> PathBuf {
 
 /// What makes a GPU suspect or failed.
 pub fn health_limits(config: &Config) -> health::Limits {
-    health::Limits { correctable_errors: config.gpu_aer_limit, ..health::Limits::default() }
+    health::Limits {
+        link_width_percent: config.gpu_link_width_percent,
+        link_speed_percent: config.gpu_link_speed_percent,
+        correctable_errors: config.gpu_aer_limit,
+        nonfatal_errors: config.gpu_nonfatal_limit,
+        fatal_errors: config.gpu_fatal_limit,
+        require_reset: config.gpu_require_reset,
+    }
 }
 
 /// Takes the GPUs' inventory again and again; `None` when the bus could not be read.

@@ -7,9 +7,11 @@ mod host;
 use std::time::{Duration, Instant};
 
 use host::Host;
+use vectorlay::config::{self, Overrides};
 use vectorlay::core::facts::{Gpu, Health, Verdict};
 use vectorlay::host::gpus::Watch;
 use vectorlay::host::health::Limits;
+use vectorlay::setup::health_limits;
 
 /// The GPUs of a host that is looked at once.
 fn look(facts: &str, lspci: Option<&str>) -> Vec<Gpu> {
@@ -488,6 +490,39 @@ fn health_comes_and_goes() {
     assert!(matches!(health(), Health::Failed(_)));
     std::fs::write(host.root().join(config), [0; 256]).unwrap();
     assert_eq!(health(), Health::Ok);
+}
+
+#[test]
+fn the_thresholds_are_settings() {
+    let nothing = Host::new("");
+    nothing.write("agent.json", "{}");
+    let limits = |flags: &[(&str, &str)]| {
+        let flags = flags.iter().map(|(name, value)| (config::row(name).unwrap(), (*value).to_owned()));
+        let overrides = Overrides { file: Some(nothing.root().join("agent.json")), flags: flags.collect() };
+        health_limits(&config::load(&overrides, []).unwrap().config)
+    };
+    assert_eq!(limits(&[]), Limits::default());
+    let health = |facts: &str, limits: Limits| {
+        let host = Host::new(facts);
+        let mut watch = Watch::new(host.root(), limits);
+        watch.read(Instant::now(), &mut || None).unwrap().gpus.remove(0).gpu.health
+    };
+    let with =
+        |link: &str| CONSUMER.replace("link=2.5x16 max=16.0x16 reset=none", &format!("reset=flr {link}"));
+    let half = || limits(&[("gpu_link_width_percent", "50"), ("gpu_link_speed_percent", "50")]);
+    assert!(matches!(health(&with("link=8.0x8 max=16.0x16"), Limits::default()), Health::Suspect(_)));
+    assert_eq!(health(&with("link=8.0x8 max=16.0x16"), half()), Health::Ok);
+    assert!(matches!(health(&with("link=8.0x4 max=16.0x16"), half()), Health::Suspect(_)));
+    assert!(matches!(health(&with("link=5.0x8 max=16.0x16"), half()), Health::Suspect(_)));
+    let fatal = || with("aer=0/0/2");
+    assert!(matches!(health(&fatal(), Limits::default()), Health::Suspect(_)));
+    assert_eq!(health(&fatal(), limits(&[("gpu_fatal_limit", "3")])), Health::Ok);
+    assert!(matches!(health(&with("aer=0/3/0"), limits(&[("gpu_nonfatal_limit", "3")])), Health::Suspect(_)));
+    assert_eq!(health(&with("aer=0/3/0"), limits(&[("gpu_nonfatal_limit", "4")])), Health::Ok);
+    let alone =
+        "cpu AuthenticAMD\niommu ivhd0\npci 0000:01:00.0 10de:2204 0300 driver=vfio-pci group=18 reset=none";
+    assert!(matches!(health(alone, Limits::default()), Health::Suspect(_)));
+    assert!(matches!(health(alone, limits(&[("gpu_require_reset", "true")])), Health::Failed(_)));
 }
 
 #[test]

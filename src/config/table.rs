@@ -197,6 +197,17 @@ settings! {
     // 8 a minute is where NVIDIA's own health check begins to warn of PCIe replays (DCGM).
     /// Correctable PCIe errors in an hour that make a GPU suspect
     gpu_aer_limit: u64, whole(1, 1_000_000), Some("480");
+    /// Uncorrected, not fatal PCIe errors between two readings that make a GPU suspect
+    gpu_nonfatal_limit: u64, whole(1, 1_000_000), Some("1");
+    /// Fatal PCIe errors between two readings that make a GPU failed
+    gpu_fatal_limit: u64, whole(1, 1_000_000), Some("1");
+    /// Percent of its best width below which a PCIe link makes a GPU suspect; 0: never
+    gpu_link_width_percent: u8, whole(0, 100), Some("100");
+    // Idle cards slow their links down to save power, with a driver in a guest too, and are well.
+    /// Percent of its best speed below which a PCIe link makes a GPU suspect; 0: never
+    gpu_link_speed_percent: u8, whole(0, 100), Some("0");
+    /// Whether a GPU that cannot be reset by itself is failed instead of suspect
+    gpu_require_reset: bool, Kind::Bool, Some("false");
     /// GPUs for `vfio bind --saved`: PCI addresses joined by commas, or all
     vfio_bind: Option<String>, Kind::Text, None;
     /// Where /proc, /sys and /dev are read

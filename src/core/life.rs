@@ -481,10 +481,8 @@ impl Core {
 
     /// Starts deploys from the queue, in order, as far as there are places.
     fn admit(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let busy =
-            |r: &Replica| matches!(r.phase, Phase::Pulling(_) | Phase::Starting(_) | Phase::Naming(..));
-        let mut places =
-            self.limits.workers.saturating_sub(self.replicas.values().filter(|r| busy(r)).count());
+        let busy = self.replicas.values().filter(|replica| replica.is_starting()).count();
+        let mut places = self.limits.workers.saturating_sub(busy);
         for id in self.queue.iter().cloned().collect::<Vec<_>>() {
             let Some(deploy) = self.replicas.get(&id).and_then(|r| r.deploy.as_ref()) else { continue };
             if deploy.deadline <= now {
@@ -527,7 +525,7 @@ impl Core {
 
     /// Whether a deploy is on its way to a container.
     pub(super) fn deploying(&self) -> bool {
-        self.replicas.values().any(|replica| replica.deploy.is_some())
+        self.replicas.values().any(|replica| replica.deploy.is_some() || replica.is_starting())
     }
 
     /// Claims GPUs; `Err(None)`: not now, but soon.

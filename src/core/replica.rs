@@ -332,6 +332,11 @@ impl Replica {
         self.touched = tick;
     }
 
+    /// Whether it takes one of the places for deploys at once.
+    pub fn is_starting(&self) -> bool {
+        matches!(self.phase, Phase::Pulling(_) | Phase::Starting(_) | Phase::Naming(..))
+    }
+
     /// What the tables tell apart.
     pub fn stage(&self) -> Stage {
         match &self.phase {
