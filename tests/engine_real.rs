@@ -146,8 +146,12 @@ impl Bench {
 
     /// What a command inside a container prints.
     fn inside(&self, id: &ContainerId, command: &[&str]) -> Vec<u8> {
-        let mut args: Vec<_> = vec!["exec".into(), id.as_str().into()];
-        args.extend(command.iter().map(Into::into));
+        self.call(&[&["exec", id.as_str()], command].concat())
+    }
+
+    /// What the CLI prints.
+    fn call(&self, args: &[&str]) -> Vec<u8> {
+        let args = args.iter().map(Into::into).collect();
         let env = vec![("PATH".into(), DEFAULT_PATH.into()), ("HOME".into(), "/root".into())];
         let program = Program { path: self.cli.path.clone(), args, env, input: None };
         let bounds = Bounds { deadline: LONG, grace: LONG, output: 4 << 20, tail: false };
@@ -263,6 +267,38 @@ fn a_container_from_start_to_removal() {
     assert_eq!(gone.kind, FailureKind::NoSuchContainer, "{gone}");
     let Outcome::Logs(Err(gone)) = bench.ask(Job::Logs(id.clone(), 1)) else { panic!() };
     assert_eq!(gone.kind, FailureKind::NoSuchContainer, "{gone}");
+}
+
+#[test]
+fn images_are_listed_oldest_first_and_only_unused_ones_are_removed() {
+    let Some(bench) = bench("images_are_listed_oldest_first_and_only_unused_ones_are_removed", |_| {}) else {
+        return;
+    };
+    let spare = ImageRef::new("vectorlay-spare:1").unwrap();
+    let place = |image: &ImageRef| {
+        let Outcome::Images(Ok(images)) = bench.ask(Job::Images) else { panic!("no images") };
+        images.iter().position(|listed| listed == image)
+    };
+    let remove = |image: &ImageRef| {
+        let Outcome::ImageRemoved(result) = bench.ask(Job::RemoveImage(image.clone())) else { panic!() };
+        result
+    };
+    let first = bench.run(bench.job("image", &["/bin/sleep", "1000"])).unwrap();
+    bench.call(&["commit", first.as_str(), spare.as_str()]);
+    bench.remove(&first);
+    let mut job = bench.job("image", &["/bin/sleep", "1000"]);
+    job.spec.image = spare.clone();
+    let id = bench.run(job).unwrap();
+    assert!(place(&bench.image) < place(&spare), "the older one comes first");
+    assert!(place(&bench.image).is_some());
+    remove(&spare).unwrap_err();
+    assert_eq!(bench.ask(Job::Stop(id.clone(), Duration::ZERO)), Outcome::Stopped(Ok(())));
+    remove(&spare).unwrap_err();
+    assert_eq!(bench.list("image").len(), 1, "its log can still be read");
+    bench.remove(&id);
+    remove(&spare).unwrap();
+    assert_eq!(place(&spare), None);
+    assert!(place(&bench.image).is_some());
 }
 
 #[test]
