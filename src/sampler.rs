@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use crate::core::facts::{Check, Gpu, Hardware, Usage};
+use crate::core::facts::{Check, Gpu, GpuUse, Hardware, Usage};
 use crate::host::apart::Apart;
 use crate::host::dependencies::{self, Checker};
 use crate::host::{self, memory, storage};
@@ -50,8 +50,8 @@ pub enum SamplerEvent {
 
 /// Takes an inventory of the GPUs. `None`: it could not be taken, and nothing is known anew about any of them.
 pub type ReadGpus = Box<dyn FnMut() -> Option<Vec<Gpu>> + Send>;
-/// Reads the mean use of the GPUs, in percent. `None`: none of them can be read.
-pub type ReadUtilization = Box<dyn FnMut() -> Option<u8> + Send>;
+/// Reads the use of the GPUs that can be read.
+pub type ReadUtilization = Box<dyn FnMut() -> Vec<GpuUse> + Send>;
 /// Takes the events, from any of the sampler's threads. It may block.
 pub type Emit = Arc<dyn Fn(SamplerEvent) + Send + Sync>;
 
@@ -154,7 +154,7 @@ fn serve(name: &str, mut work: impl FnMut(u64) + Send + 'static) -> io::Result<S
 struct UsageReader {
     root: PathBuf,
     storage: Apart<Option<(crate::core::facts::Storage, u64)>>,
-    utilization: Apart<Option<u8>>,
+    utilization: Apart<Vec<GpuUse>>,
 }
 
 impl UsageReader {
@@ -168,7 +168,7 @@ impl UsageReader {
             memory_gib: memory.map(|memory| (memory.used_gib(), memory.total_gib())),
             storage,
             free_bytes,
-            gpu_utilization: self.utilization.answer(until).flatten(),
+            gpus: self.utilization.answer(until).unwrap_or_default(),
         }
     }
 }
@@ -223,6 +223,8 @@ mod tests {
         }
     }
 
+    const USE: GpuUse = GpuUse { source: "amdgpu", busy_percent: Some(78), memory_mib: None };
+
     fn sources(root: &Path, gpus: ReadGpus, utilization: ReadUtilization) -> Sources {
         let checks = dependencies::Inputs {
             root: root.to_owned(),
@@ -248,13 +250,13 @@ mod tests {
             ("/proc/meminfo", "MemTotal: 67108864 kB\nMemAvailable: 41943040 kB\n"),
             ("/proc/sys/kernel/hostname", "gpu-07\n"),
         ]);
-        let sources = sources(host.path(), Box::new(|| Some(vec![gpu()])), Box::new(|| Some(78)));
+        let sources = sources(host.path(), Box::new(|| Some(vec![gpu()])), Box::new(|| vec![USE]));
         let (sampler, events) = start(sources);
         let next = || events.recv_timeout(LONG).unwrap();
 
         sampler.order(Sample::Usage);
         let SamplerEvent::Usage(usage) = next() else { panic!("not a sample of use") };
-        assert_eq!((usage.memory_gib, usage.gpu_utilization), (Some((24, 64)), Some(78)));
+        assert_eq!((usage.memory_gib, usage.gpus), (Some((24, 64)), vec![USE]));
         assert!(usage.storage.is_some_and(|storage| storage.path == host.path().to_str().unwrap()));
         assert!(usage.free_bytes.is_some());
 
@@ -277,13 +279,13 @@ mod tests {
         let (release, held) = channel::<()>();
         let (release_use, held_use) = channel::<()>();
         let gpus = move || held.recv().ok().map(|()| vec![gpu()]);
-        let utilization = move || held_use.recv().ok().map(|()| 1);
+        let utilization = move || held_use.recv().map_or_else(|_| Vec::new(), |()| vec![USE]);
         let (sampler, events) = start(sources(host.path(), Box::new(gpus), Box::new(utilization)));
         // More orders than can wait, to a thread that hangs: none blocks.
         (0..100).for_each(|_| sampler.order(Sample::Hardware));
         sampler.order(Sample::Usage);
         let SamplerEvent::Usage(usage) = events.recv_timeout(LONG).unwrap() else { panic!("not use") };
-        assert_eq!((usage.memory_gib, usage.gpu_utilization), (Some((0, 64)), None));
+        assert_eq!((usage.memory_gib, usage.gpus), (Some((0, 64)), vec![]));
         assert!(usage.storage.is_some());
         release.send(()).unwrap();
         assert!(matches!(events.recv_timeout(LONG).unwrap(), SamplerEvent::Hardware(_)));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, GpuHandover, LogDriver};
-use crate::core::facts::Gpu;
+use crate::core::facts::{Gpu, GpuUse};
 use crate::engine::cli::{Cli, DEFAULT_PATH, Flavour, Handover, LogChoice, LogSetting, Shim, choose_log};
 use crate::host::dependencies::{self, Inputs, Places};
 use crate::host::{gpus, handover, health, lspci, pci, utilization};
@@ -223,11 +223,11 @@ pub fn gpu_reader(config: &Config) -> impl FnMut() -> Option<Vec<Gpu>> + Send + 
     }
 }
 
-/// Reads the mean use of the GPUs that the host can read.
-pub fn utilization_reader(config: &Config) -> impl FnMut() -> Option<u8> + Send + 'static {
+/// Reads the use of the GPUs that the host can see.
+pub fn utilization_reader(config: &Config) -> impl FnMut() -> Vec<GpuUse> + Send + 'static {
     let root = config.root.clone();
     move || {
-        let functions = pci::functions(&root).ok()?;
-        utilization::read(&root, &functions, &mut || utilization::run_nvidia_smi(&root)).mean_percent()
+        let functions = pci::functions(&root).unwrap_or_default();
+        utilization::read(&root, &functions, &mut || utilization::run_nvidia_smi(&root))
     }
 }

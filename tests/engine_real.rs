@@ -13,9 +13,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use vectorlay::core::facts::GpuUse;
 use vectorlay::core::job::{
     Failure, FailureKind, InspectedState, Job, JobId, LABEL_DEPLOY, LABEL_GPUS, LABEL_REPLICA, Listed,
-    ListedStatus, Outcome, PullJob, RegistryAuth, RunJob, Spec,
+    ListedStatus, Outcome, PullJob, RegistryAuth, RunJob, Spec, Vendor,
 };
 use vectorlay::engine::cli::{Cli, DEFAULT_PATH, Flavour, Handover, LogChoice};
 use vectorlay::engine::watcher::{Event, Watcher};
@@ -299,6 +300,23 @@ fn images_are_listed_oldest_first_and_only_unused_ones_are_removed() {
     remove(&spare).unwrap();
     assert_eq!(place(&spare), None);
     assert!(place(&bench.image).is_some());
+}
+
+#[test]
+fn guests_are_asked_how_busy_their_gpus_are() {
+    let Some(bench) = bench("guests_are_asked_how_busy_their_gpus_are", |_| {}) else { return };
+    let id = bench.run(bench.job("guest", &["/bin/sleep", "1000"])).unwrap();
+    let ask = |vendor| bench.ask(Job::GuestUse(id.clone(), vendor));
+    let Outcome::GuestUse(Err(_)) = ask(Vendor::Nvidia) else { panic!("an answer without nvidia-smi") };
+    assert_eq!(ask(Vendor::Amd), Outcome::GuestUse(Ok(vec![])));
+    let smi = "#!/bin/sh\n[ \"$2\" = --format=csv,noheader,nounits ] && echo '37, 1024, 81559'\n";
+    bench.inside(
+        &id,
+        &["/bin/sh", "-c", "printf '%s' \"$0\" > /bin/nvidia-smi && chmod +x /bin/nvidia-smi", smi],
+    );
+    let known = GpuUse { source: "guest", busy_percent: Some(37), memory_mib: Some((1024, 81_559)) };
+    assert_eq!(ask(Vendor::Nvidia), Outcome::GuestUse(Ok(vec![known])));
+    bench.remove(&id);
 }
 
 #[test]

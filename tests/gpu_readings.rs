@@ -5,6 +5,7 @@
 mod host;
 
 use host::Host;
+use vectorlay::core::facts::GpuUse;
 use vectorlay::host::pci;
 
 #[test]
@@ -22,26 +23,22 @@ fn use_is_known_where_the_hosts_driver_has_the_gpu() {
     // The second line is of a GPU that vfio-pci took meanwhile.
     let printed = "00000000:41:00.0, 90, 100, 6144\n00000000:42:00.0, 1, 1, 6144\n";
     let with = |smi: Option<&str>| utilization::read(host.root(), &functions, &mut || smi.map(str::to_owned));
-    assert_eq!(
-        (with(Some(printed)).mean_percent(), with(Some(printed)).sources),
-        (Some(90), vec!["nvidia-smi"])
-    );
-    assert_eq!((with(None).mean_percent(), with(None).memory_mib()), (None, None));
+    let nvidia = GpuUse { source: "nvidia-smi", busy_percent: Some(90), memory_mib: Some((100, 6144)) };
+    assert_eq!(with(Some(printed)), [nvidia]);
+    assert_eq!(with(None), []);
 
     let folder = "sys/bus/pci/devices/0000:85:00.0";
     host.write(&format!("{folder}/gpu_busy_percent"), "31\n");
     host.write(&format!("{folder}/mem_info_vram_used"), "1073741824\n");
     host.write(&format!("{folder}/mem_info_vram_total"), "206141652992\n");
-    let both = with(Some(printed));
-    assert_eq!((both.mean_percent(), both.memory_mib()), (Some(61), Some((1124, 202_736))));
-    assert_eq!(both.sources, ["nvidia-smi", "amdgpu"]);
+    let amd = GpuUse { source: "amdgpu", busy_percent: Some(31), memory_mib: Some((1024, 196_592)) };
+    assert_eq!(with(Some(printed)), [nvidia, amd]);
     host.write(&format!("{folder}/gpu_busy_percent"), "");
-    assert_eq!(with(None).mean_percent(), None);
+    assert_eq!(with(None), [GpuUse { busy_percent: None, ..amd }]);
 
     // Without a GPU of NVIDIA's driver nobody asks for it.
     let bound: Vec<_> = functions.into_iter().filter(|g| g.driver.as_deref() == Some("vfio-pci")).collect();
-    let found = utilization::read(host.root(), &bound, &mut || panic!("asked"));
-    assert_eq!(found, utilization::Utilization::default());
+    assert_eq!(utilization::read(host.root(), &bound, &mut || panic!("asked")), []);
 }
 
 #[test]

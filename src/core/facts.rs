@@ -153,8 +153,19 @@ pub struct Usage {
     pub storage: Option<Storage>,
     /// Bytes that a user without privileges may still write on the data path.
     pub free_bytes: Option<u64>,
-    /// Mean use of the GPUs that can be read, in percent.
-    pub gpu_utilization: Option<u8>,
+    /// The use of the GPUs that the host can see.
+    pub gpus: Vec<GpuUse>,
+}
+
+/// One GPU's use, as one who can see it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuUse {
+    /// Who says so.
+    pub source: &'static str,
+    /// Share of time in which something ran on it, in percent.
+    pub busy_percent: Option<u8>,
+    /// Its memory in use and in all, in MiB.
+    pub memory_mib: Option<(u64, u64)>,
 }
 
 /// A file system's fill, as `df` counts.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::facts::GpuUse;
 use crate::types::{ContainerId, EnvName, ImageRef, PciAddress, ReplicaId, Secret};
 
 /// The label that makes a container ours; its value is the replica's ID.
@@ -189,8 +190,8 @@ pub enum Outcome {
     Images(Result<Vec<ImageRef>, Failure>),
     /// Of [`Job::RemoveImage`].
     ImageRemoved(Result<(), Failure>),
-    /// Of [`Job::GuestUse`]: percent, of each GPU that could be read.
-    GuestUse(Result<Vec<u8>, Failure>),
+    /// Of [`Job::GuestUse`]: of each GPU that could be read.
+    GuestUse(Result<Vec<GpuUse>, Failure>),
 }
 
 impl fmt::Display for Outcome {

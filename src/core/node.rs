@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use super::facts::{Check, Hardware, Storage, Usage};
+use super::facts::{Check, GpuUse, Hardware, Storage, Usage};
 use super::replica::{Code, Phase, Refusal, Replica};
 use super::wire::LinkOrder;
 use super::{Action, Core, Sample};
@@ -135,9 +135,9 @@ impl Node {
         Some(self.usage.as_ref()?.storage.as_ref()?.usage_percent)
     }
 
-    /// The mean use of the GPUs that the host can read, in percent.
-    pub(super) fn host_utilization(&self) -> Option<u8> {
-        self.usage.as_ref()?.gpu_utilization
+    /// The use of the GPUs that the host can see.
+    pub(super) fn gpus_in_use(&self) -> &[GpuUse] {
+        self.usage.as_ref().map_or(&[], |usage| &usage.gpus)
     }
 
     /// Whether the GPUs were looked at not longer ago than `age`.
@@ -352,10 +352,14 @@ impl Core {
         let usage = self.node.usage.as_ref();
         let memory = usage.and_then(|usage| usage.memory_gib);
         let (total, free) = self.gpus.count();
+        let gpus = self.gpu_use(now);
         let age = self.engine.table_age(now).map(|age| age.as_secs());
         json!({ "status": {
             "containers": containers,
-            "gpu_utilization": self.gpu_utilization(now).0,
+            "gpu_utilization": gpus.percent,
+            "gpu_utilization_source": gpus.sources,
+            "gpu_memory_used_gb": gpus.memory_gib.map(|(used, _)| used),
+            "gpu_memory_total_gb": gpus.memory_gib.map(|(_, total)| total),
             "memory_used_gb": memory.map(|(used, _)| used),
             "memory_total_gb": memory.map(|(_, total)| total),
             "storage": self.storage(),
@@ -370,6 +374,7 @@ impl Core {
     pub(super) fn status(&self, now: Instant) -> Value {
         let (state, reason) = self.state(now);
         let (link, trouble) = self.session.describe();
+        let gpus = self.gpu_use(now);
         json!({
             "node_id": self.session.node().map(|node| node.as_str()),
             "version": self.limits.version,
@@ -382,8 +387,10 @@ impl Core {
             "results_waiting": self.outbox.len(),
             "deploys_waiting": self.queue.len() + self.waiting.len(),
             "malformed_messages": self.malformed,
-            "gpu_utilization": self.gpu_utilization(now).0,
-            "gpu_utilization_source": self.gpu_utilization(now).1,
+            "gpu_utilization": gpus.percent,
+            "gpu_utilization_source": gpus.sources,
+            "gpu_memory_used_gb": gpus.memory_gib.map(|(used, _)| used),
+            "gpu_memory_total_gb": gpus.memory_gib.map(|(_, total)| total),
             "gpus": self.gpu_list(),
         })
     }

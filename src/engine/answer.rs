@@ -9,8 +9,9 @@ use serde_json::Value;
 
 use super::cli::LABEL_NONE;
 use super::words;
+use crate::core::facts::GpuUse;
 use crate::core::job::{
-    Failure, FailureKind, Inspected, InspectedState, Job, Listed, ListedStatus, Outcome, RunJob,
+    Failure, FailureKind, Inspected, InspectedState, Job, Listed, ListedStatus, Outcome, RunJob, Vendor,
 };
 use crate::process::{Ended, Error, Finished};
 use crate::sorted::sorted;
@@ -52,7 +53,7 @@ pub fn outcome(job: &Job, result: &Result<Finished, Error>) -> Outcome {
         Job::Probe => Outcome::Probed(succeeded(job, result).map(|_| ())),
         Job::Images => Outcome::Images(succeeded(job, result).map(images)),
         Job::RemoveImage(_) => Outcome::ImageRemoved(succeeded(job, result).map(|_| ())),
-        Job::GuestUse(..) => Outcome::GuestUse(succeeded(job, result).map(percents)),
+        Job::GuestUse(_, vendor) => Outcome::GuestUse(succeeded(job, result).map(|f| uses(f, *vendor))),
     }
 }
 
@@ -233,10 +234,23 @@ fn images(finished: &Finished) -> Vec<ImageRef> {
     text.lines().rev().filter_map(|line| ImageRef::new(line.trim()).ok()).collect()
 }
 
-/// One number on each line; what is none (`[N/A]`, an error in prose) is not known.
-fn percents(finished: &Finished) -> Vec<u8> {
+/// Lines of percent, memory in use and in all, with commas between them: MiB by nvidia-smi, bytes by amdgpu. What is no
+/// number (`[N/A]`, an error in prose) is not known.
+fn uses(finished: &Finished, vendor: Vendor) -> Vec<GpuUse> {
+    let bytes = match vendor {
+        Vendor::Nvidia => 1,
+        Vendor::Amd => 1024 * 1024,
+    };
     let text = String::from_utf8_lossy(&finished.stdout);
-    text.lines().filter_map(|line| line.trim().parse().ok()).filter(|percent| *percent <= 100).collect()
+    let line = |line: &str| {
+        let mut numbers = line.split(',').map(|field| field.trim().parse::<u64>().ok());
+        let mut next = || numbers.next().flatten();
+        let busy_percent = next().and_then(|percent| u8::try_from(percent).ok()).filter(|p| *p <= 100);
+        let memory_mib = next().zip(next()).map(|(used, total)| (used / bytes, total / bytes));
+        GpuUse { source: "guest", busy_percent, memory_mib }
+    };
+    let known = |found: &GpuUse| found.busy_percent.is_some() || found.memory_mib.is_some();
+    text.lines().map(line).filter(known).collect()
 }
 
 /// `rm -f` is done when it echoes the ID, or says that there is no such container; its status means nothing.
@@ -412,6 +426,31 @@ mod tests {
 
     fn fatal(text: &str) -> String {
         format!("time=\"t\" level=fatal msg=\"{text}\"\n")
+    }
+
+    #[test]
+    fn guests_say_how_busy_their_gpus_are() {
+        type Known = (Option<u8>, Option<(u64, u64)>);
+        let check = |vendor, said: &str, expected: &[Known]| {
+            let Outcome::GuestUse(Ok(uses)) = answer(&Job::GuestUse(id(), vendor), Ended::Exit(0), said, "")
+            else {
+                panic!("no answer")
+            };
+            let found: Vec<_> = uses.iter().map(|gpu| (gpu.busy_percent, gpu.memory_mib)).collect();
+            assert_eq!(found, expected, "{said:?}");
+        };
+        check(
+            Vendor::Nvidia,
+            "95, 745, 81559\n0, 1, 81559\n",
+            &[(Some(95), Some((745, 81559))), (Some(0), Some((1, 81559)))],
+        );
+        check(
+            Vendor::Nvidia,
+            "[N/A], 745, 81559\n101, [N/A], 5\n7\n",
+            &[(None, Some((745, 81559))), (Some(7), None)],
+        );
+        check(Vendor::Nvidia, "No devices were found\n\n", &[]);
+        check(Vendor::Amd, "31, 1073741824, 206141652992\n, ,\n", &[(Some(31), Some((1024, 196_592)))]);
     }
 
     #[test]

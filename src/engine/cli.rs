@@ -81,6 +81,10 @@ impl Flavour {
     }
 }
 
+/// Prints of each of amdgpu's cards what nvidia-smi prints, its memory in bytes.
+const AMD_USE: &str = "cd /sys/class/drm && for d in card*/device; do [ -e $d/gpu_busy_percent ] && echo \
+    $(cat $d/gpu_busy_percent), $(cat $d/mem_info_vram_used), $(cat $d/mem_info_vram_total); done; true";
+
 /// How a GPU reaches the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handover {
@@ -240,9 +244,13 @@ impl Cli {
 
     fn guest_use(&self, id: &ContainerId, vendor: Vendor) -> Program {
         let ask: &[&str] = match vendor {
-            Vendor::Nvidia => &["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"],
+            Vendor::Nvidia => &[
+                "nvidia-smi",
+                "--query-gpu=utilization.gpu,memory.used,memory.total",
+                "--format=csv,noheader,nounits",
+            ],
             // The container's own shell finds the cards; the text is fixed.
-            Vendor::Amd => &["sh", "-c", "cat /sys/class/drm/card*/device/gpu_busy_percent"],
+            Vendor::Amd => &["sh", "-c", AMD_USE],
         };
         let mut program = self.marked("exec", ["exec".into(), id.as_str().to_owned()]);
         program.args.extend(ask.iter().map(OsString::from));

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use super::pci::{self, Function};
 use super::sysfs;
+use crate::core::facts::GpuUse;
 use crate::process::{self, Bounds, Ended, Program};
 use crate::types::PciAddress;
 
-/// How nvidia-smi is asked, in a guest too. Its answer is read by [`parse`].
+/// How nvidia-smi is asked. Its answer is read by [`parse`].
 pub const QUERY: [&str; 2] =
     ["--query-gpu=pci.bus_id,utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits"];
 /// How long nvidia-smi may take: without its persistence daemon it wakes each GPU first, which takes a second or more.
@@ -26,68 +27,24 @@ const FOLDERS: [&str; 5] =
 /// Bytes in a MiB.
 const MIB: u64 = 1024 * 1024;
 
-/// One GPU's use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Use {
-    /// Which: in a guest, by the guest's addresses.
-    pub address: PciAddress,
-    /// Share of time in which something ran, in percent.
-    pub busy_percent: Option<u8>,
-    /// Memory in use and in all, in MiB.
-    pub memory_mib: Option<(u64, u64)>,
-}
-
-/// The GPUs' use at one moment.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Utilization {
-    /// Each GPU that answered.
-    pub gpus: Vec<Use>,
-    /// Who was asked with success (`nvidia-smi`, `amdgpu`), for the log.
-    pub sources: Vec<&'static str>,
-}
-
-impl Utilization {
-    /// The mean over the GPUs that can be read, in percent, rounded; `None` when there is none.
-    pub fn mean_percent(&self) -> Option<u8> {
-        let known: Vec<u64> = self.gpus.iter().filter_map(|g| g.busy_percent.map(u64::from)).collect();
-        let count = u64::try_from(known.len()).ok().filter(|n| *n > 0)?;
-        u8::try_from((known.iter().sum::<u64>() + count / 2) / count).ok()
-    }
-
-    /// Memory in use and in all of those GPUs together, in MiB; `None` when there is none.
-    pub fn memory_mib(&self) -> Option<(u64, u64)> {
-        let known = self.gpus.iter().filter_map(|g| g.memory_mib);
-        known.reduce(|a, b| (a.0.saturating_add(b.0), a.1.saturating_add(b.1)))
-    }
-}
-
-/// Reads the use of the GPUs among `functions`. `nvidia_smi` gives what nvidia-smi prints; it is called only when NVIDIA's
-/// driver has one of them.
+/// Reads the use of the GPUs among `functions`, as far as it is known. `nvidia_smi` gives what nvidia-smi prints; it is
+/// called only when NVIDIA's driver has one of them.
 pub fn read(
     root: &Path,
     functions: &[Function],
     nvidia_smi: &mut dyn FnMut() -> Option<String>,
-) -> Utilization {
-    let mut found = Utilization::default();
+) -> Vec<GpuUse> {
     let gpus = || functions.iter().filter(|f| f.is_gpu());
     let of_driver = |name: &'static str| gpus().filter(move |g| g.driver.as_deref() == Some(name));
+    let mut found = Vec::new();
     if of_driver("nvidia").next().is_some() {
         let uses = nvidia_smi().map(|text| parse(&text)).unwrap_or_default();
-        let ours = uses.into_iter().filter(|u| of_driver("nvidia").any(|g| g.address == u.address));
-        found.take(ours, "nvidia-smi");
+        let ours = |address: &PciAddress| of_driver("nvidia").any(|g| g.address == *address);
+        found.extend(uses.into_iter().filter(|(address, _)| ours(address)).map(|(_, known)| known));
     }
-    found.take(of_driver("amdgpu").map(|g| amdgpu(root, g.address)), "amdgpu");
+    found.extend(of_driver("amdgpu").map(|g| amdgpu(root, g.address)));
+    found.retain(|known| known.busy_percent.is_some() || known.memory_mib.is_some());
     found
-}
-
-impl Utilization {
-    fn take(&mut self, uses: impl Iterator<Item = Use>, source: &'static str) {
-        let before = self.gpus.len();
-        self.gpus.extend(uses.filter(|u| u.busy_percent.is_some() || u.memory_mib.is_some()));
-        if self.gpus.len() > before {
-            self.sources.push(source);
-        }
-    }
 }
 
 /// What nvidia-smi prints on this machine; `None` where it is missing, fails or hangs, or when `root` is another
@@ -108,25 +65,25 @@ pub fn run_nvidia_smi(root: &Path) -> Option<String> {
 /// Reads nvidia-smi's answer to [`QUERY`]: lines such as `00000000:41:00.0, 95, 745, 6144` (percent and MiB). A value
 /// that the GPU cannot tell is `[N/A]`, `[Not Supported]` or an error in brackets; errors about whole GPUs are lines of
 /// prose on standard output. Anything but a number is not known.
-pub fn parse(output: &str) -> Vec<Use> {
+pub fn parse(output: &str) -> Vec<(PciAddress, GpuUse)> {
     let line = |line: &str| {
         let mut fields = line.split(',').map(str::trim);
         let address = PciAddress::parse(fields.next()?).ok()?;
         let busy_percent = fields.next()?.parse().ok().filter(|p| *p <= 100);
         let mut memory = || fields.next()?.parse::<u64>().ok();
         let (used, total) = (memory(), memory());
-        Some(Use { address, busy_percent, memory_mib: used.zip(total) })
+        Some((address, GpuUse { source: "nvidia-smi", busy_percent, memory_mib: used.zip(total) }))
     };
     output.lines().filter_map(line).collect()
 }
 
 /// amdgpu's attributes (kernel documentation, `gpu/amdgpu/driver-misc`): percent and bytes. Some parts answer EBUSY or
 /// EINVAL, which is the same as not known.
-fn amdgpu(root: &Path, address: PciAddress) -> Use {
+fn amdgpu(root: &Path, address: PciAddress) -> GpuUse {
     let folder = pci::folder(root, address);
     let mib = |name: &str| sysfs::number::<u64>(&folder.join(name)).map(|bytes| bytes / MIB);
-    Use {
-        address,
+    GpuUse {
+        source: "amdgpu",
         busy_percent: sysfs::number(&folder.join("gpu_busy_percent")).filter(|p| *p <= 100),
         memory_mib: mib("mem_info_vram_used").zip(mib("mem_info_vram_total")),
     }
@@ -136,43 +93,41 @@ fn amdgpu(root: &Path, address: PciAddress) -> Use {
 mod tests {
     use super::*;
 
-    /// The mean and the memory of what nvidia-smi printed.
-    fn check(output: &str, expected: (Option<u8>, Option<(u64, u64)>)) {
-        let found = Utilization { gpus: parse(output), sources: Vec::new() };
-        assert_eq!((found.mean_percent(), found.memory_mib()), expected, "{output:?}");
+    type Known = (Option<u8>, Option<(u64, u64)>);
+
+    /// The percent and the memory of each GPU that nvidia-smi printed.
+    fn check(output: &str, expected: &[Known]) {
+        let found: Vec<Known> =
+            parse(output).iter().map(|(_, known)| (known.busy_percent, known.memory_mib)).collect();
+        assert_eq!(found, expected, "{output:?}");
     }
 
     #[test]
     fn what_nvidia_smi_prints() {
-        check("00000000:41:00.0, 95, 745, 6144\n", (Some(95), Some((745, 6144))));
+        check("00000000:41:00.0, 95, 745, 6144\n", &[(Some(95), Some((745, 6144)))]);
         check(
             "00000000:41:00.0, 95, 745, 6144\n00000000:C1:00.0, 0, 5, 6144\n",
-            (Some(48), Some((750, 12288))),
+            &[(Some(95), Some((745, 6144))), (Some(0), Some((5, 6144)))],
         );
-        // A GPU split by MIG, an old driver, one that has to be reset: known are the others alone.
+        // A GPU split by MIG, an old driver, one that has to be reset.
         check(
             "00000000:41:00.0, [N/A], 745, 6144\n00000000:42:00.0, 7, [N/A], [N/A]\n",
-            (Some(7), Some((745, 6144))),
+            &[(None, Some((745, 6144))), (Some(7), None)],
         );
-        check("00000000:41:00.0, [Not Supported], [Not Supported], [Not Supported]\n", (None, None));
-        check("00000000:41:00.0, [GPU requires reset], [Unknown Error], 6144\n", (None, None));
+        check("00000000:41:00.0, [Not Supported], [Not Supported], [Not Supported]\n", &[(None, None)]);
+        check("00000000:41:00.0, [GPU requires reset], [Unknown Error], 6144\n", &[(None, None)]);
         check(
             "Unable to determine the device handle for GPU 0000:41:00.0: Unknown Error\n00000000:42:00.0, 100, 1, 2\n",
-            (Some(100), Some((1, 2))),
+            &[(Some(100), Some((1, 2)))],
         );
-        check("00000000:41:00.0, 101, 1, 2\n00000000:42:00.0, -1, 1, 2\n", (None, Some((2, 4))));
-        check("00000000:41:00.0, 5\n", (Some(5), None));
+        check("00000000:41:00.0, 101, 1, 2\n00000000:42:00.0, -1, 1, 2\n", &[(None, Some((1, 2))); 2]);
+        check("00000000:41:00.0, 5\n", &[(Some(5), None)]);
         check(
             "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest \
              NVIDIA driver is installed and running.\n",
-            (None, None),
+            &[],
         );
-        check("No devices were found\n", (None, None));
-        check("", (None, None));
-        let most = u64::MAX;
-        check(
-            &format!("1:1:0.0, 1, {most}, {most}\n1:2:0.0, 2, {most}, {most}\n"),
-            (Some(2), Some((most, most))),
-        );
+        check("No devices were found\n", &[]);
+        check("", &[]);
     }
 }

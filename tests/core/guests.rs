@@ -1,10 +1,11 @@
 //! How busy the GPUs in microVMs are, as the guests say.
 
 use serde_json::{Value, json};
+use vectorlay::core::facts::GpuUse;
 use vectorlay::core::job::{FailureKind, Outcome};
 use vectorlay::core::operator::Request;
 
-use crate::engine::failed;
+use crate::engine::{failed, guest_use};
 use crate::rig::{Rig, SECOND, Start};
 
 fn node() -> Rig {
@@ -27,7 +28,7 @@ fn guests_are_asked_with_each_heartbeat_if_that_is_allowed() {
     rig.beat();
     let asked = rig.started.iter().filter(|job| job.starts_with("use of the GPUs")).count();
     assert_eq!(asked, 1, "the one that has GPUs");
-    assert_eq!(known(&mut rig), [json!(50), json!("guests")]);
+    assert_eq!(known(&mut rig), [json!(50), json!("guest")]);
 
     let mut rig = Rig::online();
     rig.deploy_with("g", "q1", r#","gpu_count":1"#);
@@ -75,8 +76,8 @@ fn a_replica_that_is_gone_is_not_counted() {
     rig.deploy_with("h", "q2", r#","gpu_count":1"#);
     rig.hold("use of the GPUs");
     rig.beat();
-    rig.comes_back("use of the GPUs", |_| Outcome::GuestUse(Ok(vec![10])));
-    rig.comes_back("use of the GPUs", |_| Outcome::GuestUse(Ok(vec![90])));
+    rig.comes_back("use of the GPUs", |_| Outcome::GuestUse(Ok(vec![guest_use(10)])));
+    rig.comes_back("use of the GPUs", |_| Outcome::GuestUse(Ok(vec![guest_use(90)])));
     assert_eq!(known(&mut rig)[0], json!(50), "the mean");
     rig.stop("g", "q3");
     assert_eq!(known(&mut rig)[0], json!(90));
@@ -86,7 +87,20 @@ fn a_replica_that_is_gone_is_not_counted() {
 fn what_the_host_sees_counts_beside_what_guests_say() {
     let mut rig = node();
     rig.deploy_with("g", "q1", r#","gpu_count":1"#);
-    rig.usage.gpu_utilization = Some(100);
+    rig.usage.gpus =
+        vec![GpuUse { source: "nvidia-smi", busy_percent: Some(99), memory_mib: Some((1024, 24 * 1024)) }];
     rig.beat();
-    assert_eq!(known(&mut rig), [json!(75), json!("host and guests")]);
+    assert_eq!(known(&mut rig), [json!(75), json!("guest, nvidia-smi")]);
+    let status = rig.control(Request::Status);
+    assert_eq!([&status["gpu_memory_used_gb"], &status["gpu_memory_total_gb"]], [&json!(21), &json!(104)]);
+}
+
+#[test]
+fn a_guest_is_believed_about_its_own_gpus_alone() {
+    let mut rig = node();
+    rig.deploy_with("g", "q1", r#","gpu_count":1"#);
+    rig.hold("use of the GPUs");
+    rig.beat();
+    rig.comes_back("use of the GPUs", |_| Outcome::GuestUse(Ok(vec![guest_use(10), guest_use(100)])));
+    assert_eq!(known(&mut rig)[0], json!(10));
 }

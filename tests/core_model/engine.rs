@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use vectorlay::core::facts::GpuUse;
 use vectorlay::core::job::{
     Failure, FailureKind, Inspected, InspectedState, Job, LABEL_DEPLOY, LABEL_REPLICA, LABEL_SPEC, Listed,
     ListedStatus, Outcome, RunJob,
@@ -152,7 +153,7 @@ impl Engine {
                 self.images.remove(image.as_str());
                 Outcome::ImageRemoved(Ok(()))
             }
-            Job::GuestUse(..) => Outcome::GuestUse(Ok(vec![50])),
+            Job::GuestUse(..) => Outcome::GuestUse(Ok(vec![guest_use(50)])),
         }
     }
 
@@ -233,6 +234,11 @@ impl Engine {
         };
         self.containers.iter().map(one).collect()
     }
+}
+
+/// What a guest says of a GPU of 80 GiB with a quarter in use.
+pub fn guest_use(percent: u8) -> GpuUse {
+    GpuUse { source: "guest", busy_percent: Some(percent), memory_mib: Some((20 * 1024, 80 * 1024)) }
 }
 
 pub fn failed(job: &Job, kind: FailureKind, words: &str) -> Outcome {
