@@ -5,12 +5,8 @@ use vectorlay::core::job::{FailureKind, Job, RunJob};
 use crate::engine::{Engine, Fault, Status, failed};
 use crate::rig::{Rig, SECOND, Start};
 
-/// The record while a deploy of `r` is pending, and the call that is at work on it.
-fn pending() -> (Option<String>, RunJob) {
-    let mut rig = Rig::online();
-    rig.hold("run");
-    rig.deploy("r", "q1");
-    let record = rig.record.clone();
+/// The call that is at work on a deploy.
+fn call(rig: &mut Rig) -> RunJob {
     let mut call = None;
     rig.comes_back("run", |job| {
         if let Job::Run(run) = job {
@@ -18,7 +14,30 @@ fn pending() -> (Option<String>, RunJob) {
         }
         failed(job, FailureKind::Refused, "not heard")
     });
-    (record, call.unwrap())
+    call.unwrap()
+}
+
+/// The record while a deploy of `r` is pending, and the call that is at work on it.
+fn pending() -> (Option<String>, RunJob) {
+    let mut rig = Rig::online();
+    rig.hold("run");
+    rig.deploy("r", "q1");
+    (rig.record.clone(), call(&mut rig))
+}
+
+/// A process that starts with this record while this call is still at work.
+fn beside(record: Option<String>, run: &RunJob) -> Rig {
+    let orphans = [(run.labels[1].1.clone(), run.replica.clone())].into();
+    let mut rig = Rig::start(Start { record, orphans, ..Start::default() });
+    rig.connect();
+    rig
+}
+
+/// The call does its work after all.
+fn done(rig: &mut Rig, run: RunJob) {
+    _ = rig.engine.call(&Job::Run(Box::new(run)), Fault::Nothing);
+    rig.orphans.clear();
+    rig.wait(2 * SECOND);
 }
 
 /// A process after one that died with a deploy of `r` pending, whose call had made this of it.
@@ -55,16 +74,12 @@ fn a_pending_deploy_that_left_half_a_container_or_nothing_is_interrupted() {
 #[test]
 fn a_call_that_outlived_the_process_is_waited_for() {
     let (record, run) = pending();
-    let orphans = [(run.labels[1].1.clone(), run.replica.clone())].into();
-    let mut rig = Rig::start(Start { record, orphans, ..Start::default() });
-    rig.connect();
+    let mut rig = beside(record, &run);
     assert_eq!(rig.sent(), [""; 0]);
     assert_eq!(rig.containers(), ["r unknown"]);
     rig.deploy_with("g", "q9", r#","gpu_count":1"#);
     assert_eq!(rig.sent(), [""; 0], "which GPUs the call has is not known");
-    _ = rig.engine.call(&Job::Run(Box::new(run)), Fault::Nothing);
-    rig.orphans.clear();
-    rig.wait(2 * SECOND);
+    done(&mut rig, run);
     assert_eq!(rig.sent(), ["deploy_result r running q1", "deploy_result g running q9"]);
 }
 
@@ -238,21 +253,10 @@ fn the_call_of_a_waiting_deploy_that_was_begun_is_waited_for() {
     rig.saving = false;
     rig.hold("run");
     rig.release("list");
-    let mut call = None;
-    rig.comes_back("run", |job| {
-        if let Job::Run(run) = job {
-            call = Some((**run).clone());
-        }
-        failed(job, FailureKind::Refused, "not heard")
-    });
-    let run = call.unwrap();
-    let orphans = [(run.labels[1].1.clone(), run.replica.clone())].into();
-    let mut rig = Rig::start(Start { record, orphans, ..Start::default() });
-    rig.connect();
+    let run = call(&mut rig);
+    let mut rig = beside(record, &run);
     assert_eq!(rig.sent(), [""; 0]);
-    _ = rig.engine.call(&Job::Run(Box::new(run)), Fault::Nothing);
-    rig.orphans.clear();
-    rig.wait(2 * SECOND);
+    done(&mut rig, run);
     assert_eq!(rig.sent(), ["deploy_result r running q2"]);
     assert_eq!(rig.up("r"), 1);
 }
@@ -260,16 +264,12 @@ fn the_call_of_a_waiting_deploy_that_was_begun_is_waited_for() {
 #[test]
 fn a_call_that_no_record_names_is_waited_for_before_its_replica_is_deployed_again() {
     let (_, run) = pending();
-    let orphans = [(run.labels[1].1.clone(), run.replica.clone())].into();
-    let mut rig = Rig::start(Start { orphans, ..Start::default() });
-    rig.connect();
+    let mut rig = beside(None, &run);
     assert_eq!(rig.containers(), ["r unknown"]);
     rig.deploy("r", "q1");
     rig.deploy("s", "q2");
     assert_eq!(rig.sent(), ["deploy_result s running q2"]);
-    _ = rig.engine.call(&Job::Run(Box::new(run)), Fault::Nothing);
-    rig.orphans.clear();
-    rig.wait(2 * SECOND);
+    done(&mut rig, run);
     assert_eq!(rig.sent(), ["deploy_result r running q1"]);
     assert_eq!(rig.up("r"), 1);
 }
@@ -277,9 +277,7 @@ fn a_call_that_no_record_names_is_waited_for_before_its_replica_is_deployed_agai
 #[test]
 fn a_stop_ends_a_call_that_no_record_names() {
     let (_, run) = pending();
-    let orphans = [(run.labels[1].1.clone(), run.replica.clone())].into();
-    let mut rig = Rig::start(Start { orphans, ..Start::default() });
-    rig.connect();
+    let mut rig = beside(None, &run);
     rig.stop("r", "q1");
     assert_eq!(rig.sent(), [""; 0]);
     rig.wait(11 * SECOND);
