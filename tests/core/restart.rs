@@ -25,6 +25,19 @@ fn pending() -> (Option<String>, RunJob) {
     (rig.record.clone(), call(&mut rig))
 }
 
+/// A deploy of `r` that waits for a listing behind one that exited, and the last record that is saved of it.
+fn waiting() -> (Rig, Option<String>) {
+    let mut rig = Rig::online();
+    rig.deploy("r", "q1");
+    rig.ends("r", 3);
+    rig.pong();
+    rig.hold("list");
+    rig.deploy("r", "q2");
+    rig.saving = false;
+    let record = rig.record.clone();
+    (rig, record)
+}
+
 /// A process that starts with this record while this call is still at work.
 fn beside(record: Option<String>, run: &RunJob) -> Rig {
     let orphans = [(run.labels[1].1.clone(), run.replica.clone())].into();
@@ -223,17 +236,10 @@ fn a_waiting_deploy_that_was_begun_after_the_record_was_saved_is_taken_up() {
         (Fault::Half, "deploy_result r failed:interrupted q2"),
         (Fault::Refused, "deploy_result r failed:interrupted q2"),
     ] {
-        let mut rig = Rig::online();
-        rig.deploy("r", "q1");
-        rig.ends("r", 3);
-        rig.pong();
-        rig.hold("list");
-        rig.deploy("r", "q2");
-        let while_waiting = rig.record.clone();
-        rig.saving = false;
+        let (mut rig, record) = waiting();
         rig.spoil("run", made);
         rig.release("list");
-        rig.record = while_waiting;
+        rig.record = record;
         let mut rig = rig.restart();
         rig.connect();
         assert_eq!(rig.sent(), [outcome], "{made:?}");
@@ -243,14 +249,7 @@ fn a_waiting_deploy_that_was_begun_after_the_record_was_saved_is_taken_up() {
 
 #[test]
 fn the_call_of_a_waiting_deploy_that_was_begun_is_waited_for() {
-    let mut rig = Rig::online();
-    rig.deploy("r", "q1");
-    rig.ends("r", 3);
-    rig.pong();
-    rig.hold("list");
-    rig.deploy("r", "q2");
-    let record = rig.record.clone();
-    rig.saving = false;
+    let (mut rig, record) = waiting();
     rig.hold("run");
     rig.release("list");
     let run = call(&mut rig);
