@@ -24,6 +24,7 @@ pub mod storage;
 pub mod sysfs;
 pub mod utilization;
 pub mod vfio;
+pub mod yaml;
 
 use std::path::Path;
 
