@@ -218,6 +218,7 @@ mod tests {
             companions: Vec::new(),
             numa_node: None,
             device_node: None,
+            cdi_name: None,
             verdict: Verdict::Assignable,
             health: Health::Ok,
         }

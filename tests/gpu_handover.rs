@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use host::Host;
 use vectorlay::core::facts::{Gpu, Verdict};
+use vectorlay::host::cdi;
 use vectorlay::host::gpus::Watch;
 use vectorlay::host::handover::{self, Way};
 use vectorlay::host::health::Limits;
@@ -96,4 +97,54 @@ fn not_at_all() {
         "pci 0000:05:00.0 1002:740f 0380 driver=vfio-pci group=1\niommu ivhd0",
         "hands out no GPUs",
     );
+}
+
+/// The CDI names of a host's GPUs, by address, with these files of specifications.
+fn named(plain: Option<Way>, facts: &str, files: &[(&str, &str)]) -> Vec<Option<String>> {
+    let host = Host::new(facts);
+    files.iter().for_each(|(path, text)| host.write(path, text));
+    let mut gpus =
+        Watch::new(host.root(), Limits::default()).read(Instant::now(), &mut || None).unwrap().facts();
+    if let Some(way) = plain {
+        handover::apply(host.root(), way, &mut gpus);
+    }
+    cdi::apply(host.root(), plain, &mut gpus);
+    gpus.into_iter().map(|gpu| gpu.cdi_name).collect()
+}
+
+#[test]
+fn by_the_cdi_names_of_vfio_nodes() {
+    let facts = "iommu dmar0
+        pci 0000:41:00.0 10de:2330 0302 driver=vfio-pci group=7
+        pci 0000:42:00.0 10de:2330 0302 driver=vfio-pci group=8
+        pci 0000:43:00.0 10de:2330 0302 driver=nvidia group=9";
+    let spec = "cdiVersion: 0.5.0
+containerEdits: {}
+devices:
+- containerEdits:
+    deviceNodes:
+    - path: /dev/vfio/8
+  name: \"0\"
+kind: nvidia.com/pgpu
+";
+    let name = Some("nvidia.com/pgpu=0".to_owned());
+    assert_eq!(named(None, facts, &[("var/run/cdi/nvidia.yaml", spec)]), [None, name, None]);
+    assert_eq!(named(None, facts, &[]), [None, None, None]);
+    // Another way hands over no VFIO nodes.
+    assert_eq!(named(Some(Way::Nvidia), facts, &[("var/run/cdi/nvidia.yaml", spec)]), [None, None, None]);
+}
+
+#[test]
+fn by_the_cdi_names_of_nvidias_driver() {
+    let facts = format!("pci 0000:41:00.0 10de:2330 0302 driver=nvidia\nuuid 0000:41:00.0 {UUID}");
+    let spec = |uuid: &str, node: &str| {
+        format!(
+            r#"{{"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": [{{"name": "{uuid}",
+            "containerEdits": {{"deviceNodes": [{{"path": "{node}"}}, {{"path": "/dev/dri/card0"}}]}}}}]}}"#
+        )
+    };
+    let with = |spec: String| named(Some(Way::Nvidia), &facts, &[("etc/cdi/nvidia.json", &spec)]);
+    assert_eq!(with(spec(UUID, "/dev/nvidia0")), [Some(format!("nvidia.com/gpu={UUID}"))]);
+    assert_eq!(with(spec(UUID, "/dev/nvidia1")), [None]);
+    assert_eq!(with(spec("0", "/dev/nvidia0")), [None]);
 }

@@ -111,6 +111,7 @@ mod tests {
             companions: Vec::new(),
             numa_node: None,
             device_node: None,
+            cdi_name: None,
             verdict,
             health,
         };

@@ -51,8 +51,11 @@ pub struct Gpu {
     pub companions: Vec<PciAddress>,
     /// The NUMA node; `None` where the kernel says -1.
     pub numa_node: Option<u32>,
-    /// What the CLI's `--device` is given for it: `/dev/vfio/N` or `/dev/vfio/devices/vfioN`.
+    /// What the CLI is given for it: `/dev/vfio/N` or `/dev/vfio/devices/vfioN`; for a plain runtime its render node, or
+    /// its UUID by NVIDIA's driver.
     pub device_node: Option<String>,
+    /// Its CDI name (`vendor/class=name`): given instead of that where there is one.
+    pub cdi_name: Option<String>,
     /// Whether it can be handed out now, as far as the host tells (who has it is the core's business).
     pub verdict: Verdict,
     /// What its registers and the kernel say about it.

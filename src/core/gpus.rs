@@ -135,7 +135,8 @@ impl Gpus {
         };
         let mut claimed = Vec::new();
         for address in chosen {
-            let node = self.slots.get(&address).and_then(|slot| slot.gpu.device_node.clone());
+            let gpu = self.slots.get(&address).map(|slot| &slot.gpu);
+            let node = gpu.and_then(|gpu| gpu.cdi_name.as_ref().or(gpu.device_node.as_ref()).cloned());
             self.held.insert(address, replica.clone());
             claimed.push((address, node.unwrap_or_default()));
         }
@@ -346,6 +347,7 @@ mod tests {
             companions: Vec::new(),
             numa_node: Some(numa),
             device_node: Some(format!("/dev/vfio/{group}")),
+            cdi_name: None,
             verdict: Verdict::Assignable,
             health: Health::Ok,
         }
@@ -389,6 +391,23 @@ mod tests {
         check(&[0], &[Ok("")]);
         // One GPU of the pair's group is never handed out alone.
         check(&[4, 1], &[Ok("01 02 03 04"), Err(Denied::Short { free: 2, total: 6 })]);
+    }
+
+    #[test]
+    fn a_cdi_name_is_given_instead_of_the_node_and_groups_stay_whole() {
+        let mut named = host();
+        for gpu in &mut named[4..] {
+            gpu.cdi_name = Some("nvidia.com/pgpu=5".into());
+        }
+        let mut gpus = Gpus::default();
+        read(&mut gpus, &named);
+        let claimed = gpus.claim(&replica("a"), 2, |_| false).unwrap();
+        let claimed: Vec<_> = claimed.iter().map(|(_, device)| device.as_str()).collect();
+        assert_eq!(claimed, ["/dev/vfio/1", "/dev/vfio/2"]);
+        assert!(matches!(gpus.claim(&replica("b"), 5, |_| false), Err(Denied::Short { free: 4, .. })));
+        let claimed = gpus.claim(&replica("b"), 4, |_| false).unwrap();
+        let claimed: Vec<_> = claimed.iter().map(|(_, device)| device.as_str()).collect();
+        assert_eq!(claimed, ["/dev/vfio/3", "/dev/vfio/4", "nvidia.com/pgpu=5", "nvidia.com/pgpu=5"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::sysfs;
 
 /// Read of one file at most, in bytes. The longest in use is /proc/cpuinfo: about 1.4 KB for each CPU.
-const FILE_MAX: u64 = 1024 * 1024;
+pub(super) const FILE_MAX: u64 = 1024 * 1024;
 
 /// Where `path`, an absolute one, is under `root`.
 pub fn under(root: &Path, path: &str) -> PathBuf {

@@ -129,15 +129,24 @@ fn device(root: &Path, way: Way, gpu: &Gpu) -> Result<String, Obstacle> {
     if root.join(KFD.trim_start_matches('/')).exists() { Ok(node) } else { Err(Obstacle::NoKfd(address)) }
 }
 
-/// NVIDIA's driver tells about each GPU in lines of `Name: \t value`; the UUID is `GPU-` and the usual digits, which
-/// are question marks as long as the driver has not started the GPU.
+/// The number of a GPU's node: N of /dev/nvidiaN.
+pub(super) fn nvidia_minor(root: &Path, address: PciAddress) -> Option<u32> {
+    told(root, address, "Device Minor:")?.parse().ok()
+}
+
+/// The UUID is `GPU-` and the usual digits, which are question marks as long as the driver has not started the GPU.
 fn uuid(root: &Path, address: PciAddress) -> Option<String> {
-    let file = root.join("proc/driver/nvidia/gpus").join(address.to_string()).join("information");
-    let text = sysfs::text(&file)?;
-    let uuid = text.lines().find_map(|line| line.strip_prefix("GPU UUID:"))?.trim();
+    let uuid = told(root, address, "GPU UUID:")?;
     let digits = uuid.strip_prefix("GPU-")?;
     let fits = digits.len() == 36 && digits.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-    fits.then(|| uuid.to_owned())
+    fits.then_some(uuid)
+}
+
+/// What NVIDIA's driver tells about a GPU, in lines of `Name: \t value`.
+fn told(root: &Path, address: PciAddress, name: &str) -> Option<String> {
+    let file = root.join("proc/driver/nvidia/gpus").join(address.to_string()).join("information");
+    let text = sysfs::text(&file)?;
+    Some(text.lines().find_map(|line| line.strip_prefix(name))?.trim().to_owned())
 }
 
 /// The DRM subsystem lists the nodes of a device in its folder (`card1`, `renderD129`).

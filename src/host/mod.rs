@@ -5,6 +5,7 @@
 //! behind: see `sampler`.
 
 pub mod apart;
+pub mod cdi;
 pub mod cpu;
 pub mod dependencies;
 pub mod files;
