@@ -65,7 +65,8 @@ fn run(invocation: &Invocation, loaded: Loaded, out: &mut dyn Write) -> ExitCode
             if ready { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
         }
         Command::Info(form) => {
-            let hardware = host::hardware(&config.root, setup::gpu_reader(&config)().unwrap_or_default());
+            let hardware =
+                host::hardware(&config.root, setup::gpu_reader(&config, false)().unwrap_or_default());
             let storage = host::storage::read(&Setup::new(&config).data_path);
             info::run(&hardware, storage.as_ref().map(|(storage, _)| storage), *form == Form::Json, out);
             ExitCode::SUCCESS

@@ -5,11 +5,13 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, GpuHandover, LogDriver};
+use crate::config::{Config, GpuCdi, GpuHandover, LogDriver};
 use crate::core::facts::{Gpu, GpuUse};
-use crate::engine::cli::{Cli, DEFAULT_PATH, Flavour, Handover, LogChoice, LogSetting, Shim, choose_log};
+use crate::engine::cli::{
+    Cli, DEFAULT_PATH, Flavour, Handover, LogChoice, LogSetting, Shim, cdi_obstacle, choose_log,
+};
 use crate::host::dependencies::{self, Inputs, Places};
-use crate::host::{gpus, handover, health, lspci, pci, utilization};
+use crate::host::{cdi, gpus, handover, health, lspci, pci, utilization};
 use crate::process::{self, Bounds, Program};
 
 /// How long a program may take to say its version.
@@ -28,6 +30,8 @@ pub struct Setup {
     pub log_reason: &'static str,
     /// How GPUs are handed over, for a person.
     pub handover_reason: String,
+    /// Whether GPUs are handed over by their CDI names, where the host has such.
+    pub cdi: bool,
     /// How GPUs are handed over; `None`: not at all.
     pub handover: Option<Handover>,
     /// What the dependency checks depend on.
@@ -47,9 +51,9 @@ impl Setup {
             .unwrap_or_else(|| Path::new("/usr/local/bin").join(&config.container_cli));
         let home = std::env::var_os("HOME").unwrap_or_else(|| OsString::from("/root"));
         let env = vec![("PATH".into(), search_path.clone()), ("HOME".into(), home.clone())];
-        let flavour =
-            Flavour::of_file(&path).or_else(|| ask_flavour(&path, &env)).unwrap_or(Flavour::Nerdctl);
-        let (handover, handover_reason) = choose_handover(config);
+        let flavour = Flavour::of_file(&path).or_else(|| Flavour::of_version(&ask_version(&path, &env)?));
+        let flavour = flavour.unwrap_or(Flavour::Nerdctl);
+        let (handover, mut handover_reason) = choose_handover(config);
         let inputs = Inputs {
             root: config.root.clone(),
             cli: path.to_string_lossy().into_owned(),
@@ -59,6 +63,13 @@ impl Setup {
             has_gpus: |root| pci::functions(root).is_ok_and(|all| all.iter().any(pci::Function::is_gpu)),
             places,
         };
+        let mut cdi = false;
+        if matches!(handover, Some(Handover::Vfio | Handover::Nvidia)) {
+            match no_cdi(config, flavour, &inputs) {
+                Some(why) => handover_reason += &format!("; no CDI names: {why}"),
+                None => cdi = true,
+            }
+        }
         let (log, log_reason) = choose_logs(config, flavour, &inputs);
         let cli = Cli {
             path,
@@ -72,11 +83,11 @@ impl Setup {
             home,
         };
         let data_path = config.data_path.clone().unwrap_or_else(|| data_path(flavour));
-        Self { cli, log_reason, handover_reason, handover, inputs, data_path }
+        Self { cli, log_reason, handover_reason, cdi, handover, inputs, data_path }
     }
 }
 
-fn ask_flavour(path: &Path, env: &[(OsString, OsString)]) -> Option<Flavour> {
+fn ask_version(path: &Path, env: &[(OsString, OsString)]) -> Option<String> {
     let program =
         Program { path: path.to_owned(), args: vec!["--version".into()], env: env.to_vec(), input: None };
     let bounds = Bounds {
@@ -86,7 +97,20 @@ fn ask_flavour(path: &Path, env: &[(OsString, OsString)]) -> Option<Flavour> {
         tail: false,
     };
     let finished = process::run(&program, &bounds, None).ok()?;
-    Flavour::of_version(&String::from_utf8_lossy(&finished.stdout))
+    Some(String::from_utf8_lossy(&finished.stdout).into_owned())
+}
+
+/// Why GPUs are not handed over by CDI names.
+fn no_cdi(config: &Config, flavour: Flavour, inputs: &Inputs) -> Option<String> {
+    if config.gpu_cdi == GpuCdi::Never {
+        return Some("as configured".to_owned());
+    }
+    if !(inputs.has_gpus)(&config.root) {
+        return Some("the host has no GPUs".to_owned());
+    }
+    let ask = || ask_version(Path::new(&inputs.cli), &inputs.env);
+    let version = (flavour == Flavour::Nerdctl).then(ask).flatten();
+    cdi_obstacle(flavour, version.as_deref())
 }
 
 fn choose_logs(config: &Config, flavour: Flavour, inputs: &Inputs) -> (LogChoice, &'static str) {
@@ -199,8 +223,19 @@ pub fn health_limits(config: &Config) -> health::Limits {
     }
 }
 
-/// Takes the GPUs' inventory again and again; `None` when the bus could not be read.
-pub fn gpu_reader(config: &Config) -> impl FnMut() -> Option<Vec<Gpu>> + Send + 'static {
+/// Makes of `gpus`, as an inventory found them, what they are for this node's way to hand them over: judged for it, and
+/// with `cdi` named by CDI. `plain` is [`plain_handover`].
+pub fn hand_over(root: &Path, plain: Option<handover::Way>, cdi: bool, gpus: &mut [Gpu]) {
+    if let Some(way) = plain {
+        handover::apply(root, way, gpus);
+    }
+    if cdi {
+        cdi::apply(root, plain, gpus);
+    }
+}
+
+/// Takes the GPUs' inventory again and again; `None` when the bus could not be read. `cdi`: [`Setup::cdi`].
+pub fn gpu_reader(config: &Config, cdi: bool) -> impl FnMut() -> Option<Vec<Gpu>> + Send + 'static {
     let root = config.root.clone();
     let plain = plain_handover(config);
     let mut watch = gpus::Watch::new(&root, health_limits(config));
@@ -210,9 +245,7 @@ pub fn gpu_reader(config: &Config) -> impl FnMut() -> Option<Vec<Gpu>> + Send + 
         match watch.read(now, &mut || lspci::run(&root)) {
             Ok(inventory) => {
                 let mut gpus = inventory.facts();
-                if let Some(way) = plain {
-                    handover::apply(&root, way, &mut gpus);
-                }
+                hand_over(&root, plain, cdi, &mut gpus);
                 Some(gpus)
             }
             Err(unreadable) => {

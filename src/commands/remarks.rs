@@ -9,7 +9,6 @@ use crate::core::facts::{Gpu, Health, Verdict};
 use crate::engine::cli::Handover;
 use crate::host::dependencies::{self, Shim};
 use crate::host::gpus::Watch;
-use crate::host::handover;
 use crate::host::kata_config::{self, Runtime};
 use crate::host::lspci;
 use crate::setup::{self, Setup};
@@ -26,13 +25,19 @@ pub fn all(config: &Config, setup: &Setup) -> Vec<Remark> {
         Err(unreadable) => remarks.push(remark("GPUs", unreadable.to_string())),
         Ok(inventory) => {
             let mut gpus = inventory.facts();
-            if let Some(way) = setup::plain_handover(config) {
-                handover::apply(&config.root, way, &mut gpus);
-            }
+            setup::hand_over(&config.root, setup::plain_handover(config), setup.cdi, &mut gpus);
             if gpus.is_empty() {
                 return remarks;
             }
-            remarks.push(remark("hand-over", setup.handover_reason.clone()));
+            let named = gpus.iter().filter(|gpu| gpu.cdi_name.is_some()).count();
+            let mut how = setup.handover_reason.clone();
+            if setup.cdi {
+                how += &match named {
+                    0 => "; no CDI names: the host has none for its GPUs".to_owned(),
+                    _ => format!("; by CDI names: {named} of {}", gpus.len()),
+                };
+            }
+            remarks.push(remark("hand-over", how));
             remarks.extend(gpus.iter().map(|gpu| remark(&format!("GPU {}", gpu.address), judge(gpu))));
             if setup.handover == Some(Handover::Vfio) {
                 let devices = gpus.iter().map(|gpu| 1 + gpu.companions.len()).sum::<usize>();
@@ -45,7 +50,10 @@ pub fn all(config: &Config, setup: &Setup) -> Vec<Remark> {
 
 fn judge(gpu: &Gpu) -> String {
     let verdict = match &gpu.verdict {
-        Verdict::Assignable => "assignable".to_owned(),
+        Verdict::Assignable => match &gpu.cdi_name {
+            Some(name) => format!("assignable as {name}"),
+            None => "assignable".to_owned(),
+        },
         Verdict::Held(why) | Verdict::Obstructed(why) => why.clone(),
     };
     match &gpu.health {

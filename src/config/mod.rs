@@ -28,7 +28,7 @@ use crate::sorted::sorted;
 
 pub use nearest::nearest;
 pub use show::{json, text};
-pub use table::{Config, GpuHandover, LogDriver, LogFormat, Row, TABLE, row};
+pub use table::{Config, GpuCdi, GpuHandover, LogDriver, LogFormat, Row, TABLE, row};
 pub use value::{Kind, Source, VALUE_MAX, Value, has_password};
 
 /// The configuration file that is read, if it exists, when none is named.

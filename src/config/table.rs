@@ -127,6 +127,16 @@ words! {
     }
 }
 
+words! {
+    /// Whether GPUs are given to the CLI by their CDI names.
+    GpuCdi {
+        /// Where the host has them and the CLI takes them.
+        Auto = "auto",
+        /// Never.
+        Never = "never",
+    }
+}
+
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
 
 const fn whole(min: u64, max: u64) -> Kind {
@@ -190,6 +200,8 @@ settings! {
     image_low_percent: u8, whole(0, 98), Some("0");
     /// How GPUs are handed to containers
     gpu_handover: GpuHandover, Kind::Words(GpuHandover::WORDS), Some("auto");
+    /// Whether GPUs are handed over by CDI names, where the host and the CLI have them
+    gpu_cdi: GpuCdi, Kind::Words(GpuCdi::WORDS), Some("auto");
     /// Ask inside the containers for the use of GPUs that the host cannot see
     gpu_guest_utilization: bool, Kind::Bool, Some("false");
     /// Seconds until a failed GPU is tested again

@@ -85,6 +85,27 @@ impl Flavour {
 const AMD_USE: &str = "cd /sys/class/drm && for d in card*/device; do [ -e $d/gpu_busy_percent ] && echo \
     $(cat $d/gpu_busy_percent), $(cat $d/mem_info_vram_used), $(cat $d/mem_info_vram_total); done; true";
 
+/// The version of nerdctl whose `--device` first took CDI names: major and minor.
+const CDI_SINCE: (u32, u32) = (2, 1);
+
+/// Why a CLI that says this of its version takes no CDI names; `None`: it takes them. Docker's CLI does not tell what
+/// its daemon makes of them.
+pub fn cdi_obstacle(flavour: Flavour, version: Option<&str>) -> Option<String> {
+    if flavour == Flavour::Docker {
+        return Some("used with nerdctl only".to_owned());
+    }
+    let Some(said) =
+        version.and_then(|text| text.strip_prefix("nerdctl version ")?.split_whitespace().next())
+    else {
+        return Some("the CLI does not say its version".to_owned());
+    };
+    let mut numbers = said.trim_start_matches('v').split('.').map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= CDI_SINCE => None,
+        _ => Some(format!("nerdctl {said} cannot take them, 2.1 can")),
+    }
+}
+
 /// How a GPU reaches the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handover {
@@ -323,6 +344,10 @@ impl Cli {
         let mut nodes = distinct(job.gpus.iter().map(|(_, node)| node.as_str()));
         // The container device file gives no GPU and opens the IOMMU's interface.
         nodes.retain(|node| *node != "/dev/vfio/vfio");
+        // A CDI name says by itself how the device is handed over.
+        let is_cdi_name = |node: &&str| !node.starts_with('/') && node.contains('=');
+        nodes.iter().copied().filter(is_cdi_name).for_each(|name| flag("device", name));
+        nodes.retain(|node| !is_cdi_name(node));
         if nodes.is_empty() {
             return;
         }
@@ -521,11 +546,40 @@ mod tests {
         };
         check(Handover::Nvidia, &["GPU-b", "GPU-a"], &["--gpus=\"device=GPU-a,GPU-b\""]);
         check(
+            Handover::Nvidia,
+            &["GPU-b", "nvidia.com/gpu=GPU-a", "GPU-c", "nvidia.com/gpu=GPU-a"],
+            &["--device=nvidia.com/gpu=GPU-a", "--gpus=\"device=GPU-b,GPU-c\""],
+        );
+        check(Handover::Nvidia, &["nvidia.com/gpu=GPU-a"], &["--device=nvidia.com/gpu=GPU-a"]);
+        check(
+            Handover::Vfio,
+            &["/dev/vfio/12", "nvidia.com/pgpu=0", "nvidia.com/pgpu=0"],
+            &["--device=nvidia.com/pgpu=0", "--device=/dev/vfio/12"],
+        );
+        check(
             Handover::Amd,
             &["/dev/dri/renderD128"],
             &["--device=/dev/kfd", "--device=/dev/dri/renderD128"],
         );
         check(Handover::Amd, &[], &[]);
+    }
+
+    #[test]
+    fn who_takes_cdi_names() {
+        let check = |flavour, version: Option<&str>, expected: Option<&str>| {
+            assert_eq!(cdi_obstacle(flavour, version).as_deref(), expected, "{version:?}");
+        };
+        for version in ["2.1.0", "2.2.2", "v2.3.5", "3.0.0-rc.1", "2.10"] {
+            check(Flavour::Nerdctl, Some(&format!("nerdctl version {version}\n")), None);
+        }
+        for version in ["1.7.7", "2.0.5", "2", "2.x", "<unknown>"] {
+            let why = format!("nerdctl {version} cannot take them, 2.1 can");
+            check(Flavour::Nerdctl, Some(&format!("nerdctl version {version}\n")), Some(&why));
+        }
+        for said in [None, Some(""), Some("nerdctl version "), Some("Docker version 28.2.2, build e6534b4")] {
+            check(Flavour::Nerdctl, said, Some("the CLI does not say its version"));
+        }
+        check(Flavour::Docker, Some("Docker version 28.2.2, build e6534b4"), Some("used with nerdctl only"));
     }
 
     #[test]
