@@ -8,7 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail as the test does")]
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -18,9 +18,10 @@ use vectorlay::core::job::{
     Failure, FailureKind, InspectedState, Job, JobId, LABEL_DEPLOY, LABEL_GPUS, LABEL_REPLICA, Listed,
     ListedStatus, Outcome, PullJob, RegistryAuth, RunJob, Spec, Vendor,
 };
-use vectorlay::engine::cli::{Cli, DEFAULT_PATH, Flavour, Handover, LogChoice};
+use vectorlay::engine::cli::{Cli, DEFAULT_PATH, Flavour, Handover, LogChoice, cdi_obstacle};
 use vectorlay::engine::watcher::{Event, Watcher};
 use vectorlay::engine::{OVERDUE, Pool, Settings};
+use vectorlay::host::cdi::Devices;
 use vectorlay::process::{self, Bounds, Program};
 use vectorlay::types::{ContainerId, EnvName, ImageRef, PciAddress, ReplicaId, Secret};
 
@@ -410,6 +411,59 @@ fn the_names_of_gpus_are_read_one_by_one() {
     let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
     assert_eq!(told[0]["DeviceIDs"], serde_json::json!(["GPU-a", "GPU-b"]), "{told}");
     assert_eq!(told.as_array().unwrap().len(), 1, "{told}");
+}
+
+/// A folder of CDI specifications with one of ours; what was made goes when it is dropped.
+struct CdiSpec {
+    file: PathBuf,
+    made: bool,
+}
+
+impl CdiSpec {
+    fn new(vendor: &str, text: &str) -> Self {
+        let folder = PathBuf::from("/var/run/cdi");
+        let made = !folder.exists();
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join(format!("{vendor}.yaml"));
+        std::fs::write(&file, text).unwrap();
+        Self { file, made }
+    }
+}
+
+impl Drop for CdiSpec {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file);
+        if self.made {
+            let _ = std::fs::remove_dir(self.file.parent().unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_gpu_by_its_cdi_name() {
+    let name = "a_gpu_by_its_cdi_name";
+    let Some(bench) = bench(name, |_| {}) else { return };
+    let version = bench.call(&["--version"]);
+    if let Some(why) = cdi_obstacle(bench.cli.flavour, std::str::from_utf8(&version).ok()) {
+        return skip(name, &format!("no CDI names: {why}"));
+    }
+    // A node that every host has stands for the GPU's.
+    let vendor = format!("vectorlay-test-{}.example", std::process::id());
+    let spec = format!(
+        "cdiVersion: 0.5.0\nkind: {vendor}/gpu\ndevices:\n- name: \"0\"\n  containerEdits:\n    deviceNodes:\n    \
+         - path: /dev/vectorlay-gpu\n      hostPath: /dev/null\n"
+    );
+    let _spec = CdiSpec::new(&vendor, &spec);
+    let gpu = PciAddress::parse("41:00.0").unwrap();
+    let cdi_name = Devices::read(Path::new("/")).of_node("/dev/null").unwrap();
+    assert_eq!(cdi_name, format!("{vendor}/gpu=0"));
+    let mut job = bench.job("cdi", &["/bin/sleep", "1000"]);
+    job.gpus = vec![(gpu, cdi_name)];
+    let id = bench.run(job).unwrap();
+    let listed = bench.inside(&id, &["/bin/sh", "-c", "ls -l /dev/vectorlay-gpu"]);
+    bench.remove(&id);
+    let listed = String::from_utf8(listed).unwrap();
+    assert!(listed.starts_with("crw") && listed.contains("1,   3"), "{listed}");
 }
 
 #[test]
