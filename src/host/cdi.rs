@@ -6,7 +6,7 @@
 //! the library makes of a file, the names of its kind are left alone. nerdctl's configuration can name other folders:
 //! that is what `gpu_cdi = never` is for.
 //!
-//! AMD's GPUs stay with their nodes: `amd.com/gpu` devices give the same nodes, and nothing more.
+//! AMD's GPUs stay with their nodes: a container needs nothing else of the host's.
 
 use std::path::Path;
 
