@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use host::Host;
 use vectorlay::config::{self, Overrides};
 use vectorlay::core::facts::{Gpu, Health, Verdict};
+use vectorlay::core::gpus::{Denied, Gpus};
 use vectorlay::host::gpus::Watch;
 use vectorlay::host::health::Limits;
 use vectorlay::setup::health_limits;
+use vectorlay::types::{PciAddress, ReplicaId};
 
 /// The GPUs of a host that is looked at once.
 fn look(facts: &str, lspci: Option<&str>) -> Vec<Gpu> {
@@ -49,6 +51,26 @@ fn check_with(facts: &str, lspci: Option<&str>, expected: &[(&str, &str, &str)])
             gpu.address
         );
     }
+    // What could not be read is no reason to keep one back.
+    let good = |(_, (_, verdict, health)): &(&Gpu, &(&str, &str, &str))| {
+        verdict.starts_with("free") && !health.starts_with("failed")
+    };
+    let free: Vec<PciAddress> = gpus.iter().zip(expected).filter(good).map(|(gpu, _)| gpu.address).collect();
+    let mut table = table(&gpus);
+    let mut claim = |count| table.claim(&ReplicaId::new("r").unwrap(), count, |_| false);
+    let short = |free| Err(Denied::Short { free, total: gpus.len() });
+    assert_eq!(claim(free.len() + 1), short(free.len()), "{facts}");
+    let mut claimed: Vec<PciAddress> = claim(free.len()).unwrap().into_iter().map(|(gpu, _)| gpu).collect();
+    claimed.sort();
+    assert_eq!(claimed, free, "{facts}");
+    assert_eq!(claim(1), short(0), "{facts}");
+}
+
+/// Who has which of a host's GPUs: nobody has any yet.
+fn table(gpus: &[Gpu]) -> Gpus {
+    let mut table = Gpus::default();
+    table.reading(Instant::now(), Duration::ZERO, gpus);
+    table
 }
 
 const CONSUMER: &str = "
@@ -170,8 +192,17 @@ fn eight_h100_with_nvswitches() {
     let nodes: Vec<String> = (0..8).map(|i| format!("free /dev/vfio/{}", 40 + i)).collect();
     let expected: Vec<_> = lines.iter().zip(&nodes).map(|(l, n)| (l.as_str(), n.as_str(), "ok")).collect();
     check(&facts, &expected);
-    let numa: Vec<_> = look(&facts, None).iter().map(|g| g.numa_node.unwrap()).collect();
+    let gpus = look(&facts, None);
+    let numa: Vec<_> = gpus.iter().map(|g| g.numa_node.unwrap()).collect();
     assert_eq!(numa, [0, 0, 0, 0, 1, 1, 1, 1]);
+    let mut table = table(&gpus);
+    let mut claim = |replica, count| {
+        let claimed = table.claim(&ReplicaId::new(replica).unwrap(), count, |_| false).unwrap();
+        claimed.iter().map(|(gpu, node)| format!("{:02x} {node}", gpu.bus)).collect::<Vec<_>>().join(", ")
+    };
+    assert_eq!(claim("a", 1), "1b /dev/vfio/40");
+    assert_eq!(claim("b", 4), "9d /dev/vfio/44, c3 /dev/vfio/45, d1 /dev/vfio/46, df /dev/vfio/47");
+    assert_eq!(claim("c", 3), "43 /dev/vfio/41, 52 /dev/vfio/42, 61 /dev/vfio/43");
 }
 
 #[test]
