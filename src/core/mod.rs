@@ -1,6 +1,6 @@
 //! The pure core: every decision of the agent, as a state machine.
 //!
-//! It is fed [`Event`]s with the time and answers with [`Action`]s. It blocks on nothing, does no I/O, reads no
+//! It is fed [`Event`]s (`event`) with the time and answers with [`Action`]s. It blocks on nothing, does no I/O, reads no
 //! clock and starts no thread; the edges carry the actions out and decide nothing. After each event
 //! [`Core::handle`] derives from the state alone what must be under way, so no handler can forget to kick something.
 //!
@@ -11,15 +11,15 @@
 //! - [`gpus`]: who has which GPU; `guests`: how busy they are; `images`: room for images; `engine`: whether it answers; [`node`]: states and messages
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
 use std::time::{Duration, Instant};
 
-use log::Level;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use self::ending::Ending;
-use self::facts::{Check, Gpu, Hardware, Usage};
-use self::job::{Job, JobId, Outcome, Spec};
+pub use self::event::{Action, End, Event, Sample};
+use self::facts::{Gpu, Hardware};
+use self::job::{Job, JobId};
+use self::key::Key;
 use self::node::Mode;
 use self::operator::{ControlId, Request};
 use self::outbox::{Kind, Outbox};
@@ -28,8 +28,6 @@ use self::record::Identity;
 use self::replica::{Phase, Replica, Step};
 use self::session::Session;
 pub use self::tidy::Tidy;
-use self::wire::{LinkEvent, LinkId, LinkOrder};
-use crate::digest::{hex, keyed_hash};
 use crate::protocol::Inbound;
 use crate::types::{ContainerId, PciAddress, ReplicaId, RequestId, Secret};
 
@@ -38,11 +36,13 @@ pub mod disk;
 mod document;
 mod ending;
 mod engine;
+mod event;
 pub mod facts;
 pub mod gpus;
 mod guests;
 mod images;
 pub mod job;
+mod key;
 pub mod life;
 mod listing;
 pub mod node;
@@ -105,112 +105,6 @@ pub struct Origin {
     pub seed: u64,
 }
 
-/// A reading of the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sample {
-    /// Memory, disk, use of the GPUs.
-    Usage,
-    /// The dependencies.
-    Checks,
-    /// What the host is made of, the GPUs above all.
-    Hardware,
-}
-
-/// Everything that can happen.
-#[derive(Debug)]
-pub enum Event {
-    /// Nothing but time passed.
-    Tick,
-    /// The heartbeat's timer fired.
-    Beat,
-    /// Something happened on a link.
-    Link(LinkId, LinkEvent),
-    /// A job came back.
-    Job(JobId, Outcome),
-    /// The process that stands for a container ended.
-    ProcessEnded(ContainerId),
-    /// The process that stands for a container cannot be watched.
-    Unwatchable(ContainerId),
-    /// The deploys that CLI calls of an earlier process are still at work on, and of which replicas.
-    Orphans(BTreeMap<String, ReplicaId>),
-    /// A reading of what changes all the time.
-    Usage(Usage),
-    /// A reading of what the host is made of.
-    Hardware(Box<Hardware>),
-    /// One dependency was checked.
-    Check(Check),
-    /// All dependencies were checked.
-    ChecksDone,
-    /// The record with this number is on disk.
-    Saved(u64),
-    /// The record with this number could not be saved: why.
-    SaveFailed(u64, String),
-    /// The identity is on disk.
-    IdentitySaved,
-    /// The identity could not be saved: why.
-    IdentityFailed(String),
-    /// An operator asks something.
-    Control(ControlId, Request),
-    /// SIGTERM or SIGINT.
-    Terminate,
-    /// SIGHUP.
-    Reload,
-}
-
-/// Everything that the edges are told to do.
-#[derive(Debug)]
-pub enum Action {
-    /// For the link thread.
-    Link(LinkOrder),
-    /// For the pool.
-    Job(JobId, Job),
-    /// Give a job up, if that does no harm.
-    CancelJob(JobId),
-    /// Watch the process that stands for a container, and no other for it.
-    Watch(ContainerId, i32),
-    /// Watch it no longer.
-    Unwatch(ContainerId),
-    /// Look for CLI calls of an earlier process.
-    FindOrphans,
-    /// End the CLI calls of an earlier process for this deploy.
-    EndOrphan(String),
-    /// Tidy up.
-    Tidy(Tidy),
-    /// Read something of the host.
-    Sample(Sample),
-    /// Save the record under this number.
-    Save(u64, String),
-    /// Save the identity.
-    SaveIdentity(Identity),
-    /// Answer an operator.
-    Reply(ControlId, Value),
-    /// Tell the log.
-    Log(Level, String),
-    /// End the process.
-    End(End),
-}
-
-impl Action {
-    fn info(text: String) -> Self {
-        Self::Log(Level::Info, text)
-    }
-
-    fn warn(text: String) -> Self {
-        Self::Log(Level::Warn, text)
-    }
-}
-
-/// How the process ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
-    /// As it was told to.
-    Clean,
-    /// There is no identity, and no way to get one: why.
-    NoIdentity(String),
-    /// The organisation token is refused: why.
-    TokenRefused(String),
-}
-
 /// What a job is for.
 #[derive(Debug)]
 pub(super) enum Purpose {
@@ -228,49 +122,6 @@ pub(super) enum Purpose {
         replica: ReplicaId,
         request: Option<RequestId>,
     },
-}
-
-/// The key of the hashes of specifications.
-#[derive(Debug)]
-struct Key([u8; 32]);
-
-impl Key {
-    fn bytes(&self) -> [u8; 32] {
-        self.0
-    }
-
-    /// `<key>.<hash>`: which key, and what it makes of the specification.
-    fn hash(&self, spec: &Spec) -> String {
-        let mut bytes = Vec::new();
-        let mut put = |field: &[u8]| {
-            bytes.extend((field.len() as u64).to_be_bytes());
-            bytes.extend(field);
-        };
-        put(spec.image.as_str().as_bytes());
-        put(&spec.gpu_count.to_be_bytes());
-        put(&(spec.env.len() as u64).to_be_bytes());
-        for (name, value) in &spec.env {
-            put(name.as_str().as_bytes());
-            put(value.expose().as_bytes());
-        }
-        put(&(spec.command.len() as u64).to_be_bytes());
-        for argument in &spec.command {
-            put(argument.as_bytes());
-        }
-        let limits = [spec.millicpus, spec.memory_mib, spec.shm_mib, spec.pids_limit.map(u64::from)];
-        for limit in limits {
-            put(&limit.map_or_else(Vec::new, |limit| limit.to_be_bytes().to_vec()));
-        }
-        for port in &spec.ports {
-            let [h1, h2] = port.host.to_be_bytes();
-            let [c1, c2] = port.container.to_be_bytes();
-            put(&[h1, h2, c1, c2, u8::from(port.udp)]);
-        }
-        let hash = hex(&keyed_hash(&self.0, &bytes));
-        bytes.fill(0);
-        std::hint::black_box(&bytes);
-        format!("{}.{}", &hex(&keyed_hash(&self.0, b"name of the key"))[..8], &hash[..32])
-    }
 }
 
 /// The agent's state. See the module.
@@ -528,70 +379,6 @@ impl Core {
         if self.gpus.hold_back(gpu, held) {
             self.disk.dirty();
             self.node.want_info();
-        }
-    }
-}
-
-impl fmt::Display for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tick => f.write_str("tick"),
-            Self::Beat => f.write_str("heartbeat due"),
-            Self::Link(link, event) => {
-                let what = match event {
-                    LinkEvent::Up => "up",
-                    LinkEvent::Text(_) => "text",
-                    LinkEvent::NotText(_) => "not text",
-                    LinkEvent::Pong(_) => "pong",
-                    LinkEvent::Alive => "alive",
-                    LinkEvent::Down(_) => "down",
-                    LinkEvent::Registered(_) => "registration answered",
-                };
-                write!(f, "{link}: {what}")
-            }
-            Self::Job(job, outcome) => write!(f, "{job}: {outcome}"),
-            Self::ProcessEnded(container) => write!(f, "process of {} ended", container.short()),
-            Self::Unwatchable(container) => write!(f, "process of {} cannot be watched", container.short()),
-            Self::Orphans(orphans) => write!(f, "{} calls of an earlier process at work", orphans.len()),
-            Self::Usage(_) => f.write_str("usage read"),
-            Self::Hardware(_) => f.write_str("hardware read"),
-            Self::Check(check) => write!(f, "{} checked", check.name),
-            Self::ChecksDone => f.write_str("dependencies checked"),
-            Self::Saved(seq) => write!(f, "record {seq} saved"),
-            Self::SaveFailed(seq, why) => write!(f, "record {seq} not saved: {why}"),
-            Self::IdentitySaved => f.write_str("identity saved"),
-            Self::IdentityFailed(why) => write!(f, "identity not saved: {why}"),
-            Self::Control(..) => f.write_str("operator's request"),
-            Self::Terminate => f.write_str("told to end"),
-            Self::Reload => f.write_str("told to check again"),
-        }
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Link(order) => match order {
-                LinkOrder::Dial { link, .. } => write!(f, "{link}: dial"),
-                LinkOrder::Register { link, .. } => write!(f, "{link}: register"),
-                LinkOrder::Send(link, text) => write!(f, "{link}: send {} bytes", text.len()),
-                LinkOrder::Ping(link, number) => write!(f, "{link}: ping {number}"),
-                LinkOrder::Close { link, code, .. } => write!(f, "{link}: close with {code}"),
-                LinkOrder::Abandon(link) => write!(f, "{link}: abandon"),
-            },
-            Self::Job(id, job) => write!(f, "{id}: {job}"),
-            Self::CancelJob(id) => write!(f, "{id}: cancel"),
-            Self::Watch(container, pid) => write!(f, "watch {pid} for {}", container.short()),
-            Self::Unwatch(container) => write!(f, "watch nothing for {}", container.short()),
-            Self::FindOrphans => f.write_str("look for calls of an earlier process"),
-            Self::EndOrphan(deploy) => write!(f, "end the calls for deploy {deploy}"),
-            Self::Tidy(tidy) => write!(f, "tidy up after {} containers", tidy.gone.len()),
-            Self::Sample(sample) => write!(f, "read {sample:?}"),
-            Self::Save(seq, _) => write!(f, "save record {seq}"),
-            Self::SaveIdentity(_) => f.write_str("save the identity"),
-            Self::Reply(..) => f.write_str("answer the operator"),
-            Self::Log(_, text) => f.write_str(text),
-            Self::End(_) => f.write_str("end"),
         }
     }
 }

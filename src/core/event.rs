@@ -1,0 +1,185 @@
+//! What the core is fed, and what it answers with.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use log::Level;
+use serde_json::Value;
+
+use super::facts::{Check, Hardware, Usage};
+use super::job::{Job, JobId, Outcome};
+use super::operator::{ControlId, Request};
+use super::record::Identity;
+use super::tidy::Tidy;
+use super::wire::{LinkEvent, LinkId, LinkOrder};
+use crate::types::{ContainerId, ReplicaId};
+
+/// A reading of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sample {
+    /// Memory, disk, use of the GPUs.
+    Usage,
+    /// The dependencies.
+    Checks,
+    /// What the host is made of, the GPUs above all.
+    Hardware,
+}
+
+/// Everything that can happen.
+#[derive(Debug)]
+pub enum Event {
+    /// Nothing but time passed.
+    Tick,
+    /// The heartbeat's timer fired.
+    Beat,
+    /// Something happened on a link.
+    Link(LinkId, LinkEvent),
+    /// A job came back.
+    Job(JobId, Outcome),
+    /// The process that stands for a container ended.
+    ProcessEnded(ContainerId),
+    /// The process that stands for a container cannot be watched.
+    Unwatchable(ContainerId),
+    /// The deploys that CLI calls of an earlier process are still at work on, and of which replicas.
+    Orphans(BTreeMap<String, ReplicaId>),
+    /// A reading of what changes all the time.
+    Usage(Usage),
+    /// A reading of what the host is made of.
+    Hardware(Box<Hardware>),
+    /// One dependency was checked.
+    Check(Check),
+    /// All dependencies were checked.
+    ChecksDone,
+    /// The record with this number is on disk.
+    Saved(u64),
+    /// The record with this number could not be saved: why.
+    SaveFailed(u64, String),
+    /// The identity is on disk.
+    IdentitySaved,
+    /// The identity could not be saved: why.
+    IdentityFailed(String),
+    /// An operator asks something.
+    Control(ControlId, Request),
+    /// SIGTERM or SIGINT.
+    Terminate,
+    /// SIGHUP.
+    Reload,
+}
+
+/// Everything that the edges are told to do.
+#[derive(Debug)]
+pub enum Action {
+    /// For the link thread.
+    Link(LinkOrder),
+    /// For the pool.
+    Job(JobId, Job),
+    /// Give a job up, if that does no harm.
+    CancelJob(JobId),
+    /// Watch the process that stands for a container, and no other for it.
+    Watch(ContainerId, i32),
+    /// Watch it no longer.
+    Unwatch(ContainerId),
+    /// Look for CLI calls of an earlier process.
+    FindOrphans,
+    /// End the CLI calls of an earlier process for this deploy.
+    EndOrphan(String),
+    /// Tidy up.
+    Tidy(Tidy),
+    /// Read something of the host.
+    Sample(Sample),
+    /// Save the record under this number.
+    Save(u64, String),
+    /// Save the identity.
+    SaveIdentity(Identity),
+    /// Answer an operator.
+    Reply(ControlId, Value),
+    /// Tell the log.
+    Log(Level, String),
+    /// End the process.
+    End(End),
+}
+
+impl Action {
+    pub(super) fn info(text: String) -> Self {
+        Self::Log(Level::Info, text)
+    }
+
+    pub(super) fn warn(text: String) -> Self {
+        Self::Log(Level::Warn, text)
+    }
+}
+
+/// How the process ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// As it was told to.
+    Clean,
+    /// There is no identity, and no way to get one: why.
+    NoIdentity(String),
+    /// The organisation token is refused: why.
+    TokenRefused(String),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tick => f.write_str("tick"),
+            Self::Beat => f.write_str("heartbeat due"),
+            Self::Link(link, event) => {
+                let what = match event {
+                    LinkEvent::Up => "up",
+                    LinkEvent::Text(_) => "text",
+                    LinkEvent::NotText(_) => "not text",
+                    LinkEvent::Pong(_) => "pong",
+                    LinkEvent::Alive => "alive",
+                    LinkEvent::Down(_) => "down",
+                    LinkEvent::Registered(_) => "registration answered",
+                };
+                write!(f, "{link}: {what}")
+            }
+            Self::Job(job, outcome) => write!(f, "{job}: {outcome}"),
+            Self::ProcessEnded(container) => write!(f, "process of {} ended", container.short()),
+            Self::Unwatchable(container) => write!(f, "process of {} cannot be watched", container.short()),
+            Self::Orphans(orphans) => write!(f, "{} calls of an earlier process at work", orphans.len()),
+            Self::Usage(_) => f.write_str("usage read"),
+            Self::Hardware(_) => f.write_str("hardware read"),
+            Self::Check(check) => write!(f, "{} checked", check.name),
+            Self::ChecksDone => f.write_str("dependencies checked"),
+            Self::Saved(seq) => write!(f, "record {seq} saved"),
+            Self::SaveFailed(seq, why) => write!(f, "record {seq} not saved: {why}"),
+            Self::IdentitySaved => f.write_str("identity saved"),
+            Self::IdentityFailed(why) => write!(f, "identity not saved: {why}"),
+            Self::Control(..) => f.write_str("operator's request"),
+            Self::Terminate => f.write_str("told to end"),
+            Self::Reload => f.write_str("told to check again"),
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link(order) => match order {
+                LinkOrder::Dial { link, .. } => write!(f, "{link}: dial"),
+                LinkOrder::Register { link, .. } => write!(f, "{link}: register"),
+                LinkOrder::Send(link, text) => write!(f, "{link}: send {} bytes", text.len()),
+                LinkOrder::Ping(link, number) => write!(f, "{link}: ping {number}"),
+                LinkOrder::Close { link, code, .. } => write!(f, "{link}: close with {code}"),
+                LinkOrder::Abandon(link) => write!(f, "{link}: abandon"),
+            },
+            Self::Job(id, job) => write!(f, "{id}: {job}"),
+            Self::CancelJob(id) => write!(f, "{id}: cancel"),
+            Self::Watch(container, pid) => write!(f, "watch {pid} for {}", container.short()),
+            Self::Unwatch(container) => write!(f, "watch nothing for {}", container.short()),
+            Self::FindOrphans => f.write_str("look for calls of an earlier process"),
+            Self::EndOrphan(deploy) => write!(f, "end the calls for deploy {deploy}"),
+            Self::Tidy(tidy) => write!(f, "tidy up after {} containers", tidy.gone.len()),
+            Self::Sample(sample) => write!(f, "read {sample:?}"),
+            Self::Save(seq, _) => write!(f, "save record {seq}"),
+            Self::SaveIdentity(_) => f.write_str("save the identity"),
+            Self::Reply(..) => f.write_str("answer the operator"),
+            Self::Log(_, text) => f.write_str(text),
+            Self::End(_) => f.write_str("end"),
+        }
+    }
+}
