@@ -1,5 +1,5 @@
 //! What is done in each state of a replica: commands and outcomes move it (`deploy`, `stop`, `outcome`, `listed`),
-//! and [`Core::drive`] derives from the state alone what must be under way.
+//! and `Core::drive` derives from the state alone what must be under way.
 
 use std::time::{Duration, Instant};
 

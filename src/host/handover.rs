@@ -17,7 +17,7 @@ const KFD: &str = "/dev/kfd";
 pub enum Way {
     /// By NVIDIA's driver: each is named by its UUID.
     Nvidia,
-    /// By amdgpu: each by its render node; [`KFD`] comes with any of them.
+    /// By amdgpu: each by its render node; /dev/kfd comes with any of them.
     Amd,
     /// Not at all.
     Nowise,

@@ -6,7 +6,7 @@
 //!
 //! Unbinding a device that a process has open blocks until that process lets go, and not even SIGKILL ends the
 //! writer. So holders are looked for first, and each write is done by a process of its own with a deadline: see
-//! [`write`] and `commands::vfio`.
+//! [`write()`] and `commands::vfio`.
 
 use std::fmt;
 use std::fs::OpenOptions;
