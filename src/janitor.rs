@@ -11,10 +11,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use crate::core::Tidy;
+use crate::core::{EarlierCall, Tidy};
 use crate::engine::orphans::{self, Call, Process};
 use crate::engine::{logs, orphans::Leak};
-use crate::types::ReplicaId;
 
 /// How often the size of the log files is looked at.
 const BOUND_EVERY: Duration = Duration::from_secs(5);
@@ -46,13 +45,14 @@ pub struct Janitor {
 }
 
 impl Janitor {
-    /// Starts the thread. `found` is called on it with the deploys that calls of an earlier process are at work on.
+    /// Starts the thread. `found` is called on it with the calls of an earlier process that are at work, by deploy;
+    /// `None`: /proc cannot be read.
     ///
     /// # Errors
     /// The kernel's, when it gives no thread.
     pub fn start(
         settings: Settings,
-        found: impl Fn(BTreeMap<String, ReplicaId>) + Send + 'static,
+        found: impl Fn(Option<BTreeMap<String, EarlierCall>>) + Send + 'static,
     ) -> io::Result<Self> {
         let (orders, received) = channel();
         Builder::new().name("janitor".into()).spawn(move || work(&settings, &received, &found))?;
@@ -75,7 +75,11 @@ impl Janitor {
     }
 }
 
-fn work(settings: &Settings, orders: &Receiver<Order>, found: &impl Fn(BTreeMap<String, ReplicaId>)) {
+fn work(
+    settings: &Settings,
+    orders: &Receiver<Order>,
+    found: &impl Fn(Option<BTreeMap<String, EarlierCall>>),
+) {
     let mut bound_due = Instant::now();
     // Helpers seen once may be on their way out: they are ended when they are seen again.
     let mut suspects: BTreeSet<(i32, u64)> = BTreeSet::new();
@@ -97,21 +101,21 @@ fn work(settings: &Settings, orders: &Receiver<Order>, found: &impl Fn(BTreeMap<
     }
 }
 
-fn find(settings: &Settings) -> BTreeMap<String, ReplicaId> {
-    let calls = orphans::calls(&settings.root).unwrap_or_else(|error| {
-        log::warn!("cannot look for calls of an earlier process: {error}; mount /proc");
-        Vec::new()
-    });
-    let deploy = |call| match call {
-        Call::Run { deploy, replica } => Some((deploy, replica)),
+/// The calls of an earlier process, by deploy; `None`: /proc cannot be read, and nothing may be concluded.
+fn find(settings: &Settings) -> Option<BTreeMap<String, EarlierCall>> {
+    let run = |call| match call {
+        Call::Run(deploy, call) => Some((deploy, call)),
         Call::Other(_) => None,
     };
-    calls.into_iter().filter_map(|orphan| deploy(orphan.call)).collect()
+    let calls = orphans::calls(&settings.root).map_err(|error| {
+        log::warn!("cannot look for calls of an earlier process: {error}; mount /proc");
+    });
+    Some(calls.ok()?.into_iter().filter_map(|orphan| run(orphan.call)).collect())
 }
 
 fn end(settings: &Settings, deploy: &str) {
     for orphan in orphans::calls(&settings.root).unwrap_or_default() {
-        if matches!(&orphan.call, Call::Run { deploy: of, .. } if of == deploy) {
+        if matches!(&orphan.call, Call::Run(of, _) if of == deploy) {
             log::warn!(
                 "ending the call (pid {}) of an earlier process for deploy {deploy}",
                 orphan.process.pid

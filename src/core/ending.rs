@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::replica::{Code, Refusal};
+use super::replica::{Code, Refusal, Replica};
 use super::{Action, Core, End};
 use crate::types::ReplicaId;
 
@@ -40,8 +40,9 @@ impl Core {
         for id in self.queue.iter().cloned().collect::<Vec<_>>() {
             self.fail_queued(now, &id, refusal());
         }
-        let waiting: Vec<ReplicaId> =
-            self.replicas.values().filter(|r| r.next.is_some()).map(|r| r.id.clone()).collect();
+        // One of an earlier process may run: the next one will see.
+        let waits = |replica: &&Replica| replica.next.as_ref().is_some_and(|next| next.work.is_some());
+        let waiting: Vec<ReplicaId> = self.replicas.values().filter(waits).map(|r| r.id.clone()).collect();
         for id in waiting {
             if let Some(next) = self.replicas.get_mut(&id).and_then(|replica| replica.next.take()) {
                 self.tell_failed(now, &id, &next, &refusal());

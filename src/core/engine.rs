@@ -122,8 +122,8 @@ impl Core {
         if good {
             self.engine.listed = Some(now);
             self.engine.list_failures = 0;
-            self.engine.list_due = now + self.limits.reconcile;
         } else {
+            self.engine.list_due = now;
             let pause = LIST_PAUSE_FIRST * 2u32.pow(self.engine.list_failures.min(8));
             self.engine.list_failures += 1;
             self.engine.list_after = now + pause.min(LIST_PAUSE_MAX);
@@ -134,6 +134,8 @@ impl Core {
     pub(super) fn drive_engine(&mut self, now: Instant, out: &mut Vec<Action>) {
         if self.list_wanted(now) && self.engine.list_after <= now {
             self.engine.listing = true;
+            // What is wanted from here on is not in this one.
+            self.engine.list_due = now + self.limits.reconcile;
             let began = self.tick;
             self.submit(Job::List, Purpose::List(began), out);
         }

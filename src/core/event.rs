@@ -12,7 +12,7 @@ use super::operator::{ControlId, Request};
 use super::record::Identity;
 use super::tidy::Tidy;
 use super::wire::{LinkEvent, LinkId, LinkOrder};
-use crate::types::{ContainerId, ReplicaId};
+use crate::types::{ContainerId, PciAddress, ReplicaId};
 
 /// A reading of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,15 @@ pub enum Sample {
     Checks,
     /// What the host is made of, the GPUs above all.
     Hardware,
+}
+
+/// A `run` that an earlier process called, as its labels say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EarlierCall {
+    /// Of which replica.
+    pub replica: ReplicaId,
+    /// The GPUs that it claimed.
+    pub gpus: Vec<PciAddress>,
 }
 
 /// Everything that can happen.
@@ -40,8 +49,8 @@ pub enum Event {
     ProcessEnded(ContainerId),
     /// The process that stands for a container cannot be watched.
     Unwatchable(ContainerId),
-    /// The deploys that CLI calls of an earlier process are still at work on, and of which replicas.
-    Orphans(BTreeMap<String, ReplicaId>),
+    /// The calls of an earlier process that are still at work, by their deploy. `None`: they cannot be looked for.
+    Orphans(Option<BTreeMap<String, EarlierCall>>),
     /// A reading of what changes all the time.
     Usage(Usage),
     /// A reading of what the host is made of.
@@ -140,7 +149,8 @@ impl fmt::Display for Event {
             Self::Job(job, outcome) => write!(f, "{job}: {outcome}"),
             Self::ProcessEnded(container) => write!(f, "process of {} ended", container.short()),
             Self::Unwatchable(container) => write!(f, "process of {} cannot be watched", container.short()),
-            Self::Orphans(orphans) => write!(f, "{} calls of an earlier process at work", orphans.len()),
+            Self::Orphans(None) => f.write_str("calls of an earlier process cannot be looked for"),
+            Self::Orphans(Some(calls)) => write!(f, "{} calls of an earlier process at work", calls.len()),
             Self::Usage(_) => f.write_str("usage read"),
             Self::Hardware(_) => f.write_str("hardware read"),
             Self::Check(check) => write!(f, "{} checked", check.name),

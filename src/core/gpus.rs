@@ -192,9 +192,26 @@ impl Gpus {
         (self.slots.len(), self.free_groups().iter().map(|group| group.gpus.len()).sum())
     }
 
-    /// All of them with what the node says of each: health and reason.
+    /// All of them with what the node says of each: health, reason, and whether it is handed out when nobody has it.
     pub fn describe(&self) -> Vec<(&Gpu, &'static str, Option<String>, bool)> {
-        self.slots.values().map(|slot| self.describe_one(slot)).collect()
+        let mut all: Vec<_> = self.slots.values().map(|slot| self.describe_one(slot)).collect();
+        let kept: Vec<(u32, PciAddress)> = all
+            .iter()
+            .filter(|(.., out)| !out)
+            .filter_map(|(gpu, ..)| Some((group(gpu)?, gpu.address)))
+            .collect();
+        for (gpu, _, reason, assignable) in all.iter_mut().filter(|(.., out)| *out) {
+            if let Some((_, other)) = kept.iter().find(|(number, _)| Some(*number) == group(gpu)) {
+                *assignable = false;
+                *reason = Some(format!("{other}, in the same IOMMU group, cannot be handed out"));
+            }
+        }
+        all
+    }
+
+    /// Whether a GPU is handed over by VFIO: then the host cannot see into it.
+    pub fn by_vfio(&self, gpu: PciAddress) -> bool {
+        self.slots.get(&gpu).is_some_and(|slot| by_vfio(&slot.gpu))
     }
 
     fn describe_one<'a>(&'a self, slot: &'a Slot) -> (&'a Gpu, &'static str, Option<String>, bool) {
@@ -236,9 +253,7 @@ impl Gpus {
     fn free_groups(&self) -> Vec<Group> {
         let mut groups: BTreeMap<(u8, u64), (Group, bool)> = BTreeMap::new();
         for (n, slot) in self.slots.values().enumerate() {
-            // Groups matter to VFIO alone: a plain runtime is given a GPU by its driver.
-            let by_vfio = slot.gpu.device_node.as_ref().is_none_or(|node| node.starts_with("/dev/vfio/"));
-            let key = match slot.gpu.iommu_group.filter(|_| by_vfio) {
+            let key = match group(&slot.gpu) {
                 Some(number) => (0, u64::from(number)),
                 None => (1, n as u64),
             };
@@ -252,6 +267,15 @@ impl Gpus {
         free.sort_by_key(|group| group.gpus[0]);
         free
     }
+}
+
+/// The group that a GPU is handed out with. Groups matter to VFIO alone: a plain runtime is given a GPU by its driver.
+fn group(gpu: &Gpu) -> Option<u32> {
+    gpu.iommu_group.filter(|_| by_vfio(gpu))
+}
+
+fn by_vfio(gpu: &Gpu) -> bool {
+    gpu.device_node.as_ref().is_none_or(|node| node.starts_with("/dev/vfio/"))
 }
 
 /// What of a GPU is news when it changes: its verdict and health, without their words.
@@ -408,6 +432,20 @@ mod tests {
         let claimed = gpus.claim(&replica("b"), 4, |_| false).unwrap();
         let claimed: Vec<_> = claimed.iter().map(|(_, device)| device.as_str()).collect();
         assert_eq!(claimed, ["/dev/vfio/3", "/dev/vfio/4", "nvidia.com/pgpu=5", "nvidia.com/pgpu=5"]);
+    }
+
+    #[test]
+    fn a_gpu_whose_group_cannot_be_handed_out_is_not_called_assignable() {
+        let mut gpus = Gpus::default();
+        read(&mut gpus, &host());
+        // The last two share a group.
+        let last: Vec<PciAddress> = host()[4..].iter().map(|gpu| gpu.address).collect();
+        gpus.hold_back(last[0], true);
+        let kept: Vec<PciAddress> =
+            gpus.describe().iter().filter(|(.., out)| !out).map(|(gpu, ..)| gpu.address).collect();
+        assert_eq!((kept, gpus.count()), (last, (6, 4)));
+        let (_, _, why, _) = gpus.describe().remove(5);
+        assert_eq!(why.unwrap(), "0000:05:00.0, in the same IOMMU group, cannot be handed out");
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Core {
             (Purpose::List(_), _) => self.listing_over(now, false),
             (Purpose::Images, Outcome::Images(result)) => self.room_answer(now, job, Some(result), out),
             (Purpose::Images, _) => self.room_answer(now, job, None, out),
-            (Purpose::Guest(id), Outcome::GuestUse(result)) => self.guest_answer(now, id, result.ok()),
+            (Purpose::Guest(id), Outcome::GuestUse(result)) => self.guest_answer(now, id, result.ok(), out),
             (Purpose::Probe | Purpose::Stray(_) | Purpose::Logs { .. } | Purpose::Guest(_), _) => {}
         }
     }
@@ -395,7 +395,16 @@ impl Core {
                 }
                 Phase::Orphaned(at) if at <= now => {
                     replica.phase = Phase::Orphaned(now + ASK_AGAIN);
-                    let calls = self.orphans.iter().filter(|(_, of)| **of == id);
+                    // Told even if the call cannot be ended, and what it makes after all is removed.
+                    if let Some(deploy) = &mut replica.deploy {
+                        let late = || {
+                            Refusal::new(Code::Timeout, "a call of an earlier process did not end in time")
+                        };
+                        deploy.refusal.get_or_insert_with(|| (late(), now));
+                        replica.doomed = true;
+                        self.disk.dirty();
+                    }
+                    let calls = self.orphans.iter().filter(|(_, call)| call.replica == id);
                     out.extend(calls.map(|(deploy, _)| Action::EndOrphan(deploy.clone())));
                 }
                 Phase::Unverified
@@ -445,8 +454,7 @@ impl Core {
     /// have been begun.
     fn next_due(&self, replica: &Replica) -> Option<Instant> {
         let next = replica.next.as_ref()?;
-        let known = next.work.is_some() || self.table_ready && !self.is_orphaned(&replica.id);
-        known.then_some(next.deadline)
+        (next.work.is_some() || self.table_ready).then_some(next.deadline)
     }
 
     /// Tells outcomes whose time is up.
@@ -533,11 +541,10 @@ impl Core {
         if count == 0 {
             return Ok(());
         }
-        if !self.orphans.is_empty() || self.listed_at < self.orphans_over {
-            // A call of an earlier process may have claimed some that no label shows yet.
-            return Err(None);
-        }
         if !self.node.hardware_is_fresh(now, GPU_READING_AGE) {
+            if let Some(why) = self.node.hardware_trouble(now) {
+                return Err(Some(Refusal::new(Code::NoGpu, why)));
+            }
             // How well they are is looked at before each job.
             self.node.want_hardware(now);
             return Err(None);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::commands::{DEPLOY_TIMEOUT, DEPLOY_TIMEOUT_GPU};
 use super::job::{Failure, Job, Listed, ListedStatus};
@@ -35,8 +35,13 @@ impl Core {
                 return;
             }
         };
+        if began < self.orphans_over {
+            // It may have missed what a call of an earlier process made meanwhile.
+            self.listing_over(now, true);
+            self.engine.list_now(now);
+            return;
+        }
         self.listing_over(now, true);
-        self.listed_at = began;
         self.tidy(began, &listed, out);
         let mut by_replica: BTreeMap<ReplicaId, Vec<Listed>> = BTreeMap::new();
         for container in listed {
@@ -49,25 +54,27 @@ impl Core {
             }
         }
         self.take_up_begun(now, &by_replica);
-        self.correct_holders(&by_replica);
-        for (id, containers) in &by_replica {
-            let replica = self
-                .replicas
-                .entry(id.clone())
-                .or_insert_with(|| Replica::bare(id.clone(), Phase::Unverified, 0));
-            for container in containers {
-                for gpu in &container.gpus {
-                    if !replica.gpus.contains(gpu) {
-                        replica.gpus.push(*gpu);
-                    }
-                }
-                self.gpus.adopt(id, &container.gpus);
-            }
+        if !self.table_ready {
+            self.put_behind(now, &by_replica);
         }
-        // A record that was lost may have named a replica that has no container yet, only a call.
-        for id in self.orphans.values() {
+        let mut labelled: BTreeMap<ReplicaId, BTreeSet<PciAddress>> = BTreeMap::new();
+        for (id, containers) in &by_replica {
+            let gpus = containers.iter().flat_map(|container| container.gpus.iter().copied());
+            labelled.entry(id.clone()).or_default().extend(gpus);
+        }
+        for call in self.orphans.values() {
+            labelled.entry(call.replica.clone()).or_default().extend(call.gpus.iter().copied());
+        }
+        self.correct_holders(&labelled);
+        for (id, gpus) in &labelled {
+            // One that only a lost record named, or none.
             let bare = || Replica::bare(id.clone(), Phase::Unverified, 0);
-            self.replicas.entry(id.clone()).or_insert_with(bare);
+            let replica = self.replicas.entry(id.clone()).or_insert_with(bare);
+            let gpus: Vec<PciAddress> = gpus.iter().copied().collect();
+            replica
+                .gpus
+                .extend(gpus.iter().filter(|gpu| !replica.gpus.contains(gpu)).copied().collect::<Vec<_>>());
+            self.gpus.adopt(id, &gpus);
         }
         let ids: Vec<ReplicaId> =
             self.replicas.values().filter(|r| r.touched <= began).map(|r| r.id.clone()).collect();
@@ -77,6 +84,9 @@ impl Core {
         }
         if !self.table_ready {
             self.table_ready = true;
+            if self.gpus.count().0 > 0 {
+                self.node.want_info();
+            }
             self.take_waiting(now, out);
         }
     }
@@ -95,19 +105,50 @@ impl Core {
         }
     }
 
+    /// Where a container is of a deploy that the record of an earlier process does not name, it was started after the
+    /// record was saved: what the record has as pending before it was over by then.
+    fn put_behind(&mut self, now: Instant, by_replica: &BTreeMap<ReplicaId, Vec<Listed>>) {
+        let newer: Vec<ReplicaId> = by_replica
+            .iter()
+            .filter(|(id, containers)| {
+                let Some(replica) = self.replicas.get(id) else { return false };
+                let ran = |c: &&Listed| matches!(c.status, ListedStatus::Up | ListedStatus::Exited(_));
+                !replica.deploy_id.is_empty()
+                    && !self.is_orphaned(id)
+                    && containers.iter().any(|c| ran(&c))
+                    && containers.iter().filter(ran).all(|c| c.deploy != replica.deploy_id)
+            })
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in newer {
+            let Some(replica) = self.replicas.get_mut(&id) else { continue };
+            replica.phase = Phase::Unverified;
+            replica.doomed = false;
+            replica.known = false;
+            replica.exit_told = false;
+            let (deploy, stop) = (replica.deploy.take(), replica.stop.take());
+            if let Some(deploy) = deploy {
+                let refusal =
+                    deploy.refusal.as_ref().map_or_else(interrupted, |(refusal, _)| refusal.clone());
+                self.tell_failed(now, &id, &deploy, &refusal);
+            }
+            if let Some(stop) = stop {
+                self.tell_stopped(now, &id, stop.requests, None);
+            }
+            self.disk.dirty();
+        }
+    }
+
     /// A record of an earlier process may be older than the labels: where both name a holder, the label is right.
-    fn correct_holders(&mut self, by_replica: &BTreeMap<ReplicaId, Vec<Listed>>) {
-        let labelled = |id: &ReplicaId, gpu: &PciAddress| {
-            by_replica.get(id).is_some_and(|containers| containers.iter().any(|c| c.gpus.contains(gpu)))
-        };
-        for (id, containers) in by_replica {
-            for gpu in containers.iter().flat_map(|container| &container.gpus) {
+    fn correct_holders(&mut self, labelled: &BTreeMap<ReplicaId, BTreeSet<PciAddress>>) {
+        for (id, gpus) in labelled {
+            for gpu in gpus {
                 let Some(holder) = self.gpus.holder(*gpu).filter(|holder| *holder != id).cloned() else {
                     continue;
                 };
                 let Some(replica) = self.replicas.get_mut(&holder) else { continue };
                 let claimed = replica.deploy.as_ref().is_some_and(|deploy| deploy.work.is_some());
-                if !claimed && !labelled(&holder, gpu) {
+                if !claimed && !labelled.get(&holder).is_some_and(|gpus| gpus.contains(gpu)) {
                     replica.gpus.retain(|held| held != gpu);
                     self.gpus.pass(id, *gpu);
                 }
@@ -194,8 +235,6 @@ impl Core {
                     self.tell_running(now, id, requests, None);
                 }
                 Some(_) | None => {
-                    let interrupted =
-                        || Refusal::new(Code::Interrupted, "the agent was ended before the deploy was done");
                     deploy.refusal.get_or_insert_with(|| (interrupted(), now));
                     replica.doomed = true;
                     replica.enter(Phase::Clearing(Step::Look(tick)), tick);
@@ -237,6 +276,8 @@ impl Core {
             }
             // Paused, restarting: it is there, and asked about again.
             (None, None) if let Some(other) = other => {
+                replica.hash.clone_from(&other.spec);
+                replica.deploy_id.clone_from(&other.deploy);
                 replica.exit_told = false;
                 let container = other.id.clone();
                 replica.enter(Phase::Running(container, Sight::Ask(now + ASK_AGAIN)), tick);
@@ -335,4 +376,8 @@ impl Core {
             }
         }
     }
+}
+
+fn interrupted() -> Refusal {
+    Refusal::new(Code::Interrupted, "the agent was ended before the deploy was done")
 }

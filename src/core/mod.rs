@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use self::ending::Ending;
-pub use self::event::{Action, End, Event, Sample};
+pub use self::event::{Action, EarlierCall, End, Event, Sample};
 use self::facts::{Gpu, Hardware};
 use self::job::{Job, JobId};
 use self::key::Key;
@@ -25,7 +25,7 @@ use self::operator::{ControlId, Request};
 use self::outbox::{Kind, Outbox};
 use self::random::Random;
 use self::record::Identity;
-use self::replica::{Phase, Replica, Step};
+use self::replica::{Phase, Replica};
 use self::session::Session;
 pub use self::tidy::Tidy;
 use crate::protocol::Inbound;
@@ -58,6 +58,8 @@ pub mod wire;
 
 /// How often the CLI calls of an earlier process are looked for while one is waited for.
 const ORPHANS_EVERY: Duration = Duration::from_secs(1);
+/// How long after a search that could not be made the next one is.
+const ORPHANS_AGAIN: Duration = Duration::from_secs(10);
 /// How long after a failed save of the identity it is tried again.
 const IDENTITY_AGAIN: Duration = Duration::from_secs(10);
 
@@ -132,6 +134,7 @@ pub struct Core {
     random: Random,
     /// Counts the events: orders what was asked before and after a change.
     tick: u64,
+    started: Instant,
     next_job: u64,
     session: Session,
     node: node::Node,
@@ -146,13 +149,11 @@ pub struct Core {
     waiting: VecDeque<(Instant, Inbound)>,
     /// The containers are known: a listing has been taken up.
     table_ready: bool,
-    orphans: BTreeMap<String, ReplicaId>,
+    orphans: BTreeMap<String, EarlierCall>,
     orphans_known: bool,
     orphans_due: Option<Instant>,
     /// The tick at which a call of an earlier process was last found to be over.
     orphans_over: u64,
-    /// The tick at which the last complete listing began.
-    listed_at: u64,
     gpus: gpus::Gpus,
     ours: tidy::Ours,
     images: images::Images,
@@ -178,6 +179,7 @@ impl Core {
             key,
             random: Random::new(seed),
             tick: 1,
+            started: now,
             next_job: 0,
             session: Session::new(now, identity, token),
             node: node::Node::new(now, Mode::Online),
@@ -193,11 +195,10 @@ impl Core {
             orphans_known: false,
             orphans_due: None,
             orphans_over: 0,
-            listed_at: 0,
             gpus: gpus::Gpus::default(),
             ours: tidy::Ours::default(),
             images: images::Images::default(),
-            guests: guests::Guests::new(),
+            guests: guests::Guests::default(),
             outbox: Outbox::default(),
             answered: VecDeque::new(),
             jobs: BTreeMap::new(),
@@ -225,7 +226,7 @@ impl Core {
             Event::Beat => {
                 self.beat(now, out);
                 self.sample(Sample::Usage, now, out);
-                self.ask_guests(out);
+                self.ask_guests(now, out);
             }
             Event::Link(link, event) => self.link_event(now, link, event, out),
             Event::Job(job, outcome) => self.outcome(now, job, outcome, out),
@@ -313,7 +314,11 @@ impl Core {
         self.node.hardware(now, hardware);
     }
 
-    fn orphans(&mut self, now: Instant, orphans: BTreeMap<String, ReplicaId>) {
+    fn orphans(&mut self, now: Instant, orphans: Option<BTreeMap<String, EarlierCall>>) {
+        let Some(orphans) = orphans else {
+            self.orphans_due = Some(now + ORPHANS_AGAIN);
+            return;
+        };
         let before = std::mem::replace(&mut self.orphans, orphans);
         self.orphans_known = true;
         if !self.orphans.is_empty() {
@@ -324,22 +329,17 @@ impl Core {
             self.engine.list_now(now);
             self.orphans_over = self.tick;
         }
-        let of = |orphans: &BTreeMap<String, ReplicaId>, id: &ReplicaId| orphans.values().any(|of| of == id);
         for replica in self.replicas.values_mut() {
-            if of(&self.orphans, &replica.id) {
-                continue;
-            }
-            if matches!(replica.phase, Phase::Orphaned(_)) {
+            let orphaned = self.orphans.values().any(|call| call.replica == replica.id);
+            if matches!(replica.phase, Phase::Orphaned(_)) && !orphaned {
                 replica.enter(Phase::Unverified, self.tick);
-            } else if matches!(replica.phase, Phase::Clearing(Step::Look(_))) && of(&before, &replica.id) {
-                replica.enter(Phase::Clearing(Step::Look(self.tick)), self.tick);
             }
         }
     }
 
     /// Whether a CLI call of an earlier process is still at work on this replica.
     pub(super) fn is_orphaned(&self, id: &ReplicaId) -> bool {
-        self.orphans.values().any(|of| of == id)
+        self.orphans.values().any(|call| call.replica == *id)
     }
 
     pub(super) fn submit(&mut self, job: Job, purpose: Purpose, out: &mut Vec<Action>) -> JobId {

@@ -18,6 +18,11 @@ const CHECKS_AGAIN: Duration = Duration::from_secs(30);
 /// How often the GPUs are looked at while connected.
 const HARDWARE_EVERY: Duration = Duration::from_secs(60);
 
+/// A reading of the GPUs that takes longer than this hangs.
+const HARDWARE_SLOW: Duration = Duration::from_secs(30);
+/// When it is told that nothing is known of what an earlier process left at work.
+const ORPHANS_SLOW: Duration = Duration::from_secs(10);
+
 /// What the operator or the control plane wants of the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
@@ -59,6 +64,8 @@ pub(super) struct Node {
     hardware_due: Instant,
     /// Readings of the hardware that were ordered and have not arrived: one is taken at a time, and one waits.
     pub(super) hardware_readings: u8,
+    /// Since when one is under way.
+    hardware_since: Option<Instant>,
     usage: Option<Usage>,
     info_wanted: bool,
     told: Option<(&'static str, String)>,
@@ -76,6 +83,7 @@ impl Node {
             checks_due: now,
             hardware_due: now,
             hardware_readings: 0,
+            hardware_since: None,
             usage: None,
             info_wanted: false,
             told: None,
@@ -123,6 +131,7 @@ impl Node {
         let changed = self.hardware.as_ref().is_some_and(|old| old.gpus.len() != hardware.gpus.len());
         self.info_wanted |= changed;
         self.hardware_readings = self.hardware_readings.saturating_sub(1);
+        self.hardware_since = (self.hardware_readings > 0).then_some(now);
         self.hardware = Some(hardware);
     }
 
@@ -143,6 +152,12 @@ impl Node {
     /// Whether the GPUs were looked at not longer ago than `age`.
     pub(super) fn hardware_is_fresh(&self, now: Instant, age: Duration) -> bool {
         self.hardware_at.is_some_and(|at| at + age > now)
+    }
+
+    /// Why the GPUs cannot be looked at, if so.
+    pub(super) fn hardware_trouble(&self, now: Instant) -> Option<String> {
+        let hangs = self.hardware_since.is_some_and(|since| since + HARDWARE_SLOW <= now);
+        hangs.then(|| "a reading of the GPUs hangs; see the kernel's log".to_owned())
     }
 
     /// The GPUs are to be looked at again at this time.
@@ -186,6 +201,7 @@ impl Core {
             Sample::Hardware => {
                 self.node.hardware_due = now + HARDWARE_EVERY;
                 self.node.hardware_readings = (self.node.hardware_readings + 1).min(2);
+                self.node.hardware_since.get_or_insert(now);
             }
             Sample::Usage => {}
         }
@@ -200,7 +216,9 @@ impl Core {
         if self.node.hardware_due <= now {
             self.sample(Sample::Hardware, now, out);
         }
-        if self.node.mode == Mode::Draining && self.idle() {
+        // A call of an earlier process may still start a container.
+        let quiet = self.orphans_known && self.orphans.is_empty();
+        if self.node.mode == Mode::Draining && quiet && self.idle() {
             self.node.mode = Mode::Maintenance;
             self.disk.dirty();
         }
@@ -243,6 +261,11 @@ impl Core {
         if !self.node.checked_once {
             reasons.push("the dependencies have not been checked yet".to_owned());
         }
+        if !self.orphans_known && self.started + ORPHANS_SLOW <= now {
+            reasons
+                .push("what an earlier process left at work is not known: /proc cannot be read".to_owned());
+        }
+        reasons.extend(self.node.hardware_trouble(now));
         reasons.extend(self.engine.trouble());
         reasons.extend(self.disk.trouble(now));
         reasons.extend(self.identity_trouble.clone());
@@ -338,7 +361,9 @@ impl Core {
             let mut described = gpu.described();
             let holder = self.gpus.holder(gpu.address).map(ToString::to_string);
             described.insert("health".into(), health.into());
-            described.insert("assignable".into(), assignable.into());
+            let unknown = || "whether a container has it is not known yet".to_owned();
+            let reason = if self.table_ready { reason } else { Some(reason.unwrap_or_else(unknown)) };
+            described.insert("assignable".into(), (assignable && self.table_ready).into());
             described.insert("reason".into(), json!(reason));
             described.insert("replica_id".into(), json!(holder));
             Value::Object(described)
@@ -352,6 +377,7 @@ impl Core {
         let usage = self.node.usage.as_ref();
         let memory = usage.and_then(|usage| usage.memory_gib);
         let (total, free) = self.gpus.count();
+        let free = if self.table_ready { free } else { 0 };
         let gpus = self.gpu_use(now);
         let age = self.engine.table_age(now).map(|age| age.as_secs());
         json!({ "status": {

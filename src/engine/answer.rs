@@ -53,7 +53,7 @@ pub fn outcome(job: &Job, result: &Result<Finished, Error>) -> Outcome {
         Job::Probe => Outcome::Probed(succeeded(job, result).map(|_| ())),
         Job::Images => Outcome::Images(succeeded(job, result).map(images)),
         Job::RemoveImage(_) => Outcome::ImageRemoved(succeeded(job, result).map(|_| ())),
-        Job::GuestUse(_, vendor) => Outcome::GuestUse(succeeded(job, result).map(|f| uses(f, *vendor))),
+        Job::GuestUse(_, vendor) => Outcome::GuestUse(succeeded(job, result).and_then(|f| uses(f, *vendor))),
     }
 }
 
@@ -236,7 +236,10 @@ fn images(finished: &Finished) -> Vec<ImageRef> {
 
 /// Lines of percent, memory in use and in all, with commas between them: MiB by nvidia-smi, bytes by amdgpu. What is no
 /// number (`[N/A]`, an error in prose) is not known.
-fn uses(finished: &Finished, vendor: Vendor) -> Vec<GpuUse> {
+fn uses(finished: &Finished, vendor: Vendor) -> Result<Vec<GpuUse>, Failure> {
+    if finished.stdout_cut {
+        return Err(unreadable("exec", "it prints too much"));
+    }
     let bytes = match vendor {
         Vendor::Nvidia => 1,
         Vendor::Amd => 1024 * 1024,
@@ -250,7 +253,7 @@ fn uses(finished: &Finished, vendor: Vendor) -> Vec<GpuUse> {
         GpuUse { source: "guest", busy_percent, memory_mib }
     };
     let known = |found: &GpuUse| found.busy_percent.is_some() || found.memory_mib.is_some();
-    text.lines().map(line).filter(known).collect()
+    Ok(text.lines().map(line).filter(known).collect())
 }
 
 /// `rm -f` is done when it echoes the ID, or says that there is no such container; its status means nothing.

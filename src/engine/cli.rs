@@ -81,6 +81,11 @@ impl Flavour {
     }
 }
 
+/// How a container is asked: what an `exec` that is given up has started would stay in it.
+const ASK: &str = "command -v timeout >/dev/null && exec timeout -s KILL 8 sh -c \"$0\"; exec sh -c \"$0\"";
+/// What it is asked about GPUs by NVIDIA.
+const NVIDIA_USE: &str =
+    "nvidia-smi --query-gpu=utilization.gpu,memory.used,memory.total --format=csv,noheader,nounits";
 /// Prints of each of amdgpu's cards what nvidia-smi prints, its memory in bytes.
 const AMD_USE: &str = "cd /sys/class/drm && for d in card*/device; do [ -e $d/gpu_busy_percent ] && echo \
     $(cat $d/gpu_busy_percent), $(cat $d/mem_info_vram_used), $(cat $d/mem_info_vram_total); done; true";
@@ -264,18 +269,12 @@ impl Cli {
     }
 
     fn guest_use(&self, id: &ContainerId, vendor: Vendor) -> Program {
-        let ask: &[&str] = match vendor {
-            Vendor::Nvidia => &[
-                "nvidia-smi",
-                "--query-gpu=utilization.gpu,memory.used,memory.total",
-                "--format=csv,noheader,nounits",
-            ],
-            // The container's own shell finds the cards; the text is fixed.
-            Vendor::Amd => &["sh", "-c", AMD_USE],
+        let question = match vendor {
+            Vendor::Nvidia => NVIDIA_USE,
+            Vendor::Amd => AMD_USE,
         };
-        let mut program = self.marked("exec", ["exec".into(), id.as_str().to_owned()]);
-        program.args.extend(ask.iter().map(OsString::from));
-        program
+        let args = ["exec".into(), id.as_str().into(), "sh".into(), "-c".into(), ASK.into(), question.into()];
+        self.marked("exec", args)
     }
 
     fn run(&self, job: &RunJob) -> Result<Program, Failure> {

@@ -22,8 +22,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::cli::MARK;
-use crate::core::job::{LABEL_DEPLOY, LABEL_REPLICA};
-use crate::types::{ContainerId, ReplicaId};
+use crate::core::EarlierCall;
+use crate::core::job::{LABEL_DEPLOY, LABEL_GPUS, LABEL_REPLICA};
+use crate::types::{ContainerId, PciAddress, ReplicaId};
 
 /// The agent's name in /proc/PID/comm (at most 15 bytes there, as many as it has).
 const AGENT: &str = "vectorlay-agent";
@@ -56,13 +57,8 @@ pub struct Orphan {
 /// What an orphaned call does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
-    /// `run`, for a deploy of a replica (their labels).
-    Run {
-        /// The deploy.
-        deploy: String,
-        /// The replica.
-        replica: ReplicaId,
-    },
+    /// `run`, for the deploy of this ID (its label).
+    Run(String, EarlierCall),
     /// Another one: the verb (`pull`, `stop`, `rm`, `ps`, …).
     Other(String),
 }
@@ -185,7 +181,9 @@ fn call_of(cmdline: &[u8], environ: impl FnOnce() -> Vec<u8>) -> Option<Call> {
     if let (Some(deploy), Some(replica)) = (label(LABEL_DEPLOY), label(LABEL_REPLICA))
         && let Ok(replica) = ReplicaId::new(&replica)
     {
-        return Some(Call::Run { deploy, replica });
+        let gpus = label(LABEL_GPUS).unwrap_or_default();
+        let gpus = gpus.split('+').filter_map(|gpu| PciAddress::parse(gpu).ok()).collect();
+        return Some(Call::Run(deploy, EarlierCall { replica, gpus }));
     }
     starting_with(&environ(), &mark).map(Call::Other)
 }
@@ -279,10 +277,34 @@ mod tests {
         let check = |argv: &[&str], env: &[&str], call: Option<Call>| {
             assert_eq!(call_of(&strings(argv), || strings(env)), call, "{argv:?}");
         };
+        let run = |gpus: &[&str]| {
+            let gpus = gpus.iter().map(|gpu| PciAddress::parse(gpu).unwrap()).collect();
+            Some(Call::Run("d1".into(), EarlierCall { replica: ReplicaId::new("r").unwrap(), gpus }))
+        };
         check(
             &["nerdctl", "run", "--label=vectorlay.replica=r", "--label=vectorlay.deploy=d1", "bb:1"],
             &["PATH=x"],
-            Some(Call::Run { deploy: "d1".into(), replica: ReplicaId::new("r").unwrap() }),
+            run(&[]),
+        );
+        check(
+            &[
+                "nerdctl",
+                "--label=vectorlay.replica=r",
+                "--label=vectorlay.deploy=d1",
+                "--label=vectorlay.gpus=0000:41:00.0+0000:c1:00.0",
+            ],
+            &[],
+            run(&["41:00.0", "c1:00.0"]),
+        );
+        check(
+            &[
+                "nerdctl",
+                "--label=vectorlay.replica=r",
+                "--label=vectorlay.deploy=d1",
+                "--label=vectorlay.gpus=none",
+            ],
+            &[],
+            run(&[]),
         );
         check(
             &["/bin/sh", "/x/nerdctl", "pull", "bb:1"],

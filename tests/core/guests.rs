@@ -1,12 +1,13 @@
 //! How busy the GPUs in microVMs are, as the guests say.
 
 use serde_json::{Value, json};
+use vectorlay::core::Event;
 use vectorlay::core::facts::GpuUse;
 use vectorlay::core::job::{FailureKind, Outcome};
 use vectorlay::core::operator::Request;
 
 use crate::engine::{failed, guest_use};
-use crate::rig::{Rig, SECOND, Start};
+use crate::rig::{Rig, SECOND, Start, hardware};
 
 fn node() -> Rig {
     let mut rig = Rig::start(Start { ask_guests: true, ..Start::default() });
@@ -103,4 +104,57 @@ fn a_guest_is_believed_about_its_own_gpus_alone() {
     rig.beat();
     rig.comes_back("use of the GPUs", |_| Outcome::GuestUse(Ok(vec![guest_use(10), guest_use(100)])));
     assert_eq!(known(&mut rig)[0], json!(10));
+}
+
+#[test]
+fn what_a_guest_says_is_taken_within_reason() {
+    for memory in [(u64::MAX, u64::MAX), (2, 1), (0, 1 << 40)] {
+        let mut rig = node();
+        rig.deploy_with("g", "q1", r#","gpu_count":1"#);
+        rig.hold("use of the GPUs");
+        rig.beat();
+        let said = GpuUse { memory_mib: Some(memory), ..guest_use(7) };
+        rig.comes_back("use of the GPUs", |_| Outcome::GuestUse(Ok(vec![said])));
+        assert_eq!(known(&mut rig)[0], json!(7));
+        assert_eq!(rig.control(Request::Status)["gpu_memory_used_gb"], Value::Null, "{memory:?}");
+    }
+}
+
+#[test]
+fn few_are_asked_at_once_and_one_that_does_not_answer_is_left_alone_for_ten_minutes() {
+    let mut rig = Rig::start(Start { ask_guests: true, gpus: 5, ..Start::default() });
+    rig.connect();
+    for replica in ["a", "b", "c", "d"] {
+        rig.deploy_with(replica, &format!("q{replica}"), r#","gpu_count":1"#);
+    }
+    rig.hold("use of the GPUs");
+    rig.beat();
+    assert_eq!(rig.under_way("use of the GPUs"), 2);
+    rig.comes_back("use of the GPUs", |job| failed(job, FailureKind::Deadline, "hangs"));
+    assert_eq!(rig.under_way("use of the GPUs"), 2, "the next one is asked");
+    rig.release("use of the GPUs");
+    rig.started.clear();
+    let asked = |rig: &mut Rig| {
+        rig.beat();
+        std::mem::take(&mut rig.started).iter().filter(|job| job.starts_with("use of the GPUs")).count()
+    };
+    assert_eq!(asked(&mut rig), 3);
+    rig.wait(601 * SECOND);
+    rig.started.clear();
+    assert_eq!(asked(&mut rig), 4);
+}
+
+#[test]
+fn a_container_is_not_asked_about_gpus_that_the_host_sees() {
+    let mut rig = node();
+    rig.sampling = false;
+    let mut by_driver = hardware(2);
+    for (n, gpu) in by_driver.gpus.iter_mut().enumerate() {
+        gpu.device_node = Some(format!("GPU-{n}"));
+    }
+    rig.event(Event::Hardware(Box::new(by_driver)));
+    rig.deploy_with("g", "q1", r#","gpu_count":1"#);
+    assert_eq!(rig.up("g"), 1);
+    rig.beat();
+    assert!(!rig.started.iter().any(|job| job.starts_with("use of the GPUs")));
 }

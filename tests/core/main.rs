@@ -3,6 +3,7 @@
 #![allow(missing_docs)]
 //! The core's promises one by one, as lists of events and what must come of them. `core_model` plays random ones.
 
+mod earlier_calls;
 mod ending;
 #[allow(dead_code, reason = "core_model uses all of it")]
 #[path = "../core_model/engine.rs"]

@@ -124,3 +124,16 @@ fn a_gpu_that_the_operator_holds_back_stays_so_after_a_restart() {
     rig.deploy_with("r", "q2", r#","gpu_count":2"#);
     assert_eq!(rig.sent(), ["deploy_result r running q2"]);
 }
+
+#[test]
+fn a_reading_of_the_gpus_that_hangs_is_told_and_holds_up_no_deploy() {
+    let mut rig = Rig::online();
+    rig.sampling = false;
+    rig.wait(60 * SECOND);
+    rig.deploy_with("g", "q1", r#","gpu_count":1"#);
+    rig.wait(60 * SECOND);
+    assert_eq!(rig.sent(), ["deploy_result g failed:no_gpu q1"]);
+    assert_eq!(rig.state(), "degraded");
+    rig.deploy("plain", "q2");
+    assert_eq!(rig.sent(), ["deploy_result plain running q2"]);
+}

@@ -1,32 +1,16 @@
-//! What a new process makes of what the last one left: its record, the containers, and calls still at work.
+//! What a new process makes of what the last one left: its record and the containers.
 
-use vectorlay::core::job::{FailureKind, Job, RunJob};
+use serde_json::json;
+use vectorlay::core::Event;
+use vectorlay::core::job::{FailureKind, Job, Listed, ListedStatus, Outcome};
+use vectorlay::core::operator::Request;
 
-use crate::engine::{Engine, Fault, Status, failed};
+use crate::earlier_calls::pending;
+use crate::engine::{Engine, Fault, Mode, Status, failed};
 use crate::rig::{Rig, SECOND, Start};
 
-/// The call that is at work on a deploy.
-fn call(rig: &mut Rig) -> RunJob {
-    let mut call = None;
-    rig.comes_back("run", |job| {
-        if let Job::Run(run) = job {
-            call = Some((**run).clone());
-        }
-        failed(job, FailureKind::Refused, "not heard")
-    });
-    call.unwrap()
-}
-
-/// The record while a deploy of `r` is pending, and the call that is at work on it.
-fn pending() -> (Option<String>, RunJob) {
-    let mut rig = Rig::online();
-    rig.hold("run");
-    rig.deploy("r", "q1");
-    (rig.record.clone(), call(&mut rig))
-}
-
 /// A deploy of `r` that waits for a listing behind one that exited, and the last record that is saved of it.
-fn waiting() -> (Rig, Option<String>) {
+pub fn waiting() -> (Rig, Option<String>) {
     let mut rig = Rig::online();
     rig.deploy("r", "q1");
     rig.ends("r", 3);
@@ -36,21 +20,6 @@ fn waiting() -> (Rig, Option<String>) {
     rig.saving = false;
     let record = rig.record.clone();
     (rig, record)
-}
-
-/// A process that starts with this record while this call is still at work.
-fn beside(record: Option<String>, run: &RunJob) -> Rig {
-    let orphans = [(run.labels[1].1.clone(), run.replica.clone())].into();
-    let mut rig = Rig::start(Start { record, orphans, ..Start::default() });
-    rig.connect();
-    rig
-}
-
-/// The call does its work after all.
-fn done(rig: &mut Rig, run: RunJob) {
-    _ = rig.engine.call(&Job::Run(Box::new(run)), Fault::Nothing);
-    rig.orphans.clear();
-    rig.wait(2 * SECOND);
 }
 
 /// A process after one that died with a deploy of `r` pending, whose call had made this of it.
@@ -82,18 +51,6 @@ fn a_pending_deploy_that_left_half_a_container_or_nothing_is_interrupted() {
         assert_eq!(rig.sent(), ["deploy_result r failed:interrupted q1"], "redelivered");
         assert!(rig.engine.containers.is_empty());
     }
-}
-
-#[test]
-fn a_call_that_outlived_the_process_is_waited_for() {
-    let (record, run) = pending();
-    let mut rig = beside(record, &run);
-    assert_eq!(rig.sent(), [""; 0]);
-    assert_eq!(rig.containers(), ["r unknown"]);
-    rig.deploy_with("g", "q9", r#","gpu_count":1"#);
-    assert_eq!(rig.sent(), [""; 0], "which GPUs the call has is not known");
-    done(&mut rig, run);
-    assert_eq!(rig.sent(), ["deploy_result r running q1", "deploy_result g running q9"]);
 }
 
 #[test]
@@ -248,43 +205,107 @@ fn a_waiting_deploy_that_was_begun_after_the_record_was_saved_is_taken_up() {
 }
 
 #[test]
-fn the_call_of_a_waiting_deploy_that_was_begun_is_waited_for() {
-    let (mut rig, record) = waiting();
+fn a_container_that_is_newer_than_what_the_record_has_as_pending_is_adopted() {
+    // The disk is full while the deploy is pending: it fails, and the next one runs.
+    let mut rig = Rig::online();
     rig.hold("run");
-    rig.release("list");
-    let run = call(&mut rig);
-    let mut rig = beside(record, &run);
-    assert_eq!(rig.sent(), [""; 0]);
-    done(&mut rig, run);
-    assert_eq!(rig.sent(), ["deploy_result r running q2"]);
-    assert_eq!(rig.up("r"), 1);
-}
-
-#[test]
-fn a_call_that_no_record_names_is_waited_for_before_its_replica_is_deployed_again() {
-    let (_, run) = pending();
-    let mut rig = beside(None, &run);
-    assert_eq!(rig.containers(), ["r unknown"]);
     rig.deploy("r", "q1");
-    rig.deploy("s", "q2");
-    assert_eq!(rig.sent(), ["deploy_result s running q2"]);
-    done(&mut rig, run);
-    assert_eq!(rig.sent(), ["deploy_result r running q1"]);
-    assert_eq!(rig.up("r"), 1);
+    let pending = rig.record.clone();
+    rig.saving = false;
+    rig.comes_back("run", |job| failed(job, FailureKind::Refused, "no"));
+    rig.wait(3 * SECOND);
+    rig.release("run");
+    rig.deploy("r", "q2");
+    rig.wait(5 * SECOND);
+    assert_eq!(rig.sent(), ["deploy_result r failed:start_failed q1", "deploy_result r running q2"]);
+    rig.record = pending;
+    let mut rig = rig.restart();
+    rig.connect();
+    rig.wait(2 * SECOND);
+    assert_eq!((rig.up("r"), rig.sent()), (1, vec!["deploy_result r failed:interrupted q1".to_owned()]));
+
+    // The same while a stop is.
+    let mut rig = Rig::online();
+    rig.deploy("r", "q1");
+    rig.pong();
+    rig.hold("stop");
+    rig.stop("r", "q2");
+    let stopping = rig.record.clone();
+    rig.saving = false;
+    rig.release("stop");
+    rig.wait(5 * SECOND);
+    rig.deploy("r", "q3");
+    rig.wait(5 * SECOND);
+    rig.record = stopping;
+    let mut rig = rig.restart();
+    rig.connect();
+    rig.wait(2 * SECOND);
+    assert_eq!((rig.up("r"), rig.sent()), (1, vec!["stop_result r stopped q2".to_owned()]));
 }
 
 #[test]
-fn a_stop_ends_a_call_that_no_record_names() {
-    let (_, run) = pending();
-    let mut rig = beside(None, &run);
-    rig.stop("r", "q1");
+fn a_waiting_deploy_that_may_run_is_left_to_the_next_process() {
+    let (mut rig, record) = waiting();
+    rig.release("list");
+    assert_eq!(rig.up("r"), 1, "it was begun");
+    let Rig { mut engine, .. } = rig;
+    engine.mode = Mode::Frozen;
+    let mut rig = Rig::start(Start { record, engine, seed: 2, ..Start::default() });
+    rig.connect();
+    rig.wait(3 * SECOND);
+    rig.event(Event::Terminate);
+    rig.wait(60 * SECOND);
     assert_eq!(rig.sent(), [""; 0]);
-    rig.wait(11 * SECOND);
-    assert_eq!(rig.other, [format!("end the calls for deploy {}", run.labels[1].1)]);
-    rig.orphans.clear();
-    rig.wait(2 * SECOND);
-    assert_eq!(rig.sent(), ["stop_result r stopped q1"]);
-    assert!(rig.containers().is_empty());
+    rig.engine.mode = Mode::Well;
+    let mut rig = rig.restart();
+    rig.connect();
+    assert_eq!(rig.sent(), ["deploy_result r running q2"]);
+}
+
+#[test]
+fn a_paused_container_has_the_specification_of_its_label() {
+    let mut rig = Rig::online();
+    rig.deploy("r", "q1");
+    rig.pong();
+    let id = rig.container("r");
+    let made = rig.engine.containers[&id].clone();
+    rig.record = None;
+    rig.engine.mode = Mode::Frozen;
+    let mut rig = rig.restart();
+    rig.connect();
+    rig.comes_back("list", |_| {
+        Outcome::Listed(Ok(vec![Listed {
+            id,
+            replica: made.replica,
+            deploy: made.deploy,
+            spec: made.spec,
+            gpus: Vec::new(),
+            status: ListedStatus::Other,
+        }]))
+    });
+    rig.deploy_with("r", "q2", r#","image":"img:b""#);
+    assert_eq!(rig.sent(), ["deploy_result r failed:conflict q2"]);
+}
+
+#[test]
+fn no_gpu_is_called_free_before_the_containers_are_known() {
+    let mut rig = Rig::online();
+    rig.deploy_with("r", "q1", r#","gpu_count":2"#);
+    rig.pong();
+    rig.record = None;
+    rig.engine.mode = Mode::Frozen;
+    let mut rig = rig.restart();
+    rig.connect();
+    let status = rig.control(Request::Status);
+    let gpus = status["gpus"].as_array().unwrap();
+    assert!(
+        gpus.iter().all(|gpu| gpu["assignable"] == json!(false) && gpu["reason"].is_string()),
+        "{gpus:?}"
+    );
+    rig.engine.mode = Mode::Well;
+    rig.release("list");
+    let status = rig.control(Request::Status);
+    assert!(status["gpus"].as_array().unwrap().iter().all(|gpu| gpu["replica_id"] == "r"), "{status}");
 }
 
 #[test]

@@ -10,8 +10,8 @@ use vectorlay::core::job::{Job, JobId, Outcome};
 use vectorlay::core::operator::{ControlId, Request};
 use vectorlay::core::record::Identity;
 use vectorlay::core::wire::{Down, DownReason, LinkEvent, LinkId, LinkOrder};
-use vectorlay::core::{Action, Core, End, Event, Limits, Origin, Sample};
-use vectorlay::types::{ContainerId, NodeId, PciAddress, ReplicaId, Secret};
+use vectorlay::core::{Action, Core, EarlierCall, End, Event, Limits, Origin, Sample};
+use vectorlay::types::{ContainerId, NodeId, PciAddress, Secret};
 
 use crate::engine::{Engine, Fault, Mode, Status};
 
@@ -23,7 +23,9 @@ pub struct Start {
     pub token: Option<&'static str>,
     pub record: Option<String>,
     pub engine: Engine,
-    pub orphans: BTreeMap<String, ReplicaId>,
+    pub orphans: BTreeMap<String, EarlierCall>,
+    /// Calls of an earlier process can be looked for.
+    pub searching: bool,
     pub gpus: usize,
     pub queue_limit: usize,
     pub image_marks: Option<(u8, u8)>,
@@ -39,6 +41,7 @@ impl Default for Start {
             record: None,
             engine: Engine::new(),
             orphans: BTreeMap::new(),
+            searching: true,
             gpus: 2,
             queue_limit: 4,
             image_marks: None,
@@ -68,7 +71,8 @@ pub struct Rig {
     pub sampling: bool,
     pub usage: Usage,
     pub gpus: usize,
-    pub orphans: BTreeMap<String, ReplicaId>,
+    pub orphans: BTreeMap<String, EarlierCall>,
+    pub searching: bool,
     pub watched: Vec<ContainerId>,
     pub other: Vec<String>,
     pub end: Option<End>,
@@ -127,6 +131,7 @@ impl Rig {
             usage: Usage { free_bytes: Some(100), ..Usage::default() },
             gpus: start.gpus,
             orphans: start.orphans,
+            searching: start.searching,
             watched: Vec::new(),
             other: Vec::new(),
             end: None,
@@ -169,7 +174,9 @@ impl Rig {
                 }
                 Action::Watch(container, _) => self.watched.push(container),
                 Action::Unwatch(container) => self.watched.retain(|watched| *watched != container),
-                Action::FindOrphans => events.push(Event::Orphans(self.orphans.clone())),
+                Action::FindOrphans => {
+                    events.push(Event::Orphans(self.searching.then(|| self.orphans.clone())));
+                }
                 Action::Sample(sample) if self.sampling => self.sample(sample, &mut events),
                 Action::Save(seq, text) if self.saving => {
                     self.record = Some(text);

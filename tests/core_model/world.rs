@@ -10,8 +10,8 @@ use vectorlay::core::job::{FailureKind, Job, JobId, Outcome, RunJob};
 use vectorlay::core::operator::{ControlId, Request};
 use vectorlay::core::record::Identity;
 use vectorlay::core::wire::{Down, DownReason, LinkEvent, LinkId, LinkOrder, Registration};
-use vectorlay::core::{Action, Core, End, Event, Limits, Origin, Sample};
-use vectorlay::types::{ContainerId, NodeId, PciAddress, ReplicaId, Secret};
+use vectorlay::core::{Action, Core, EarlierCall, End, Event, Limits, Origin, Sample};
+use vectorlay::types::{ContainerId, NodeId, PciAddress, Secret};
 
 use crate::engine::{Engine, Fault, Mode, Status, failed};
 use crate::server::Server;
@@ -79,7 +79,7 @@ pub struct World {
     pub server: Server,
     flights: Vec<Flight>,
     orphans: Vec<(RunJob, Instant)>,
-    scans: Vec<Option<BTreeMap<String, ReplicaId>>>,
+    scans: Vec<Option<BTreeMap<String, EarlierCall>>>,
     pub link: Link,
     store: Store,
     identity: Option<Identity>,
@@ -600,10 +600,13 @@ impl World {
     pub fn scan(&mut self) {
         let Some(scan) = self.scans.first_mut() else { return };
         if scan.is_none() {
-            let name = |run: &RunJob| (run.labels[1].1.clone(), run.replica.clone());
+            let name = |run: &RunJob| {
+                let gpus = run.gpus.iter().map(|(gpu, _)| *gpu).collect();
+                (run.labels[1].1.clone(), EarlierCall { replica: run.replica.clone(), gpus })
+            };
             *scan = Some(self.orphans.iter().map(|(run, _)| name(run)).collect());
         } else if let Some(found) = self.scans.remove(0) {
-            self.handle(Event::Orphans(found));
+            self.handle(Event::Orphans(Some(found)));
         }
     }
 
