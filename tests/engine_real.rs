@@ -317,6 +317,16 @@ fn guests_are_asked_how_busy_their_gpus_are() {
     );
     let known = GpuUse { source: "guest", busy_percent: Some(37), memory_mib: Some((1024, 81_559)) };
     assert_eq!(ask(Vendor::Nvidia), Outcome::GuestUse(Ok(vec![known])));
+    // One that hangs, whatever it is told, does not stay in the container.
+    let hangs = "#!/bin/sh\ntrap : TERM\nwhile :; do sleep 1000; done\n";
+    bench.inside(&id, &["/bin/sh", "-c", "printf '%s' \"$0\" > /bin/nvidia-smi", hangs]);
+    let Outcome::GuestUse(Err(_)) = ask(Vendor::Nvidia) else { panic!("an answer from one that hangs") };
+    let processes = || String::from_utf8(bench.inside(&id, &["/bin/busybox", "ps"])).unwrap();
+    assert!(processes().contains("/bin/sleep 1000"));
+    let until = Instant::now() + LONG;
+    while processes().contains("nvidia-smi --query") {
+        assert!(Instant::now() < until, "it is still at work");
+    }
     bench.remove(&id);
 }
 
