@@ -301,6 +301,34 @@ fn images_are_listed_oldest_first_and_only_unused_ones_are_removed() {
     remove(&spare).unwrap();
     assert_eq!(place(&spare), None);
     assert!(place(&bench.image).is_some());
+
+    // One that was pulled by its digest has no tag.
+    let Ok(registry) = std::env::var("VECTORLAY_TEST_REGISTRY") else { return };
+    let pull = |image: &str| {
+        let image = ImageRef::new(image).unwrap();
+        let job = PullJob { image: image.clone(), auth: None, deadline: LONG };
+        assert_eq!(bench.ask(Job::Pull(Box::new(job))), Outcome::Pulled(Ok(())));
+        image
+    };
+    let tagged = pull(&format!("{registry}/busybox:1"));
+    let listed = bench.call(&["images", "--digests", "--format={{.Repository}}:{{.Tag}} {{.Digest}}"]);
+    let listed = String::from_utf8(listed).unwrap();
+    let digest =
+        listed.lines().find_map(|line| line.strip_prefix(tagged.as_str())).unwrap().trim().to_owned();
+    remove(&tagged).unwrap();
+    let pinned = pull(&format!("{registry}/busybox@{digest}"));
+    assert!(place(&pinned).is_some());
+    let mut job = bench.job("pinned", &["/bin/sleep", "1000"]);
+    job.spec.image = pinned.clone();
+    let id = bench.run(job).unwrap();
+    // Docker lets go of one of an image's names, and keeps the image.
+    if bench.cli.flavour == Flavour::Nerdctl {
+        remove(&pinned).unwrap_err();
+        bench.remove(&id);
+    }
+    remove(&pinned).unwrap();
+    assert_eq!(place(&pinned), None);
+    bench.remove(&id);
 }
 
 #[test]

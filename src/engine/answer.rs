@@ -228,10 +228,21 @@ fn ran(finished: &Finished) -> Result<ContainerId, Failure> {
     ContainerId::new(line.trim()).map_err(|_| unreadable("run", "its last line is no container ID"))
 }
 
-/// One name on each line, the newest image first; an image without a name is `<none>` and is left out.
+/// Lines of the time of making, repository, tag and digest, with tabs between them: names, the oldest first. The engines
+/// order them each in its own way; their times are in one form and zone. An image that was pulled by its digest has no
+/// tag; one that has neither has no name by which it could be pulled again.
 fn images(finished: &Finished) -> Vec<ImageRef> {
     let text = String::from_utf8_lossy(&finished.stdout);
-    text.lines().rev().filter_map(|line| ImageRef::new(line.trim()).ok()).collect()
+    let line = |line: &str| {
+        let fields: Vec<&str> = line.trim_end().split('\t').collect();
+        let [made, repository, tag, digest] = fields[..] else { return None };
+        let name =
+            if tag == "<none>" { format!("{repository}@{digest}") } else { format!("{repository}:{tag}") };
+        Some((made.to_owned(), ImageRef::new(&name).ok()?))
+    };
+    let mut images: Vec<(String, ImageRef)> = text.lines().rev().filter_map(line).collect();
+    images.sort_by(|(one, _), (other, _)| one.cmp(other));
+    images.into_iter().map(|(_, name)| name).collect()
 }
 
 /// Lines of percent, memory in use and in all, with commas between them: MiB by nvidia-smi, bytes by amdgpu. What is no
@@ -429,6 +440,21 @@ mod tests {
 
     fn fatal(text: &str) -> String {
         format!("time=\"t\" level=fatal msg=\"{text}\"\n")
+    }
+
+    #[test]
+    fn images_by_tag_or_digest_the_oldest_first() {
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        let said = format!(
+            "2026-11-24 11:46:10 +0000 UTC\treg.example:5000/a\t1\t{digest}\n\
+             2026-11-24 11:46:09 +0000 UTC\tb\t<none>\t{digest}\n\
+             2026-11-24 11:46:09 +0000 UTC\tc\t2\t<none>\n\
+             2026-11-23 00:00:00 +0000 UTC\t<none>\t<none>\t{digest}\n\
+             2026-11-22 00:00:00 +0000 UTC\td\t<none>\t<none>\n\nno image\n"
+        );
+        let Outcome::Images(Ok(images)) = answer(&Job::Images, Ended::Exit(0), &said, "") else { panic!() };
+        let names: Vec<&str> = images.iter().map(ImageRef::as_str).collect();
+        assert_eq!(names, ["c:2", &format!("b@{digest}"), "reg.example:5000/a:1"]);
     }
 
     #[test]

@@ -251,7 +251,9 @@ impl Cli {
                 (self.marked("version", args), bounds(PROBE_DEADLINE, OUTPUT))
             }
             Job::Images => {
-                let args = ["images".into(), "--format={{.Repository}}:{{.Tag}}".to_owned()];
+                let format = "--format={{.CreatedAt}}\t{{.Repository}}\t{{.Tag}}\t{{.Digest}}".to_owned();
+                // Docker tells digests only when it is asked for them.
+                let args = ["images".into(), "--digests".into(), format];
                 (self.marked("images", args), bounds(LOOK_DEADLINE, LIST_OUTPUT))
             }
             Job::RemoveImage(image) => (
