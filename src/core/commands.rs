@@ -344,7 +344,14 @@ impl Core {
             Some(container) => {
                 _ = self.submit(Job::Logs(container, tail), Purpose::Logs { replica, request }, out)
             }
-            None => self.tell_logs(&replica, request.as_ref(), Ok((Vec::new(), false)), out),
+            None => {
+                let words = match self.replicas.get(&replica) {
+                    None if self.table_ready => "there is no container of this replica",
+                    None | Some(_) => "its container is not known yet, or gone already",
+                };
+                let failure = Failure { kind: FailureKind::NoSuchContainer, words: words.to_owned() };
+                self.tell_logs(&replica, request.as_ref(), Err(failure), out);
+            }
         }
     }
 }

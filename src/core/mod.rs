@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use log::Level;
 use serde_json::json;
 
 use self::ending::Ending;
@@ -164,6 +165,8 @@ pub struct Core {
     jobs: BTreeMap<JobId, Purpose>,
     malformed: u64,
     ending: Option<Ending>,
+    /// For the log, since the last event.
+    news: Vec<(Level, String)>,
 }
 
 impl Core {
@@ -204,6 +207,7 @@ impl Core {
             jobs: BTreeMap::new(),
             malformed: 0,
             ending: None,
+            news: Vec::new(),
         };
         if let Some(record) = record {
             for trouble in core.restore(now, &record) {
@@ -293,6 +297,7 @@ impl Core {
         self.drive_session(now, out);
         self.drive_node(now, out);
         self.drive_ending(now, out);
+        out.extend(self.news.drain(..).map(|(level, text)| Action::Log(level, text)));
         if self.orphans_due.is_some_and(|at| at <= now) {
             self.orphans_due = None;
             out.push(Action::FindOrphans);

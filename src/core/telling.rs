@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use log::Level;
 use serde_json::{Map, Value};
 
 use super::job::Failure;
@@ -95,6 +96,7 @@ impl Core {
         if let Some(oom) = exit.oom {
             payload.insert("oom_killed".into(), oom.into());
         }
+        self.note(Kind::Exit, id, &payload);
         let gate = self.disk.gate(now);
         self.outbox.push(Entry::new(Kind::Exit, id.clone(), None, payload).after(gate));
     }
@@ -160,6 +162,7 @@ impl Core {
         payload: Map<String, Value>,
         shape: impl Fn(Entry) -> Entry,
     ) {
+        self.note(kind, replica, &payload);
         for request in requests {
             let payload = with_request(payload.clone(), request.as_ref());
             let entry = shape(Entry::new(kind, replica.clone(), request, payload));
@@ -169,6 +172,25 @@ impl Core {
             }
             self.outbox.push(entry);
         }
+    }
+
+    /// Tells the log of an outcome.
+    fn note(&mut self, kind: Kind, replica: &ReplicaId, payload: &Map<String, Value>) {
+        let word = |name: &str| payload.get(name).and_then(Value::as_str).unwrap_or_default();
+        let what = match kind {
+            Kind::Deploy => "deploy: ",
+            Kind::Stop => "stop: ",
+            Kind::Exit => "",
+        };
+        let mut text = format!("replica {replica}: {what}{}", word("status"));
+        if let Some(code) = payload.get("exit_code") {
+            text += &format!(" with code {code}");
+        }
+        let failed = word("status") == "failed";
+        if failed && kind != Kind::Exit {
+            text += &format!(" ({}): {}", word("code"), word("error"));
+        }
+        self.news.push((if failed { Level::Warn } else { Level::Info }, text));
     }
 
     /// Remembers the answer to a request.

@@ -143,3 +143,39 @@ fn an_answer_is_of_its_own_kind_and_replica() {
     rig.deploy("b", "q1");
     assert_eq!(rig.sent(), ["deploy_result b running q1", "deploy_result b running q1"]);
 }
+
+#[test]
+fn every_outcome_is_in_the_log_and_no_more_than_that() {
+    let mut rig = Rig::online();
+    rig.log.clear();
+    rig.deploy_with("r", "q1", r#","env_vars":{"A":"hunter2"}"#);
+    rig.ends("r", 7);
+    rig.deploy_with("s", "q2", r#","image":"img:nope""#);
+    rig.stop("r", "q3");
+    let replicas: Vec<&String> = rig.log.iter().filter(|line| line.contains("replica ")).collect();
+    assert_eq!(
+        replicas,
+        [
+            "INFO replica r: deploy: running",
+            "INFO replica r: exited with code 7",
+            "WARN replica s: deploy: failed (pull_failed): pull: not found",
+            "INFO replica r: stop: stopped",
+        ]
+    );
+}
+
+#[test]
+fn logs_of_what_is_not_there_are_no_empty_logs() {
+    let mut rig = Rig::online();
+    rig.hear("logs", r#"{"replica_id":"r","request_id":"l1"}"#);
+    rig.hold("run");
+    rig.deploy("r", "q1");
+    rig.hear("logs", r#"{"replica_id":"r","request_id":"l2"}"#);
+    assert_eq!(
+        rig.sent(),
+        [
+            "logs r l1 there is no container of this replica",
+            "logs r l2 its container is not known yet, or gone already"
+        ]
+    );
+}

@@ -75,6 +75,7 @@ pub struct Rig {
     pub searching: bool,
     pub watched: Vec<ContainerId>,
     pub other: Vec<String>,
+    pub log: Vec<String>,
     pub end: Option<End>,
     reply: Option<Value>,
     pub identity: Option<Identity>,
@@ -134,6 +135,7 @@ impl Rig {
             searching: start.searching,
             watched: Vec::new(),
             other: Vec::new(),
+            log: Vec::new(),
             end: None,
             reply: None,
             identity: None,
@@ -190,7 +192,8 @@ impl Rig {
                 Action::Reply(_, reply) => self.reply = Some(reply),
                 Action::End(end) => self.end = Some(end),
                 Action::CancelJob(_) | Action::EndOrphan(_) => self.other.push(action.to_string()),
-                Action::Sample(_) | Action::Tidy(_) | Action::Log(..) => {}
+                Action::Log(level, text) => self.log.push(format!("{level} {text}")),
+                Action::Sample(_) | Action::Tidy(_) => {}
             }
         }
         for event in events {
@@ -422,6 +425,9 @@ fn line(text: &str) -> String {
     let code = word("code").or_else(|| payload["exit_code"].as_i64().map(|code| code.to_string()));
     let code = code.map_or(String::new(), |code| format!(":{code}"));
     let request = word("request_id").map_or(String::new(), |request| format!(" {request}"));
+    if kind == "logs" {
+        return format!("logs {replica}{request} {}", word("error").unwrap_or_default());
+    }
     format!("{kind} {replica} {}{code}{request}", word("status").unwrap_or_default())
 }
 
