@@ -136,6 +136,7 @@ fn shim(inputs: &Inputs) -> Shim {
     let path = match dependencies::shim(inputs) {
         dependencies::Shim::Found(path) => path,
         dependencies::Shim::None
+        | dependencies::Shim::Unsafe { .. }
         | dependencies::Shim::Elsewhere { .. }
         | dependencies::Shim::Missing { .. } => return Shim::Unknown,
     };

@@ -38,7 +38,9 @@ fn runtime(inputs: &Inputs) -> Remark {
     let found = match dependencies::shim(inputs) {
         Shim::None => "started by the engine as it is configured there".to_owned(),
         Shim::Found(path) => dependencies::with_target(&path),
-        shim @ (Shim::Elsewhere { .. } | Shim::Missing { .. }) => shim.obstacle().unwrap_or_default(),
+        shim @ (Shim::Unsafe { .. } | Shim::Elsewhere { .. } | Shim::Missing { .. }) => {
+            shim.obstacle().unwrap_or_default()
+        }
     };
     Remark { about: "runtime".to_owned(), text: format!("{}: {found}", inputs.runtime) }
 }
@@ -182,6 +184,8 @@ not ready: kata-runtime
             ("/bin/containerd-shim-runc-v2", "#!/bin/sh\n"),
         ]);
         host.add("/proc/5/comm", "containerd\n");
+        host.add("/proc/5/status", "Uid:\t0\t0\t0\t0\n");
+        host.add("/proc/5/exe", "-> /usr/bin/containerd");
         host.add("/proc/5/environ", &format!("PATH={}/bin\0", host.path().display()));
         let inputs = Inputs {
             root: host.path().to_owned(),

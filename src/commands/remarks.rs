@@ -68,7 +68,7 @@ fn judge(gpu: &Gpu) -> String {
 fn kata(config: &Config, setup: &Setup, devices: u64) -> impl Iterator<Item = String> {
     let shim = match dependencies::shim(&setup.inputs) {
         Shim::Found(path) => Some(std::fs::canonicalize(&path).unwrap_or(path)),
-        Shim::None | Shim::Elsewhere { .. } | Shim::Missing { .. } => None,
+        Shim::None | Shim::Unsafe { .. } | Shim::Elsewhere { .. } | Shim::Missing { .. } => None,
     };
     let is_kata = |name: &str| name.contains("kata");
     let shim = shim.filter(|path| path.file_name().is_some_and(|name| is_kata(&name.to_string_lossy())));

@@ -27,7 +27,8 @@ impl Asker<'_> {
     /// empty).
     ///
     /// # Errors
-    /// In words for a person: it could not be started, had no answer in time, or failed; then its own last line.
+    /// In words for a person: it could not be started, had no answer in time, or failed; then its own last line, as a
+    /// quote.
     pub fn ask(&self, path: &Path, args: &[&str]) -> Result<String, String> {
         let program = Program {
             path: path.to_owned(),
@@ -43,8 +44,11 @@ impl Asker<'_> {
             Ended::Exit(0) => Ok(text(&finished.stdout)),
             Ended::Exit(code) => {
                 let said = if finished.stderr.is_empty() { &finished.stdout } else { &finished.stderr };
-                let words = last_words(&text(said));
-                Err(if words.is_empty() { format!("exit status {code}") } else { words })
+                Err(if said.trim_ascii().is_empty() {
+                    format!("exit status {code}")
+                } else {
+                    quoted(&text(said))
+                })
             }
             Ended::Signal(signal) => Err(format!("ended by signal {signal}")),
             Ended::Deadline | Ended::Cancelled => {
@@ -54,8 +58,18 @@ impl Asker<'_> {
     }
 }
 
-/// The last line that is not empty, without logrus' frame (`time="…" level=fatal msg="…"`), printable and bounded.
+/// A program's last words as such: `it says "no such socket"`.
+pub fn quoted(text: &str) -> String {
+    match last_words(text) {
+        words if words.is_empty() => "it says nothing".to_owned(),
+        words => format!("it says \"{}\"", words.replace('"', "'")),
+    }
+}
+
+/// The last line before the usage that is not empty, without logrus' frame (`time="…" level=fatal msg="…"`), printable and bounded.
 fn last_words(text: &str) -> String {
+    // Behind a complaint, usage is of no help.
+    let text = text.split_once("\nUsage").map_or(text, |(complaint, _)| complaint);
     let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
     let message = line.split_once(" msg=\"").and_then(|(_, rest)| rest.strip_suffix('"'));
     let plain = message.map_or_else(|| line.to_owned(), |message| message.replace("\\\"", "\""));
@@ -76,6 +90,19 @@ mod tests {
         check("Cannot connect to the Docker daemon.\n\n", "Cannot connect to the Docker daemon.");
         check("a\u{1b}[31mb\tc\r\n", "a [31mb c");
         check(&"ä".repeat(1000), &"ä".repeat(300));
+        check(
+            "flag provided but not defined: -version\nUsage of containerd-shim-runc-v2:\n  -v\tshow the version\n",
+            "flag provided but not defined: -version",
+        );
+        check("Usage: x\n  -v  show\n", "-v  show");
         check("", "");
+    }
+
+    #[test]
+    fn quotes_look_like_quotes() {
+        let check = |text: &str, expected: &str| assert_eq!(quoted(text), expected, "{text:?}");
+        check("level=fatal msg=\"cannot access \\\"/run/x\\\"\"\n", "it says \"cannot access '/run/x'\"");
+        check("not run; all is well\n", "it says \"not run; all is well\"");
+        check("\n", "it says nothing");
     }
 }

@@ -6,15 +6,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::ask::Asker;
+use super::ask::{self, Asker};
+use super::daemon::{self, Note, Searched};
+use super::hands::{self, Foreign, Own};
 use super::versions::{self, KataShim};
 use super::{Inputs, SERVICE_PATH, blank};
 use crate::core::facts::Check;
-use crate::host::files;
 use crate::process;
-
-/// Most processes that are looked at to find containerd.
-const PROCESSES_MAX: usize = 100_000;
 
 /// Whether `runtime` names Kata.
 pub(super) fn wanted(runtime: &str) -> bool {
@@ -27,21 +25,29 @@ pub enum Shim {
     /// The runtime is not started through a shim of its own (`runc`, or a name that the engine's configuration
     /// explains).
     None,
-    /// containerd will find it.
+    /// containerd will find it, and it can be run: nobody but root can change it (or, where the agent is not root, its
+    /// own user), or it lies where the agent looks for its own programs.
     Found(PathBuf),
+    /// containerd will find it, but others than root could change it. It must not be run.
+    Unsafe {
+        /// Where it is.
+        path: PathBuf,
+        /// What others could change.
+        foreign: Foreign,
+    },
     /// It is installed, but containerd does not look there.
     Elsewhere {
         /// Where it is.
         path: PathBuf,
         /// Where containerd looks.
-        searched: Vec<PathBuf>,
+        searched: Searched,
     },
     /// It is nowhere.
     Missing {
         /// Its file name, or its whole path where the runtime is given as one.
         name: String,
         /// Where containerd looks.
-        searched: Vec<PathBuf>,
+        searched: Searched,
     },
 }
 
@@ -50,14 +56,23 @@ impl Shim {
     pub fn obstacle(&self) -> Option<String> {
         match self {
             Self::None | Self::Found(_) => None,
+            Self::Unsafe { path, foreign } => {
+                let at = foreign.at.display();
+                let folder = path.parent().unwrap_or(path).display();
+                Some(format!(
+                    "{} can be changed by others than root ({foreign}): not run, though containerd would run it; give \
+                     it to root alone (`chown root:root {at}` and `chmod go-w {at}`), or take {folder} out of \
+                     containerd's PATH",
+                    path.display(),
+                ))
+            }
             Self::Elsewhere { path, searched } => Some(format!(
-                "{} is not where containerd looks ({}): run `ln -s {} /usr/local/bin/`",
+                "{} is not where containerd looks ({searched}): run `ln -s {} /usr/local/bin/`",
                 path.display(),
-                listed(searched),
                 path.display()
             )),
             Self::Missing { name, searched } => {
-                Some(format!("{name} not found where containerd looks ({})", listed(searched)))
+                Some(format!("{name} not found where containerd looks ({searched})"))
             }
         }
     }
@@ -65,15 +80,32 @@ impl Shim {
 
 /// Looks the configured runtime's shim up as containerd will.
 pub fn shim(inputs: &Inputs) -> Shim {
-    let Some(name) = shim_name(&inputs.runtime) else { return Shim::None };
-    let searched = containerd_folders(&inputs.root);
-    if let Some(path) = find(&name, &searched) {
-        return Shim::Found(path);
+    look_up(inputs).0
+}
+
+/// The shim, and whose PATH it was looked up in, where that is not plain.
+pub(super) fn look_up(inputs: &Inputs) -> (Shim, Option<Note>) {
+    let Some(name) = shim_name(&inputs.runtime) else { return (Shim::None, None) };
+    let own = Own::now();
+    let searched = daemon::searched(&inputs.root, own.user);
+    let places = &inputs.places;
+    let elsewhere = [places.path.as_slice(), &places.kata].concat();
+    if let Some(path) = find(&name, &searched.folders) {
+        // A whole path comes from the settings; what is in the agent's own folders it trusts as it does its CLI.
+        let ours = |folder: &Path| {
+            elsewhere.iter().any(|own| own == folder)
+                || SERVICE_PATH.iter().any(|own| Path::new(own) == folder)
+        };
+        let trusted = name.starts_with('/') || path.parent().is_some_and(ours);
+        let foreign = if trusted { None } else { hands::foreign(&path, own) };
+        return match foreign {
+            Some(foreign) => (Shim::Unsafe { path, foreign }, searched.note),
+            None => (Shim::Found(path), searched.note),
+        };
     }
-    let elsewhere = [inputs.places.path.as_slice(), &inputs.places.kata].concat();
     match find(&name, &elsewhere) {
-        Some(path) => Shim::Elsewhere { path, searched },
-        None => Shim::Missing { name, searched },
+        Some(path) => (Shim::Elsewhere { path, searched }, None),
+        None => (Shim::Missing { name, searched }, None),
     }
 }
 
@@ -94,7 +126,7 @@ pub(super) fn runtime(asker: &Asker<'_>) -> Check {
         };
         return check;
     }
-    let shim = shim(inputs);
+    let (shim, note) = look_up(inputs);
     let path = match &shim {
         Shim::Found(path) => path,
         // A name that only the engine's configuration explains: kata-runtime is all that can be looked at.
@@ -107,19 +139,26 @@ pub(super) fn runtime(asker: &Asker<'_>) -> Check {
             };
             return check;
         }
-        Shim::Elsewhere { .. } | Shim::Missing { .. } => {
+        Shim::Unsafe { .. } | Shim::Elsewhere { .. } | Shim::Missing { .. } => {
             let obstacle = shim.obstacle().unwrap_or_default();
-            check.installed |= matches!(shim, Shim::Elsewhere { .. });
+            check.installed |= !matches!(shim, Shim::Missing { .. });
             check.detail = if check.installed { obstacle } else { format!("{obstacle}; {INSTALL}") };
             return check;
         }
     };
-    match asker.ask(path, &["--version"]).map(|text| versions::kata_shim(&text)) {
-        Ok(Some(kata)) => judge(check, &kata, path, answer),
-        Ok(None) => {
-            check.detail = format!("{} is not Kata's shim; {INSTALL}", with_target(path));
-            check
-        }
+    match asker.ask(path, &["--version"]) {
+        Ok(text) => match versions::kata_shim(&text) {
+            Some(kata) => {
+                let mut check = judge(check, &kata, path, answer);
+                check.detail += &note.map(|note| format!(", found {note}")).unwrap_or_default();
+                check
+            }
+            None => {
+                let said = ask::quoted(&text);
+                check.detail = format!("{} is not Kata's shim ({said}); {INSTALL}", with_target(path));
+                check
+            }
+        },
         Err(words) => {
             check.detail =
                 format!("{} is not Kata's shim, or broken ({words}); {INSTALL}", with_target(path));
@@ -164,26 +203,44 @@ pub(super) fn virtiofsd(asker: &Asker<'_>) -> Check {
     let blank = blank("virtiofsd", inputs);
     let needless =
         if blank.required { String::new() } else { format!(" (not needed by runtime {})", inputs.runtime) };
-    let Some(path) = asker.find("virtiofsd", &[places.virtiofsd.as_slice(), &places.path].concat()) else {
+    let folders = [places.virtiofsd.as_slice(), &places.path].concat();
+    let mut found = folders.iter().filter_map(|folder| asker.find("virtiofsd", std::slice::from_ref(folder)));
+    let Some(mut path) = found.next() else {
         let detail = if blank.required {
-            "not found: it comes with Kata (/opt/kata/libexec/virtiofsd), or install the package virtiofsd"
-                .to_owned()
+            format!("not found: {GET_VIRTIOFSD}")
         } else {
             format!("not found{needless}")
         };
         return Check { detail, ..blank };
     };
-    match asker.ask(&path, &["--version"]) {
+    let mut answer = asker.ask(&path, &["--version"]);
+    // Where QEMU's stands before another, Kata's configuration may still name the other.
+    if answer.as_ref().is_ok_and(|text| versions::is_qemus_virtiofsd(text))
+        && let Some(other) = found.next()
+        && let Ok(text) = asker.ask(&other, &["--version"])
+    {
+        (path, answer) = (other, Ok(text));
+    }
+    let shown = path.display();
+    match answer {
         Ok(text) => {
-            let detail = format!("{}{needless}", path.display());
-            Check { installed: true, ok: true, version: versions::first(&text), detail, ..blank }
+            let qemus = versions::is_qemus_virtiofsd(&text);
+            let detail = if qemus {
+                format!("{shown} is QEMU's old one in C, which Kata cannot use: {GET_VIRTIOFSD}{needless}")
+            } else {
+                format!("{shown}{needless}")
+            };
+            Check { installed: true, ok: !qemus, version: versions::first(&text), detail, ..blank }
         }
         Err(words) => {
-            let detail = format!("{} does not work: {words}; install it anew{needless}", path.display());
+            let detail = format!("{shown} does not work: {words}; install it anew{needless}");
             Check { installed: true, detail, ..blank }
         }
     }
 }
+
+const GET_VIRTIOFSD: &str =
+    "the one in Rust comes with Kata (/opt/kata/libexec/virtiofsd) or as the package virtiofsd";
 
 /// The shim's file name, by containerd's rule (its `BinaryName`): `io.containerd.kata-qemu.v2` is
 /// `containerd-shim-kata-qemu-v2`. An absolute path is the shim itself. Docker's configuration can give Kata's shim
@@ -200,44 +257,8 @@ fn shim_name(runtime: &str) -> Option<String> {
     }
 }
 
-/// Where containerd looks for shims: in the PATH of the process (another's may differ from ours), then beside its own
-/// program. Without a process that can be looked at: where it looks when systemd starts it.
-fn containerd_folders(root: &Path) -> Vec<PathBuf> {
-    let mut folders = Vec::new();
-    let processes = files::names(root, "/proc");
-    let processes =
-        processes.iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit())).take(PROCESSES_MAX);
-    for process in processes {
-        if files::value(root, &format!("/proc/{process}/comm")).as_deref() != Some("containerd") {
-            continue;
-        }
-        let environment = files::text(root, &format!("/proc/{process}/environ")).unwrap_or_default();
-        let path = environment.split('\0').find_map(|variable| variable.strip_prefix("PATH="));
-        folders.extend(path.into_iter().flat_map(|path| path.split(':')).map(PathBuf::from));
-        let program = std::fs::read_link(files::under(root, &format!("/proc/{process}/exe")));
-        folders.extend(program.ok().and_then(|program| Some(program.parent()?.to_owned())));
-    }
-    folders.retain(|folder| folder.is_absolute());
-    if folders.is_empty() {
-        folders = SERVICE_PATH.iter().map(PathBuf::from).collect();
-    }
-    let mut seen = Vec::new();
-    folders.retain(|folder| {
-        let new = !seen.contains(folder);
-        if new {
-            seen.push(folder.clone());
-        }
-        new
-    });
-    folders
-}
-
 fn find(name: &str, folders: &[PathBuf]) -> Option<PathBuf> {
     process::find(name, &folders.iter().map(PathBuf::as_path).collect::<Vec<_>>())
-}
-
-fn listed(folders: &[PathBuf]) -> String {
-    folders.iter().map(|folder| folder.to_string_lossy()).collect::<Vec<_>>().join(":")
 }
 
 #[cfg(test)]
@@ -245,6 +266,9 @@ mod tests {
     use super::super::tests::inputs;
     use super::*;
     use crate::host::files::fixture::Fixture;
+    use std::os::unix::fs::{PermissionsExt, chown};
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
     use std::time::Duration;
 
     const GO: &str = "#!/bin/sh\necho 'Kata Containers containerd shim (Golang): id: \"io.containerd.kata.v2\", version: 3.18.0, commit: abc'\n";
@@ -264,6 +288,8 @@ mod tests {
         let host = Fixture::new(files);
         let path = format!("A=1\0PATH={}/usr/local/bin:relative\0B=2\0", host.path().display());
         host.add("/proc/17/comm", "containerd\n");
+        host.add("/proc/17/status", "PPid:\t1\nUid:\t0\t0\t0\t0\n");
+        host.add("/proc/17/exe", "-> /no/such/containerd");
         host.add("/proc/17/environ", &path);
         host.add("/proc/18/comm", "containerd-shim\n");
         host.add("/proc/18/environ", "PATH=/opt/kata/bin\0");
@@ -330,7 +356,7 @@ mod tests {
         check("/opt/kata/libexec/virtiofsd", "#!/bin/sh\necho virtiofsd 1.14.0\n", Some("1.14.0"), true);
         check("/usr/libexec/virtiofsd", "#!/bin/sh\necho virtiofsd 1.8.0\n", Some("1.8.0"), true);
         let old = "#!/bin/sh\necho 'virtiofsd version 7.2.17 (Debian 1:7.2+dfsg-7)' >&2\n";
-        check("/usr/lib/qemu/virtiofsd", old, Some("7.2.17"), true);
+        check("/usr/lib/qemu/virtiofsd", old, Some("7.2.17"), false);
         check("/usr/local/bin/virtiofsd", BROKEN, None, false);
         check("/nowhere/virtiofsd", "#!/bin/sh\n", None, false);
     }
@@ -360,12 +386,95 @@ mod tests {
     }
 
     #[test]
-    fn containerd_looks_in_its_own_path() {
+    fn qemus_virtiofsd_does_not_hide_the_right_one() {
+        let old = "#!/bin/sh\necho 'virtiofsd version 7.2.17 (Debian 1:7.2+dfsg-7)'\n";
+        let (_, check) = look(&[("/usr/libexec/virtiofsd", old)], "io.containerd.kata.v2");
+        assert!(
+            !check.ok && check.detail.contains("QEMU's") && check.detail.contains("package"),
+            "{check:?}"
+        );
+        let new = ("/usr/local/bin/virtiofsd", "#!/bin/sh\necho virtiofsd 1.13.2\n");
+        let (_, check) = look(&[("/usr/libexec/virtiofsd", old), new], "io.containerd.kata.v2");
+        assert_eq!((check.ok, check.version.as_deref()), (true, Some("1.13.2")), "{check:?}");
+        let (_, check) = look(&[("/usr/libexec/virtiofsd", old)], "io.containerd.runc.v2");
+        assert!(!check.required && check.detail.ends_with("(not needed by runtime io.containerd.runc.v2)"));
+    }
+
+    /// A script that says that it was run, and is Kata's shim.
+    fn tell_tale(host: &Fixture) -> (String, PathBuf) {
+        let told = host.path().join("told");
+        (GO.replacen("\n", &format!("\necho run >>{}\n", told.display()), 1), told)
+    }
+
+    #[test]
+    fn what_others_can_change_is_not_run() {
         let host = host(&[]);
-        host.add("/proc/17/exe", "-> /usr/sbin/containerd");
-        let expected = [host.path().join("usr/local/bin"), PathBuf::from("/usr/sbin")];
-        assert_eq!(containerd_folders(host.path()), expected);
-        let nobody = Fixture::new(&[("/proc/1/comm", "init\n")]);
-        assert_eq!(containerd_folders(nobody.path()), SERVICE_PATH.map(PathBuf::from));
+        let (script, told) = tell_tale(&host);
+        host.add("/opt/x/containerd-shim-kata-v2", &script);
+        let folder = host.path().join("opt/x");
+        std::fs::remove_file(host.path().join("proc/17/environ")).unwrap();
+        host.add("/proc/17/environ", &format!("PATH={}\0", folder.display()));
+        host.add(PROGRAM_3, PROGRAM);
+        let mut inputs = inputs(host.path());
+        let look = |inputs: &Inputs| runtime(&Asker { inputs, deadline: Duration::from_secs(10) });
+
+        std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o777)).unwrap();
+        let check = look(&inputs);
+        let shim = folder.join("containerd-shim-kata-v2");
+        let expected =
+            format!("{} can be changed by others than root ({} can be", shim.display(), folder.display());
+        assert!(check.installed && !check.ok && check.detail.starts_with(&expected), "{check:?}");
+        assert!(check.detail.contains("not run") && check.detail.contains("chmod go-w"), "{check:?}");
+        assert!(!told.exists());
+
+        // The agent's own folders are the operator's choice, and so is a whole path.
+        let own = inputs.places.path.clone();
+        inputs.places.path.push(folder.clone());
+        assert!(look(&inputs).ok && told.exists());
+        inputs.places.path = own;
+        inputs.runtime = shim.to_string_lossy().into_owned();
+        assert_eq!(super::shim(&inputs), Shim::Found(shim));
+
+        inputs.runtime = "io.containerd.kata.v2".to_owned();
+        std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).unwrap();
+        assert!(look(&inputs).ok);
+    }
+
+    /// The real thing: a user's process that calls itself containerd, and has a shim for root.
+    #[test]
+    fn a_users_containerd_is_not_listened_to() {
+        const NOBODY: u32 = 65_534;
+        if Own::now().user != 0 {
+            return;
+        }
+        let host = Fixture::new(&[("/x/", "")]);
+        let (script, told) = tell_tale(&host);
+        host.add("/x/containerd-shim-kata-v2", &script);
+        let folder = host.path().join("x");
+        let program = folder.join("containerd");
+        std::fs::copy("/bin/sleep", &program).unwrap();
+        for path in [&folder, &program, &folder.join("containerd-shim-kata-v2")] {
+            chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        let start = |user: u32| {
+            let mut command = Command::new(&program);
+            command.arg("600").env_clear().env("PATH", &folder).uid(user).spawn().unwrap()
+        };
+        let mut inputs = inputs(host.path());
+        inputs.root = "/".into();
+        for (user, listened_to) in [(NOBODY, false), (0, true)] {
+            let mut child = start(user);
+            let (found, _) = look_up(&inputs);
+            let check = runtime(&Asker { inputs: &inputs, deadline: Duration::from_secs(10) });
+            let searched = daemon::searched(Path::new("/"), 0);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert!(!told.exists() && !check.ok, "{check:?}");
+            // On a machine with a containerd of its own, that one comes first.
+            if !listened_to || searched.note.is_none() {
+                assert_eq!(searched.folders.contains(&folder), listened_to, "{searched}");
+                assert_eq!(matches!(found, Shim::Unsafe { .. }), listened_to, "{found:?}");
+            }
+        }
     }
 }

@@ -3,9 +3,13 @@
 //!
 //! The probes run side by side. Each result is handed on as soon as it is known; what has not answered at the round's
 //! deadline is reported as such and its thread left behind, and until that thread ends its probe is not started again.
-//! Nothing is ever installed, loaded or started here, only looked at.
+//! Nothing is ever installed, loaded or started here, only looked at: programs are asked for their version. They are
+//! those in the agent's own PATH, in fixed folders or in the settings; what another process's PATH leads to is run only
+//! where nobody but root could change it.
 
 mod ask;
+mod daemon;
+mod hands;
 mod kata;
 mod versions;
 mod vfio;
@@ -17,6 +21,8 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
+pub use daemon::Searched;
+pub use hands::Foreign;
 pub use kata::{Shim, shim, with_target};
 
 use crate::core::facts::Check;
@@ -77,7 +83,7 @@ impl Places {
         Self {
             path: searched,
             kata: folders(&["/opt/kata/bin", "/opt/kata/runtime-rs/bin"]),
-            virtiofsd: folders(&["/opt/kata/libexec", "/usr/libexec", "/usr/lib/qemu", "/usr/lib"]),
+            virtiofsd: folders(&["/opt/kata/libexec", "/usr/libexec", "/usr/lib", "/usr/lib/qemu"]),
         }
     }
 }
@@ -214,7 +220,7 @@ fn containerd(asker: &Asker<'_>) -> Check {
     let Some(cli) = asker.find(&inputs.cli, &inputs.places.path) else {
         check.version = own_version();
         check.detail = if check.installed {
-            format!("cannot be asked without {}", inputs.cli)
+            format!("cannot be asked without {}", file_name(&inputs.cli))
         } else {
             "not found: install containerd and start it".to_owned()
         };
@@ -241,13 +247,14 @@ fn containerd(asker: &Asker<'_>) -> Check {
                 format!("not found, and does not answer: {words}; install it, and {}", start_it(&inputs.cli))
         }
     }
-    if check.ok
-        && !kata::wanted(&inputs.runtime)
-        && is_nerdctl(&inputs.cli)
-        && let Some(obstacle) = shim(inputs).obstacle()
-    {
-        check.ok = false;
-        check.detail = obstacle;
+    if check.ok && !kata::wanted(&inputs.runtime) && is_nerdctl(&inputs.cli) {
+        let (shim, note) = kata::look_up(inputs);
+        if let Some(obstacle) = shim.obstacle() {
+            check.ok = false;
+            check.detail = obstacle;
+        } else if let Some(note) = note {
+            check.detail += &format!("; its shim is found {note}");
+        }
     }
     check
 }
@@ -256,22 +263,48 @@ fn cli(asker: &Asker<'_>) -> Check {
     let inputs = asker.inputs;
     let blank = blank("nerdctl", inputs);
     let Some(path) = asker.find(&inputs.cli, &inputs.places.path) else {
-        let detail = format!(
-            "{} not found: install it (the archive nerdctl-full has containerd and CNI plugins too), or set container_cli",
-            inputs.cli
-        );
+        let detail = not_found(asker);
         return Check { detail, ..blank };
     };
     match asker.ask(&path, &["--version"]) {
         Ok(text) => {
-            let stands_for = if is_nerdctl(&inputs.cli) { "" } else { ", which stands for nerdctl" };
+            let (purpose, stands_for) = match is_nerdctl(&inputs.cli) {
+                true => (blank.purpose, ""),
+                false if text.starts_with("Docker ") => ("Container CLI (docker for nerdctl)", IN_ITS_PLACE),
+                false => ("Container CLI (another for nerdctl)", IN_ITS_PLACE),
+            };
             let detail = format!("{}{stands_for}", path.display());
-            Check { installed: true, ok: true, version: versions::first(&text), detail, ..blank }
+            Check { purpose, installed: true, ok: true, version: versions::first(&text), detail, ..blank }
         }
         Err(words) => {
             let detail = format!("{} does not work: {words}; install it anew", path.display());
             Check { installed: true, detail, ..blank }
         }
+    }
+}
+
+const IN_ITS_PLACE: &str = ", which stands for nerdctl";
+
+/// That the CLI is missing. Where a name was looked up in vain, the agent keeps to the place where it is usually put.
+fn not_found(asker: &Asker<'_>) -> String {
+    let (cli, path) = (&asker.inputs.cli, &asker.inputs.places.path);
+    let name = file_name(cli);
+    if cli.contains('/')
+        && !Path::new(cli).parent().is_some_and(|folder| path.iter().any(|own| own == folder))
+    {
+        return format!("{cli} not found: install it, or set container_cli");
+    }
+    match asker.find(name, path) {
+        Some(other) => {
+            let other = other.display();
+            format!(
+                "{cli} not found, but {other}: set container_cli to that, or restart the agent if it is new"
+            )
+        }
+        None => format!(
+            "{name} is not on the PATH ({}): install it (the archive nerdctl-full has containerd and CNI plugins too), or set container_cli",
+            daemon::listed(path)
+        ),
     }
 }
 
@@ -284,7 +317,11 @@ fn start_it(cli: &str) -> &'static str {
 }
 
 fn is_nerdctl(cli: &str) -> bool {
-    Path::new(cli).file_name().is_some_and(|name| name.to_string_lossy().contains("nerdctl"))
+    file_name(cli).contains("nerdctl")
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 impl Asker<'_> {
@@ -381,8 +418,27 @@ mod tests {
             "stands for",
         );
         check("broken", (true, false, None), "exit status 3");
-        check("nerdctl", (false, false, None), "nerdctl not found");
-        check("/no/such/nerdctl", (false, false, None), "not found");
+        check("nerdctl", (false, false, None), "nerdctl is not on the PATH (");
+        check("/no/such/nerdctl", (false, false, None), "/no/such/nerdctl not found");
+        // The agent's guess where none was found, and one that came later to another folder.
+        let guess = |name: &str| host.path().join("usr/local/bin").join(name).to_str().unwrap().to_owned();
+        check(&guess("nerdctl"), (false, false, None), "nerdctl is not on the PATH (");
+        check(&guess("docker"), (false, false, None), "usr/bin/docker: set container_cli");
+    }
+
+    #[test]
+    fn the_row_says_what_stands_for_nerdctl() {
+        let check = |answer: &str, name: &str, purpose: &str| {
+            let host =
+                Fixture::new(&[(&format!("/usr/bin/{name}"), &format!("#!/bin/sh\necho '{answer}'\n"))]);
+            let mut inputs = inputs(host.path());
+            inputs.cli = name.to_owned();
+            let check = cli(&Asker { inputs: &inputs, deadline: Duration::from_secs(10) });
+            assert_eq!(check.purpose, purpose, "{check:?}");
+        };
+        check("nerdctl version 2.2.2", "nerdctl", "Container CLI");
+        check("Docker version 28.2.2, build e6534b4", "docker", "Container CLI (docker for nerdctl)");
+        check("podman version 5.0.0", "podman", "Container CLI (another for nerdctl)");
     }
 
     #[test]

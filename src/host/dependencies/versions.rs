@@ -28,6 +28,13 @@ pub fn kata_shim(text: &str) -> Option<KataShim> {
     Some(KataShim { version: version(rest.split_whitespace().next()?)?, rust: line.contains("(Rust)") })
 }
 
+/// Whether `--version` was answered by the virtiofsd in C that QEMU had up to 7.2: it says `version` before its number,
+/// the one in Rust does not. Kata starts it with options such as `--shared-dir=`, which only the one in Rust knows
+/// (kata-containers `virtiofsd.go`; QEMU's says `unknown option`).
+pub fn is_qemus_virtiofsd(text: &str) -> bool {
+    text.starts_with("virtiofsd version ")
+}
+
 /// The server's side of `version --format '{{json .}}'`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Server {
@@ -73,6 +80,14 @@ mod tests {
         check("virtiofsd version 7.2.17 (Debian 1:7.2+dfsg-7+deb12u13)\nusing FUSE 7.36\n", Some("7.2.17"));
         check("", None);
         check("\n1.2\n", None);
+    }
+
+    #[test]
+    fn virtiofsds_are_told_apart() {
+        let check = |text: &str, qemus: bool| assert_eq!(is_qemus_virtiofsd(text), qemus, "{text:?}");
+        check("virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\n", true);
+        check("virtiofsd 1.14.0\n", false);
+        check("", false);
     }
 
     #[test]
