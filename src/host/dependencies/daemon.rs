@@ -119,6 +119,11 @@ impl Daemon {
         if name.strip_suffix(REPLACED).unwrap_or(&name) != "containerd" {
             return None;
         }
+        // Not the daemon but one that is asked for its version, as our own checks do.
+        let arguments = files::text(root, &format!("/proc/{process}/cmdline")).unwrap_or_default();
+        if arguments.split('\0').any(|argument| argument == "--version") {
+            return None;
+        }
         let mounts = link(&own, "ns/mnt");
         let environment = files::text(root, &format!("/proc/{process}/environ")).unwrap_or_default();
         let path = environment.split('\0').find_map(|variable| variable.strip_prefix("PATH="));
@@ -190,6 +195,20 @@ mod tests {
         // In a container, and another program under that name.
         check(ROOT, "7", daemon, false);
         check(ROOT, "1", "/usr/bin/sudo", false);
+    }
+
+    #[test]
+    fn one_that_says_its_version_is_no_daemon() {
+        let check = |arguments: &str, counts: bool| {
+            let host = host();
+            process(&host, 17, ROOT, "1", "1", "/usr/bin/containerd");
+            host.add("/proc/17/cmdline", arguments);
+            let found = searched(host.path(), USER);
+            assert_eq!(found.folders[0] == Path::new("/p17"), counts, "{arguments:?}");
+        };
+        check("/usr/bin/containerd\0", true);
+        check("containerd\0--config\0/etc/x.toml\0", true);
+        check("/usr/bin/containerd\0--version\0", false);
     }
 
     #[test]

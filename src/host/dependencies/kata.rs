@@ -239,8 +239,7 @@ pub(super) fn virtiofsd(asker: &Asker<'_>) -> Check {
     }
 }
 
-const GET_VIRTIOFSD: &str =
-    "the one in Rust comes with Kata (/opt/kata/libexec/virtiofsd) or as the package virtiofsd";
+const GET_VIRTIOFSD: &str = "install the one in Rust, which comes with Kata (/opt/kata/libexec/virtiofsd) or as the package virtiofsd";
 
 /// The shim's file name, by containerd's rule (its `BinaryName`): `io.containerd.kata-qemu.v2` is
 /// `containerd-shim-kata-qemu-v2`. An absolute path is the shim itself. Docker's configuration can give Kata's shim
