@@ -1,4 +1,4 @@
-//! The wire, version 1 (`protocol.md`): what the server says, read and checked; and the envelope of what the agent
+//! The wire, version 1 of the protocol: what the server says, read and checked; and the envelope of what the agent
 //! says. Wire shapes stay here: the core works on the checked values.
 //!
 //! Every message is one JSON object `{"type": string, "payload": object}`. Unknown fields are ignored. Whatever is

@@ -69,8 +69,12 @@ impl Dialer {
         let config = if url.secure() { Some(tls::config(self.ca_file.as_deref())?) } else { None };
         let proxy = self.proxy.as_ref().filter(|proxy| proxy.serves(url.host()));
         let (host, port) = proxy.map_or((url.host(), url.port()), |proxy| (proxy.host(), proxy.port()));
-        let addresses = self.addresses(host, port, patience)?;
-        let mut sock = connect(&addresses, &format!("{host}:{port}"), patience)?;
+        let called = |text: String| match proxy {
+            Some(_) => format!("the proxy {text} (setting proxy)"),
+            None => text,
+        };
+        let addresses = self.addresses(host, port, &called(host.to_string()), patience)?;
+        let mut sock = connect(&addresses, &called(format!("{host}:{port}")), patience)?;
         if let Some(proxy) = proxy {
             tunnel(&mut sock, proxy, url, patience)?;
         }
@@ -85,18 +89,31 @@ impl Dialer {
         })
     }
 
-    /// All addresses of a host, IPv6 and IPv4 in turn, beginning with the resolver's first choice.
-    fn addresses(&self, host: &Host, port: u16, patience: &Patience) -> Result<Vec<SocketAddr>, Error> {
+    /// All addresses of a host, IPv6 and IPv4 in turn, beginning with the resolver's first choice. Errors say what it
+    /// is `called`.
+    fn addresses(
+        &self,
+        host: &Host,
+        port: u16,
+        called: &str,
+        patience: &Patience,
+    ) -> Result<Vec<SocketAddr>, Error> {
         match host {
             Host::Address(address) => Ok(vec![SocketAddr::new(*address, port)]),
-            Host::Name(name) => self.look_up(name, port, patience).map(interleaved),
+            Host::Name(name) => self.look_up(name, port, called, patience).map(interleaved),
         }
     }
 
-    fn look_up(&self, name: &str, port: u16, patience: &Patience) -> Result<Vec<SocketAddr>, Error> {
-        let refused = |source| Error::Lookup { name: name.to_owned(), source };
+    fn look_up(
+        &self,
+        name: &str,
+        port: u16,
+        called: &str,
+        patience: &Patience,
+    ) -> Result<Vec<SocketAddr>, Error> {
+        let refused = |source| Error::Lookup { name: called.to_owned(), source };
         if Arc::strong_count(&self.lookups) > LOOKUPS_MAX {
-            return Err(Error::LookupsHang { name: name.to_owned() });
+            return Err(Error::LookupsHang { name: called.to_owned() });
         }
         let (answer, answered) = mpsc::sync_channel(1);
         let done =
@@ -125,7 +142,7 @@ impl Dialer {
                 Err(mpsc::TryRecvError::Empty) => {}
             }
             patience.wait(&[done.as_fd()], PollFlags::IN, None).map_err(|e| {
-                let servers = format!("the name servers for {name}");
+                let servers = format!("the name servers for {called}");
                 failed(patience, "waiting for an answer", "answer", &servers, e)
             })?;
         }
@@ -328,11 +345,12 @@ mod tests {
         let wake = Wake::new().unwrap();
         // No patience at all stands for a resolver that takes longer than there is.
         let patience = Patience::attempt(Duration::ZERO, &wake, LinkId(1));
-        let error = dialer.look_up("localhost", 1, &patience).err().map(|e| e.to_string());
+        let error = dialer.look_up("localhost", 1, "localhost", &patience).err().map(|e| e.to_string());
         assert!(error.is_none_or(|text| text.contains("no answer from the name servers for localhost")));
         let hanging = vec![Arc::clone(&dialer.lookups); LOOKUPS_MAX];
-        let error = dialer.look_up("localhost", 1, &patience).unwrap_err();
+        let error = dialer.look_up("localhost", 1, "the proxy localhost", &patience).unwrap_err();
         assert!(matches!(error, Error::LookupsHang { .. }), "{error}");
+        assert!(error.to_string().starts_with("looking up the proxy localhost: earlier lookups"), "{error}");
         drop(hanging);
     }
 }

@@ -26,7 +26,7 @@ pub enum Error {
     },
     /// A name could not be looked up.
     Lookup {
-        /// The name.
+        /// The name, and whose it is where that is not the URL's host.
         name: String,
         /// What the resolver said.
         source: io::Error,
@@ -87,6 +87,8 @@ pub enum Error {
         retry_after: Option<Duration>,
         /// Where a redirect points.
         location: Option<String>,
+        /// Whether it was asked as a node that is registered, and not as one that registers.
+        as_node: bool,
     },
     /// The answer to the upgrade was none.
     Upgrade {
@@ -111,7 +113,7 @@ impl fmt::Display for Error {
             ),
             Self::Lookup { name, source } => write!(
                 f,
-                "looking up {name}: {source}: check the name in the URL, /etc/resolv.conf and the name servers"
+                "looking up {name}: {source}: check that name, /etc/resolv.conf and the name servers"
             ),
             Self::LookupsHang { name } => write!(
                 f,
@@ -144,7 +146,7 @@ impl fmt::Display for Error {
                     "the {what} has a character that no HTTP header can carry: check where it is configured"
                 )
             }
-            Self::Status { url, status, location, .. } => {
+            Self::Status { url, status, location, as_node, .. } => {
                 write!(f, "{url} answered with HTTP {status}: ")?;
                 match (status, location) {
                     (300..=399, Some(location)) => {
@@ -157,7 +159,12 @@ impl fmt::Display for Error {
                         f.write_str("redirects are not followed: set the URL that it leads to")
                     }
                     (200..=299, _) => f.write_str("no socket is served there: check the URL"),
-                    (401 | 403, _) => f.write_str("check the token, and that this node is still known there"),
+                    (401 | 403, _) if *as_node => f.write_str(
+                        "the node's own token, in node.json in the state directory, is refused (the organisation's, \
+                         where that file has none): check that this node is still known there; if it was registered \
+                         anew elsewhere, move that file away and restart with a token to register again",
+                    ),
+                    (401 | 403, _) => f.write_str("check the organisation token"),
                     (404 | 405 | 426, _) => f.write_str("check the path in the URL"),
                     (407, _) => f.write_str("a proxy wants credentials: put them into the proxy setting"),
                     (410, _) => f.write_str("the control plane removed this node"),

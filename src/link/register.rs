@@ -75,7 +75,7 @@ fn answer(body: &mut Body) -> Result<Option<String>, ureq::Error> {
     }
 }
 
-/// What an answer means (protocol.md, "Registration" and "Identity"). A redirect is a failure, not an absence: an
+/// What an answer means by the protocol. A redirect is a failure, not an absence: an
 /// operator must see where it points.
 fn judge(url: &Url, status: u16, headers: &http::HeaderMap, text: Option<&str>) -> Registration {
     match status {
@@ -85,7 +85,7 @@ fn judge(url: &Url, status: u16, headers: &http::HeaderMap, text: Option<&str>) 
         _ => {
             let retry_after = retry_after(headers.get(http::header::RETRY_AFTER));
             let location = location(headers.get(http::header::LOCATION));
-            let error = Error::Status { url: url.to_string(), status, retry_after, location };
+            let error = Error::Status { url: url.to_string(), status, retry_after, location, as_node: false };
             Registration::Failed { retry_after, detail: error.to_string() }
         }
     }

@@ -59,8 +59,8 @@ pub(super) fn upgrade(
         Err(error) => {
             let peer = format!("{}:{}", url.host(), url.port());
             Err(patience.ended("answer to the upgrade", &peer).unwrap_or_else(|| match error {
-                HandshakeError::Failure(error) => refused(error, url),
-                HandshakeError::Interrupted(_) => refused(WsError::AlreadyClosed, url),
+                HandshakeError::Failure(error) => refused(error, url, node.is_some()),
+                HandshakeError::Interrupted(_) => refused(WsError::AlreadyClosed, url, node.is_some()),
             }))
         }
     }
@@ -92,10 +92,10 @@ pub(super) fn bearer(credential: &Secret) -> Result<HeaderValue, Error> {
     Ok(value)
 }
 
-fn refused(error: WsError, url: &Url) -> Error {
+fn refused(error: WsError, url: &Url, as_node: bool) -> Error {
     let url = url.to_string();
     let why = match error {
-        WsError::Http(response) => return status(&response, url),
+        WsError::Http(response) => return status(&response, url, as_node),
         WsError::Protocol(ProtocolError::HandshakeIncomplete) => {
             "the server closed the connection without an answer".to_owned()
         }
@@ -111,12 +111,13 @@ fn refused(error: WsError, url: &Url) -> Error {
     Error::Upgrade { url, why }
 }
 
-fn status(response: &Response, url: String) -> Error {
+fn status(response: &Response, url: String, as_node: bool) -> Error {
     Error::Status {
         url,
         status: response.status().as_u16(),
         retry_after: retry_after(response.headers().get(header::RETRY_AFTER)),
         location: location(response.headers().get(header::LOCATION)),
+        as_node,
     }
 }
 

@@ -119,13 +119,12 @@ impl Url {
     /// [`BadUrl`] when it has another form, another scheme, a user or a fragment, and for `ws://` to anything but
     /// loopback unless `allow_insecure`.
     pub fn websocket(text: &str, allow_insecure: bool) -> Result<Self, BadUrl> {
-        let url = Self::parse(text, allow_insecure)?;
-        match url.scheme {
-            Scheme::Ws | Scheme::Wss => Ok(url),
-            Scheme::Http | Scheme::Https => {
-                Err(BadUrl("is no WebSocket URL: write wss:// instead of https://"))
-            }
-        }
+        Self::parse(text, allow_insecure, |scheme| match scheme {
+            Scheme::Ws | Scheme::Wss => Ok(()),
+            Scheme::Http | Scheme::Https => Err(BadUrl(
+                "is no WebSocket URL: write wss:// instead of https:// (ws:// instead of http://)",
+            )),
+        })
     }
 
     /// Reads the registration's URL, `https://host[:port][/path][?query]`.
@@ -133,15 +132,16 @@ impl Url {
     /// # Errors
     /// As for [`Url::websocket`], with `https` and `http`.
     pub fn http(text: &str, allow_insecure: bool) -> Result<Self, BadUrl> {
-        let url = Self::parse(text, allow_insecure)?;
-        match url.scheme {
-            Scheme::Http | Scheme::Https => Ok(url),
-            Scheme::Ws | Scheme::Wss => Err(BadUrl("is no HTTP URL: write https:// instead of wss://")),
-        }
+        Self::parse(text, allow_insecure, |scheme| match scheme {
+            Scheme::Http | Scheme::Https => Ok(()),
+            Scheme::Ws | Scheme::Wss => {
+                Err(BadUrl("is no HTTP URL: write https:// instead of wss:// (http:// instead of ws://)"))
+            }
+        })
     }
 
-    /// The default registration URL: `ws` replaced by `http`, the last path segment by `register`, no query
-    /// (protocol.md, "Registration").
+    /// The default registration URL, as the protocol has it: `ws` replaced by `http`, the last path segment by
+    /// `register`, no query.
     pub fn register_from(websocket: &Self) -> Self {
         let path = websocket.target.split('?').next().unwrap_or("/");
         let folder = path.rfind('/').map_or("/", |slash| &path[..=slash]);
@@ -178,24 +178,30 @@ impl Url {
         }
     }
 
-    fn parse(text: &str, allow_insecure: bool) -> Result<Self, BadUrl> {
+    /// `fits` is asked about the scheme before anything else is judged.
+    fn parse(
+        text: &str,
+        allow_insecure: bool,
+        fits: fn(Scheme) -> Result<(), BadUrl>,
+    ) -> Result<Self, BadUrl> {
         let (scheme, rest) = text.split_once("://").ok_or(BadUrl("has no scheme: write wss://host/path"))?;
         let scheme = Scheme::ALL
             .iter()
             .find(|(name, _)| name.eq_ignore_ascii_case(scheme))
             .ok_or(BadUrl("has a scheme other than wss, ws, https and http"))?
             .1;
+        fits(scheme)?;
         let (authority, target) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         if authority.contains('@') {
             return Err(BadUrl("has a user or password before '@': take it out and use the token setting"));
         }
         let (host, port) = split_port(authority, scheme.port())?;
         let host = Host::parse(host)?;
-        let fits = |b: u8| b.is_ascii_alphanumeric() || b"-._~:/?@!$&'()*+,;=%".contains(&b);
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~:/?@!$&'()*+,;=%".contains(&b);
         if target.contains('#') {
             return Err(BadUrl("has a fragment ('#…'), which no server sees: take it out"));
         }
-        if !target.bytes().all(fits) {
+        if !target.bytes().all(allowed) {
             return Err(BadUrl("has a character in its path that a URL cannot have: write it as %XX"));
         }
         if !scheme.secure() && !allow_insecure && !host.is_loopback() {
@@ -258,6 +264,7 @@ mod tests {
         check("cp.example.com", "scheme");
         check("ftp://a", "scheme");
         check("https://a", "wss://");
+        check("http://u@a:x", "is no WebSocket URL: write wss://");
         check("wss://", "no host");
         check("wss:///path", "no host");
         check("wss://user:hunter2@a/", "token");
@@ -289,6 +296,9 @@ mod tests {
             assert!(Url::websocket(far, true).is_ok(), "{far}");
         }
         assert!(Url::http("http://10.0.0.1/register", false).is_err());
+        // What is wrong with the scheme itself is said first.
+        let error = Url::websocket("http://cp.example.com/ws", false).unwrap_err().to_string();
+        assert!(error.contains("ws:// instead of http://"), "{error}");
     }
 
     #[test]

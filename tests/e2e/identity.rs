@@ -192,7 +192,7 @@ fn a_known_node_that_is_refused_keeps_its_identity_and_tries_again() {
     fs::write(node.identity(), saved).unwrap();
     let mut agent = node.start();
     let line = agent.wait_line(WAIT, |line| line.contains("next attempt in"));
-    assert!(line.contains("401"), "{line}");
+    assert!(line.contains("401") && line.contains("the node's own token, in node.json"), "{line}");
     // At the slowest interval: 30 s, give or take 20 %.
     let delay: f32 = line.split("next attempt in ").nth(1).unwrap().trim_end_matches(" s").parse().unwrap();
     assert!((24.0..=36.0).contains(&delay), "{line}");

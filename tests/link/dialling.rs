@@ -73,7 +73,8 @@ fn answers_that_are_no_upgrade() {
         None,
         "https://x.example/",
     );
-    check("HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n", Http(401), None, "token");
+    // The rig asks as a node that is registered.
+    check("HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n", Http(401), None, "move that file away");
     check("HTTP/1.1 410 Gone\r\n\r\n", Http(410), None, "removed");
     check("HTTP/1.1 200 OK\r\n\r\nhello", Http(200), None, "check the URL");
     check("", NoConnection, None, "without an answer");

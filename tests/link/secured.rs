@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::thread;
@@ -188,4 +188,20 @@ fn a_proxy_that_refuses_is_named() {
     check(peers::http("nonsense\r\n\r\n"), "not HTTP");
     check(peers::http("HTTP/1.1 200 OK\r\n"), "asking the proxy");
     check(peers::http(vec![b'x'; 100_000]), "not HTTP");
+}
+
+#[test]
+fn a_proxy_that_is_not_there_is_named() {
+    let check = |proxy: &str, words: &[&str]| {
+        let rig = Rig::with("wss://node.test/", None, Some(Proxy::new(proxy, "").unwrap()));
+        rig.dial(1);
+        let detail = rig.down(1).detail;
+        assert!(words.iter().any(|word| detail.contains(word)), "{detail}");
+    };
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let at = format!("127.0.0.1:{port}");
+    check(&at, &[&format!("connecting to the proxy {at} (setting proxy): 127.0.0.1: Connection refused")]);
+    // Where no name server answers, the deadline is as good.
+    let named = "the proxy nothing.invalid (setting proxy)";
+    check("nothing.invalid:1", &[&format!("looking up {named}: "), &format!("name servers for {named}")]);
 }
