@@ -363,7 +363,14 @@ impl fmt::Display for Error {
                 let path = path.display();
                 write!(f, "what listens at {path} did not answer as an agent does; see what it is")
             }
-            Self::Refused { request, error } => write!(f, "{request}: {error}"),
+            Self::Refused { request, error } => {
+                // The word on the socket is the command's two, joined.
+                write!(f, "{}: {error}", request.word().replace('-', " "))?;
+                match request.address() {
+                    Some(_) => f.write_str("; see `vectorlay-agent status`"),
+                    None => Ok(()),
+                }
+            }
         }
     }
 }

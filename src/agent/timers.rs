@@ -59,7 +59,12 @@ pub(super) fn signals(events: SyncSender<Event>) -> io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     Builder::new().name("signals".into()).spawn(move || {
         for signal in &mut signals {
-            let event = if signal == SIGHUP { Event::Reload } else { Event::Terminate };
+            let event = if signal == SIGHUP {
+                log::info!("SIGHUP: checking the dependencies now");
+                Event::Reload
+            } else {
+                Event::Terminate
+            };
             if events.send(event).is_err() {
                 return;
             }
