@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use vectorlay::agent;
 use vectorlay::cli::{self, Command, Form, Invocation};
 use vectorlay::commands::{check, info, remarks, status, vfio};
-use vectorlay::config::{self, Config, Loaded};
+use vectorlay::config::{self, Config, Loaded, Need};
 use vectorlay::control;
 use vectorlay::core::operator::Request;
 use vectorlay::host;
@@ -33,7 +33,11 @@ fn main() -> ExitCode {
     if let Command::Print(text) = &invocation.command {
         return ended(cli::print(&mut out, text), FAILED);
     }
-    match config::load(&invocation.overrides, std::env::vars_os()) {
+    let need = match invocation.command {
+        Command::Status(_) | Command::Ask(_) => Need::Socket,
+        _ => Need::All,
+    };
+    match config::load(&invocation.overrides, std::env::vars_os(), need) {
         Ok(loaded) => {
             let code = run(&invocation, loaded, &mut out);
             logging::flush();
@@ -44,19 +48,25 @@ fn main() -> ExitCode {
 }
 
 fn run(invocation: &Invocation, loaded: Loaded, out: &mut dyn Write) -> ExitCode {
-    let Loaded { config, settings, warnings } = loaded;
+    let Loaded { config, settings, warnings, token_error } = loaded;
     logging::start(config.log, config.log_format);
     for warning in warnings {
         log::warn!("{warning}");
     }
     match &invocation.command {
-        Command::Run => run_agent(&config),
+        Command::Run => match token_error {
+            Some(error) => failed(&error, CONFIGURATION),
+            None => run_agent(&config),
+        },
         Command::Config(form) => {
             let text = match form {
                 Form::Text => config::text(&settings),
                 Form::Json => format!("{:#}\n", config::json(&settings)),
             };
-            ended(cli::print(out, &text), FAILED)
+            match (cli::print(out, &text), token_error) {
+                (Ok(()), Some(error)) => failed(&error, CONFIGURATION),
+                (printed, _) => ended(printed, FAILED),
+            }
         }
         Command::Check(form) => {
             let setup = Setup::new(&config);

@@ -530,7 +530,7 @@ fn the_thresholds_are_settings() {
     let limits = |flags: &[(&str, &str)]| {
         let flags = flags.iter().map(|(name, value)| (config::row(name).unwrap(), (*value).to_owned()));
         let overrides = Overrides { file: Some(nothing.root().join("agent.json")), flags: flags.collect() };
-        health_limits(&config::load(&overrides, []).unwrap().config)
+        health_limits(&config::load(&overrides, [], config::Need::All).unwrap().config)
     };
     assert_eq!(limits(&[]), Limits::default());
     let health = |facts: &str, limits: Limits| {

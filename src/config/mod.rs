@@ -60,6 +60,17 @@ pub struct Loaded {
     pub settings: Vec<Setting>,
     /// What is to be logged.
     pub warnings: Vec<String>,
+    /// Why there is no token though a file was named: what needs none goes on without it.
+    pub token_error: Option<Error>,
+}
+
+/// How much of the settings a command needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// All of them.
+    All,
+    /// Where the running agent listens: what is wrong in the configuration file is a warning.
+    Socket,
 }
 
 /// One setting in force.
@@ -77,14 +88,18 @@ pub struct Setting {
 ///
 /// # Errors
 /// [`Error`] for a file that cannot be read, is no JSON object or has an unknown key; for a value of the wrong type
-/// or range; for settings that do not go together; for a token file without a token in it.
+/// or range; for settings that do not go together. With [`Need::Socket`] only for values that are not the file's.
 pub fn load(
     overrides: &Overrides,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
+    need: Need,
 ) -> Result<Loaded, Error> {
     let environment = variables(environment);
     let mut warnings = Vec::new();
-    let file = File::read(overrides, &environment)?;
+    let file = match need {
+        Need::All => File::read(overrides, &environment)?.known()?,
+        Need::Socket => File::what_is_good(overrides, &environment, &mut warnings),
+    };
     let mut sources = Sources { overrides, environment: &environment, cmdline: Vec::new(), file: &file };
 
     let root_row = row("root").expect("a row of the table");
@@ -94,10 +109,11 @@ pub fn load(
     sources.warn_of_unknown(&mut warnings);
 
     let mut settings = Vec::with_capacity(TABLE.len());
+    let mut token_error = None;
     for row in TABLE {
         let mut setting = sources.setting(row)?;
         match row.name {
-            "token" => sources.find_token(&mut setting, &mut warnings)?,
+            "token" => token_error = sources.find_token(&mut setting, &mut warnings)?,
             "proxy" => sources.find_common(&mut setting, &["HTTPS_PROXY", "https_proxy"])?,
             "no_proxy" => sources.find_common(&mut setting, &["NO_PROXY", "no_proxy"])?,
             _ => {}
@@ -106,8 +122,10 @@ pub fn load(
     }
     let value_of = |name: &str| settings.iter().find(|s| s.row.name == name).and_then(|s| s.value.as_ref());
     let config = Config::from_values(value_of);
-    check_together(&config)?;
-    Ok(Loaded { config, settings, warnings })
+    if need == Need::All {
+        check_together(&config)?;
+    }
+    Ok(Loaded { config, settings, warnings, token_error })
 }
 
 impl Config {
@@ -171,7 +189,7 @@ impl Sources<'_> {
         if let Some(json) = self.file.keys.get(row.name).filter(|json| !json.is_null()) {
             let source = Source::File(self.file.path.clone());
             let Some(value) = Value::read_json(row.kind, json) else {
-                return Err(Error::value(row, &source, Some(json.to_string())));
+                return Err(Error::json_value(row, &source, json));
             };
             return Ok(Setting { row, value: Some(value), source });
         }
@@ -198,13 +216,14 @@ impl Sources<'_> {
     }
 
     /// Takes the token from `token_file`, else from systemd's credentials. A file that is not there is no error: a
-    /// node that is registered needs no token, and it may be taken away then.
-    fn find_token(&self, setting: &mut Setting, warnings: &mut Vec<String>) -> Result<(), Error> {
+    /// node that is registered needs no token, and it may be taken away then. One that cannot be used is returned: most
+    /// commands need no token either.
+    fn find_token(&self, setting: &mut Setting, warnings: &mut Vec<String>) -> Result<Option<Error>, Error> {
         if setting.value.is_some() {
             if let Source::File(path) = &setting.source {
                 warn_if_world_readable(path, token::world_readable(path), warnings);
             }
-            return Ok(());
+            return Ok(None);
         }
         let named = self.setting(row("token_file").expect("a row of the table"))?;
         let named = named.value.map(|value| PathBuf::from(value.shown(Kind::Path)));
@@ -212,25 +231,28 @@ impl Sources<'_> {
         let credentials = credentials.map(|path| Path::new(path).join("token"));
         for (path, is_named) in [(named, true), (credentials, false)] {
             let Some(path) = path else { continue };
-            match token::read(&path) {
+            let unusable = match token::read(&path) {
                 token::Found::Token(value, readable) => {
                     warn_if_world_readable(&path, readable, warnings);
                     setting.value = Some(value);
                     setting.source = Source::Content(path);
-                    return Ok(());
+                    return Ok(None);
                 }
                 token::Found::Absent if is_named => {
                     warnings.push(format!(
                         "token_file {} does not exist: no token is read from it",
                         path.display()
                     ));
+                    continue;
                 }
-                token::Found::Absent => {}
-                token::Found::Unreadable(source) => return Err(Error::TokenUnreadable { path, source }),
-                token::Found::NotAToken => return Err(Error::NotAToken { path }),
-            }
+                token::Found::Absent => continue,
+                token::Found::Unreadable(source) => Error::TokenUnreadable { path: path.clone(), source },
+                token::Found::NotAToken => Error::NotAToken { path: path.clone() },
+            };
+            setting.source = Source::Unusable(path);
+            return Ok(Some(unusable));
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Names the variables and kernel words that no setting has.
@@ -238,7 +260,8 @@ impl Sources<'_> {
         for (name, _) in self.environment {
             let Some(setting) = name.strip_prefix(VARIABLE_PREFIX) else { continue };
             let setting = setting.to_ascii_lowercase();
-            if row(&setting).is_none() && name != FILE_VARIABLE {
+            // The tests' own, as scripts/engine.sh exports them, are nobody's typing error.
+            if row(&setting).is_none() && name != FILE_VARIABLE && !setting.starts_with("test_") {
                 let near = near(&setting).map(|row| row.variable());
                 warnings
                     .push(format!("the environment's {name} is no setting{}", did_you_mean(near.as_deref())));
@@ -296,10 +319,40 @@ impl File {
         let serde_json::Value::Object(keys) = json else {
             return Err(Error::FileSyntax { path, what: "it is not one object { … }".to_owned() });
         };
-        match keys.keys().find(|key| row(key).is_none()) {
-            Some(key) => Err(Error::UnknownKey { path, key: key.clone() }),
-            None => Ok(Self { path, keys }),
+        Ok(Self { path, keys })
+    }
+
+    /// Itself, unless a key is no setting.
+    fn known(self) -> Result<Self, Error> {
+        match self.keys.keys().find(|key| row(key).is_none()) {
+            Some(key) => Err(Error::UnknownKey { path: self.path, key: key.clone() }),
+            None => Ok(self),
         }
+    }
+
+    /// What can be used of it; the rest is told.
+    fn what_is_good(
+        overrides: &Overrides,
+        environment: &[(String, OsString)],
+        warnings: &mut Vec<String>,
+    ) -> Self {
+        let mut file = Self::read(overrides, environment).unwrap_or_else(|error| {
+            warnings.push(format!("{error}; going on without it"));
+            Self { path: PathBuf::new(), keys: serde_json::Map::new() }
+        });
+        let path = &file.path;
+        file.keys.retain(|key, json| {
+            let error = match row(key) {
+                None => Error::UnknownKey { path: path.clone(), key: key.clone() },
+                Some(row) if !json.is_null() && Value::read_json(row.kind, json).is_none() => {
+                    Error::json_value(row, &Source::File(path.clone()), json)
+                }
+                Some(_) => return true,
+            };
+            warnings.push(format!("{error}; going on without it"));
+            false
+        });
+        file
     }
 }
 
@@ -404,6 +457,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// Of a value in the configuration file, which has a type of its own.
+    fn json_value(row: &'static Row, source: &Source, json: &serde_json::Value) -> Self {
+        let kind = match json {
+            serde_json::Value::Null | serde_json::Value::Bool(_) => "word",
+            serde_json::Value::Number(_) => "number",
+            serde_json::Value::String(_) => "text",
+            serde_json::Value::Array(_) => "list",
+            serde_json::Value::Object(_) => "object",
+        };
+        Self::value(row, source, Some(format!("the {kind} {json}")))
+    }
+
     fn value(row: &'static Row, source: &Source, quoted: Option<String>) -> Self {
         // A wrong value may be long; what it begins with is enough to find it.
         const SHOWN_CHARS: usize = 80;

@@ -1,7 +1,7 @@
 //! The known name that a mistyped one was probably meant to be.
 
 /// The nearest of `known` to `word`, if one is near enough to be worth naming: it begins with `word`, or at most
-/// half of the longer name's letters differ.
+/// two letters differ (one in the shortest), or a third of the longer name's.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Longer than any name of ours: the table below stays small whatever was typed.
     const LONGEST: usize = 64;
@@ -13,7 +13,10 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .into_iter()
         .map(|name| (cost(name), name))
         .min_by_key(|(cost, _)| *cost)
-        .filter(|(cost, name)| *cost <= word.len().max(name.len()) / 2)
+        .filter(|(cost, name)| {
+            let longer = word.len().max(name.len());
+            *cost <= (longer / 3).max(2).min(longer / 2)
+        })
         .map(|(_, name)| name)
 }
 
@@ -49,7 +52,12 @@ mod tests {
         check("wrokers", Some("workers"));
         check("state", Some("state-dir"));
         check("state_dir", Some("state-dir"));
-        check("max-workers", Some("workers"));
+        check("max-workers", None);
+        check("runtmie", Some("runtime"));
+        check("time", None);
+        check("lo", Some("log"));
+        check("fog", Some("log"));
+        check("fig", None);
         check("lgo", Some("log"));
         check("xyzzy", None);
         check("", None);

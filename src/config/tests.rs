@@ -51,12 +51,23 @@ impl Host {
     }
 
     fn load(&self) -> Result<Loaded, Error> {
+        self.load_for(Need::All)
+    }
+
+    fn load_for(&self, need: Need) -> Result<Loaded, Error> {
         let overrides = Overrides { file: Some(self.root.join("agent.json")), flags: self.flags.clone() };
-        load(&overrides, self.environment.clone())
+        load(&overrides, self.environment.clone(), need)
     }
 
     fn error(&self) -> String {
         self.load().unwrap_err().to_string()
+    }
+
+    /// What is wrong with the token's file, which ends nothing but running.
+    fn token_error(&self) -> String {
+        let loaded = self.load().unwrap();
+        assert_eq!(loaded.config.token, None);
+        loaded.token_error.unwrap().to_string()
     }
 }
 
@@ -111,7 +122,10 @@ fn wrong_values_name_setting_source_value_and_what_is_expected() {
     check(new().flag("workers", "0"), &["workers", "--workers", "\"0\"", "from 1 to 64"]);
     check(new().env("VECTORLAY_WORKERS", "x"), &["VECTORLAY_WORKERS", "\"x\"", "whole number"]);
     check(new().cmdline("vectorlay.log=loud"), &["kernel command line", "\"loud\"", "off, error, warn"]);
-    check(new().file(r#"{"workers":"8"}"#), &["agent.json", "workers", "whole number"]);
+    check(new().file(r#"{"workers":"8"}"#), &["agent.json", "the text \"8\" is not a whole number"]);
+    check(new().file(r#"{"workers":true}"#), &["the word true is not a whole number"]);
+    check(new().file(r#"{"url":5}"#), &["agent.json", "the number 5 is not text"]);
+    check(new().file(r#"{"url":["a"]}"#), &["the list [\"a\"] is not text"]);
     check(new().file(r#"{"allow_insecure":"yes"}"#), &["allow_insecure", "true or false"]);
     check(new().file(r#"{"state_dir":"state"}"#), &["state_dir", "\"state\"", "an absolute path"]);
     check(new().flag("url", ""), &["--url", "1 to 4096 bytes"]);
@@ -151,7 +165,7 @@ fn the_file_can_be_named_by_the_environment() {
     let host = Host::new("variable").file(r#"{"workers": 3}"#);
     let environment = [(FILE_VARIABLE.into(), host.path("agent.json").into())];
     let overrides = Overrides { file: None, flags: host.flags.clone() };
-    let loaded = load(&overrides, environment).unwrap();
+    let loaded = load(&overrides, environment, Need::All).unwrap();
     assert_eq!((loaded.config.workers, loaded.warnings.len()), (3, 0));
 }
 
@@ -166,6 +180,7 @@ fn unknown_variables_and_kernel_words_only_warn() {
     let host = Host::new("unknown")
         .env("VECTORLAY_WORKRES", "2")
         .env("VECTORLAY_CONFIG", "")
+        .env("VECTORLAY_TEST_ENGINE_DIR", "/x")
         .cmdline("vectorlay.ulr=wss://x vectorlay.root=/mnt vectorlay.xyzzy");
     assert_eq!(
         host.load().unwrap().warnings,
@@ -210,11 +225,50 @@ fn a_token_file_without_a_token_is_an_error_that_does_not_show_it() {
     for content in ["", "\n", "se cret", "sécret", "secret\nsecret2\n", &"s".repeat(VALUE_MAX + 1)] {
         let host = Host::new("bad").write("token", content);
         let path = host.path("token");
-        let error = host.flag("token_file", &path).error();
+        let error = host.flag("token_file", &path).token_error();
         assert!(error.contains(&path) && !error.contains("cret"), "{error}");
     }
     let error = Host::new("bad").env("VECTORLAY_TOKEN", "se cret").error();
     assert!(error.contains("VECTORLAY_TOKEN") && !error.contains("cret\""), "{error}");
+}
+
+#[test]
+fn a_token_file_that_cannot_be_read_is_shown_as_such() {
+    let host = Host::new("unreadable");
+    let path = host.path("");
+    let host = host.flag("token_file", &path);
+    assert!(host.token_error().contains("not a regular file"));
+    let shown = text(&host.load().unwrap().settings);
+    let line = shown.lines().find(|line| line.starts_with("token ")).unwrap();
+    assert!(line.contains(&path) && line.ends_with("which cannot be used"), "{line}");
+}
+
+#[test]
+fn the_socket_is_found_whatever_the_file_is_like() {
+    let check = |file: &str, socket: &str, said: &[&str]| {
+        let host = Host::new("socket").file(file).env("VECTORLAY_WORKERS", "3");
+        let loaded = host.load_for(Need::Socket).unwrap();
+        assert_eq!(loaded.config.control_socket, PathBuf::from(socket), "{file}");
+        assert_eq!(loaded.config.workers, 3, "{file}");
+        assert_eq!(loaded.warnings.len(), said.len(), "{:?}", loaded.warnings);
+        for (warning, said) in loaded.warnings.iter().zip(said) {
+            assert!(warning.contains(said) && warning.ends_with("going on without it"), "{warning}");
+        }
+    };
+    let usual = "/run/vectorlay/agent.sock";
+    check("{}", usual, &[]);
+    check("{\"control_socket\": \"/x\"", usual, &["is no JSON object"]);
+    check("[]", usual, &["not one object"]);
+    check(r#"{"control_socket": "/x", "wrokers": 1, "url": null}"#, "/x", &["did you mean workers?"]);
+    check(r#"{"control_socket": "/x", "log": "loud", "workers": 0}"#, "/x", &["\"loud\"", "the number 0"]);
+    check(r#"{"control_socket": 5}"#, usual, &["the number 5"]);
+    check(r#"{"namespace": "x", "container_cli": "docker"}"#, usual, &[]);
+    // A wrong flag is still a mistake: another socket may have been meant.
+    let host = Host::new("socket").flag("control_socket", "");
+    assert!(host.load_for(Need::Socket).unwrap_err().to_string().contains("--control-socket"));
+    fs::remove_file(host.root.join("agent.json")).unwrap();
+    let host = Host { flags: vec![], environment: vec![], root: host.root.clone() };
+    assert!(host.load_for(Need::Socket).unwrap().warnings[0].contains("agent.json"));
 }
 
 #[test]

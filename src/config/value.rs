@@ -161,6 +161,8 @@ pub enum Source {
     Variable(&'static str),
     /// The content of this file (a token).
     Content(PathBuf),
+    /// None: this file, from which a token was to come, cannot be used.
+    Unusable(PathBuf),
 }
 
 impl Source {
@@ -175,6 +177,7 @@ impl Source {
             Self::File(file) => format!("{} in {}", row.name, path(file)),
             Self::Variable(name) => (*name).to_owned(),
             Self::Content(file) => format!("the file {}", path(file)),
+            Self::Unusable(file) => format!("the file {}, which cannot be used", path(file)),
         }
     }
 }

@@ -3,11 +3,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::agent::Node;
 use crate::support::control_plane::{ControlPlane, TOKEN, WAIT};
-use crate::world::connected;
+use crate::world::{connected, node};
 
 fn shown(node: &Node, name: &str) -> (Value, String) {
     let output = node.run(&["config", "--json"]);
@@ -79,7 +80,8 @@ fn mistakes_name_the_nearest_word() {
     for (text, words) in [
         (r#"{"worker": 3}"#, ["\"worker\"", "did you mean workers"]),
         (r#"{"state-dir": "/x"}"#, ["state-dir", "did you mean state_dir"]),
-        (r#"{"workers": "3"}"#, ["workers", "whole number"]),
+        (r#"{"workers": "3"}"#, ["workers", "the text \"3\" is not a whole number"]),
+        (r#"{"url": 5}"#, ["url", "the number 5 is not text"]),
         (r#"{"workers": 3"#, ["agent.json", "JSON"]),
         ("[]", ["agent.json", "object"]),
         (r#"{"namespace": "x", "container_cli": "docker"}"#, ["namespace", "docker"]),
@@ -93,6 +95,9 @@ fn mistakes_name_the_nearest_word() {
     said(&node, &["run"], 3, &["missing.json"]);
     node.unset("config");
     said(&node, &["run"], 3, &["url", "--url", "VECTORLAY_URL"]);
+    node.set("url", "http://cp.example.com/agent");
+    said(&node, &["run"], 3, &["setting url: is no WebSocket URL", "wss://"]);
+    node.unset("url");
     // What a rack may have wrong must not keep it from starting.
     node.env("VECTORLAY_STAT_DIR", "/x");
     said(&node, &["config"], 0, &["VECTORLAY_STAT_DIR", "VECTORLAY_STATE_DIR"]);
@@ -138,6 +143,57 @@ fn the_places_of_a_token() {
     fs::write(&file, "two\nlines").unwrap();
     let (code, text) = node.said(&["config"]);
     assert!(code == 3 && text.contains(&file) && !text.contains("lines\n"), "{text}");
+}
+
+#[test]
+fn what_needs_no_token_and_no_file_goes_without() {
+    let plane = ControlPlane::start(&[]);
+    let mut node = node("settings-without", &plane);
+    let agent = node.start();
+    connected(&plane);
+    // A token that cannot be read keeps the agent from running, and nothing else from being done.
+    node.env("VECTORLAY_TOKEN", "");
+    let token = node.path().join("folder");
+    fs::create_dir(&token).unwrap();
+    let token = token.to_str().unwrap();
+    node.set("token-file", token);
+    for (command, code) in [("info", 0), ("check", 1), ("status", 0), ("recheck", 0)] {
+        let (status, text) = node.said(&[command]);
+        assert!(status == code && !text.contains(token), "{command}: {status}: {text}");
+    }
+    let (code, text) = node.said(&["vfio", "status"]);
+    assert!(code == 0 && !text.contains(token), "{code}: {text}");
+    for command in ["run", "config"] {
+        let (code, text) = node.said(&[command]);
+        assert!(code == 3 && text.contains(&format!("reading the token in {token}")), "{code}: {text}");
+    }
+    let (_, text) = node.said(&["config"]);
+    let line = text.lines().find(|line| line.starts_with("token ")).unwrap();
+    assert!(line.contains(token) && line.contains("cannot be used"), "{line}");
+
+    // Nor does a broken file, for what the running agent is asked.
+    fs::write(node.file(), "{\"workers\": 3").unwrap();
+    for (command, state) in [
+        ("status", "degraded"),
+        ("drain", "draining"),
+        ("resume", "degraded"),
+        ("maintenance", "maintenance"),
+    ] {
+        let output = node.run(&[command]);
+        let (out, err) =
+            (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        assert_eq!(output.status.code(), Some(0), "{command}: {err}");
+        assert!(out.contains(&format!("\nstate        {state}\n")), "{command}: {out}");
+        assert!(err.contains("agent.json") && err.contains("going on without it"), "{command}: {err}");
+    }
+    let (code, text) = node.said(&["gpu", "hold", "41:00.0"]);
+    let refused = "gpu hold: there is no GPU at 0000:41:00.0; see `vectorlay-agent status`";
+    assert!(code == 1 && text.contains(refused), "{code}: {text}");
+    assert_eq!(node.said(&["info"]).0, 3);
+
+    // A signal does the same as `recheck`, and says so.
+    agent.signal(Signal::HUP);
+    agent.wait_line(WAIT, |line| line.contains("INFO") && line.contains("SIGHUP"));
 }
 
 #[test]
