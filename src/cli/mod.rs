@@ -230,10 +230,14 @@ const COMMANDS: &[CommandRow] = &[
     command("status", Takes::Nothing, &[&JSON], "Ask the running agent how the node is", |given, _| {
         Ok(Command::Status(given.form()))
     }),
-    command("drain", Takes::Nothing, &[], "Finish what was accepted, then take no more deploys", |_, _| {
-        Ok(Command::Ask(Request::Drain))
-    }),
-    command("maintenance", Takes::Nothing, &[], "Take no more deploys", |_, _| {
+    command(
+        "drain",
+        Takes::Nothing,
+        &[],
+        "Take no more deploys; maintenance once what was accepted is done",
+        |_, _| Ok(Command::Ask(Request::Drain)),
+    ),
+    command("maintenance", Takes::Nothing, &[], "Take no more deploys; replicas run on", |_, _| {
         Ok(Command::Ask(Request::Maintenance))
     }),
     command("resume", Takes::Nothing, &[], "Take deploys again", |_, _| Ok(Command::Ask(Request::Resume))),
@@ -263,8 +267,7 @@ const COMMANDS: &[CommandRow] = &[
         if arguments.is_empty() {
             return Ok(Command::Print(text::help()));
         }
-        let (row, _) = find(arguments)?;
-        Ok(Command::Print(text::help_for(row)))
+        help_on(arguments)
     }),
     command("version", Takes::Nothing, &[], "Show the version", |_, _| Ok(Command::Print(text::version()))),
     command("completions", Takes::Shell, &[], "Print a script for the shell's completion", |_, arguments| {
@@ -294,6 +297,9 @@ impl Given {
 
     fn change(&self, arguments: &[String]) -> Result<VfioChange, UsageError> {
         let what = match (arguments.first(), self.has(&ALL), self.has(&SAVED)) {
+            (Some(all), false, false) if all == "all" => {
+                return Err(UsageError::NotOffered { what: all.clone(), offered: "--all" });
+            }
             (Some(_), false, false) => {
                 VfioTarget::These(arguments.iter().map(|text| address(text)).collect::<Result<_, _>>()?)
             }
@@ -314,11 +320,11 @@ impl Given {
         if self.words.is_empty() && self.has(&HELP) {
             return Ok(Command::Print(text::help()));
         }
+        if self.has(&HELP) {
+            return help_on(&self.words);
+        }
         let (row, arguments) =
             if self.words.is_empty() { (&COMMANDS[0], &[][..]) } else { find(&self.words)? };
-        if self.has(&HELP) {
-            return Ok(Command::Print(text::help_for(row)));
-        }
         if let Some(flag) = self.flags.iter().find(|flag| !row.flags.iter().any(|own| own.name == **flag)) {
             return Err(UsageError::NotForCommand { flag, command: row.words });
         }
@@ -337,6 +343,14 @@ impl Given {
                 (row.make)(self, arguments)
             }
         }
+    }
+}
+
+/// Help on the command that `words` begin with, or on all that have their first word.
+fn help_on(words: &[String]) -> Result<Command, UsageError> {
+    match find(words) {
+        Err(UsageError::Incomplete { command, .. }) => Ok(Command::Print(text::help_for_group(&command))),
+        found => found.map(|(row, _)| Command::Print(text::help_for(row))),
     }
 }
 

@@ -53,6 +53,14 @@ fn commands() {
     let Command::Print(help) = parsed("vfio bind --help").unwrap().command else { panic!() };
     assert!(help.starts_with("vectorlay-agent vfio bind ADDRESS…\n") && help.contains("--dry-run"), "{help}");
     check("help vfio bind", Command::Print(help));
+    for (word, lines) in [
+        ("vfio", &["vfio status ", "vfio bind ADDRESS…", "vfio unbind "][..]),
+        ("gpu", &["gpu hold ", "gpu release "]),
+    ] {
+        let Command::Print(help) = parsed(&format!("help {word}")).unwrap().command else { panic!() };
+        assert!(lines.iter().all(|line| help.contains(&format!("\n  {line}"))), "{help}");
+        check(&format!("{word} --help"), Command::Print(help));
+    }
 }
 
 #[test]
@@ -94,6 +102,9 @@ fn wrong_lines_say_what_was_meant() {
     check("gpu hold x", "\"x\" is not a PCI address");
     check("gpu hold 41:00.0 42:00.0", "\"42:00.0\" is one word too many");
     check("vfio bind", "or --all must be given");
+    check("vfio bind all", "\"all\" is not offered; use --all");
+    check("gpu hold all", "\"all\" is not a PCI address");
+    check("vfoi --help", "did you mean vfio?");
     check("vfio bind --all 41:00.0", "one word too many");
     check("vfio bind --all --saved", "one word too many");
     check("completions fish", "use bash");

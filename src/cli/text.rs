@@ -44,6 +44,15 @@ pub(super) fn help_for(row: &CommandRow) -> String {
     text
 }
 
+/// The help for all commands that begin with this word.
+pub(super) fn help_for_group(first: &str) -> String {
+    let mut text = format!("{PROGRAM} {first} COMMAND\n\nCommands:\n");
+    let rows = COMMANDS.iter().filter(|row| row.words.split(' ').next() == Some(first));
+    columns(&mut text, rows.map(|row| (synopsis(row), row.doc.to_owned())).collect());
+    text.push_str(&format!("\nFlags: see `{PROGRAM} help {first}` with a command.\n"));
+    text
+}
+
 /// The man page, in the man macros of roff (man(7)).
 pub(super) fn man() -> String {
     let mut text = format!(".TH VECTORLAY\\-AGENT 8 \"\" \"{PROGRAM} {VERSION}\"\n");
