@@ -333,7 +333,9 @@ fn status_tells_each_gpu_and_its_obstacle() {
     ] {
         assert!(said.contains(part), "{said} lacks {part:?}");
     }
-    let json: serde_json::Value = serde_json::from_str(&status(&host, Form::Json)).unwrap();
+    let json = status(&host, Form::Json);
+    assert!(json.starts_with("{\n  \""), "it is indented as the others' is: {json}");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json["iommu"]["on"], json["gpus"].as_array().unwrap().len()), (&true.into(), 3));
     let gpu = &json["gpus"][0];
     assert_eq!(

@@ -5,6 +5,9 @@ use std::io::Write;
 
 use serde_json::Value;
 
+/// How long a line of a reason is, without what stands before it, in characters.
+const WIDTH: usize = 100;
+
 /// Writes the agent's answer, for people or as it is.
 pub fn run(answer: &Value, as_json: bool, out: &mut dyn Write) {
     let text = if as_json { format!("{answer:#}\n") } else { render(answer) };
@@ -25,10 +28,20 @@ fn render(answer: &Value) -> String {
     };
     line("node", text("node_id"));
     line("version", text("version"));
-    line("state", with_reason(&text("state"), answer.get("reason")));
-    line("link", with_reason(&text("link"), answer.get("link_trouble")));
+    for (name, why) in [("state", "reason"), ("link", "link_trouble")] {
+        line(name, text(name));
+        for part in wrapped(answer.get(why).and_then(Value::as_str).unwrap_or_default()) {
+            line("", part);
+        }
+    }
     line("waiting", format!("{} deploys, {} results", text("deploys_waiting"), text("results_waiting")));
-    line("containers", format!("as of {} s ago", text("containers_age_s")));
+    line(
+        "containers",
+        match answer.get("containers_age_s") {
+            None | Some(Value::Null) => "not listed yet".to_owned(),
+            Some(age) => format!("as of {age} s ago"),
+        },
+    );
     for container in list(answer, "containers") {
         let code = container.get("exit_code").map(|code| format!(" ({code})")).unwrap_or_default();
         line("", format!("{:<10} {}", field(container, "status") + &code, field(container, "replica_id")));
@@ -42,6 +55,21 @@ fn render(answer: &Value) -> String {
         line("GPU", format!("{} {}: {user}", field(gpu, "pci_address"), field(gpu, "name")));
     }
     out
+}
+
+/// In lines of [`WIDTH`] characters at most, as far as its words are not longer.
+fn wrapped(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= WIDTH => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 fn with_reason(word: &str, reason: Option<&Value>) -> String {
@@ -79,7 +107,8 @@ mod tests {
         run(&answer, false, &mut out);
         let text = String::from_utf8(out).unwrap();
         for part in [
-            "degraded: containerd: gone",
+            "state        degraded\n             containerd: gone\n",
+            "as of 3 s ago",
             "running    a",
             "exited (7) b",
             "used by a",
@@ -87,5 +116,17 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
+    }
+
+    #[test]
+    fn what_is_not_known_is_said_and_what_is_long_is_wrapped() {
+        let reason = format!("nerdctl: missing; {}kata-runtime: missing", "much more ".repeat(30));
+        let answer =
+            json!({"state": "degraded", "reason": reason, "link": "waiting", "containers_age_s": null});
+        let text = render(&answer);
+        assert!(text.contains("containers   not listed yet\n"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 13 + WIDTH), "{text}");
+        let words: Vec<&str> = text.split_whitespace().collect();
+        assert!(words.join(" ").contains(&format!("state degraded {reason} link waiting")), "{text}");
     }
 }

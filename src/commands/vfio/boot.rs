@@ -99,7 +99,7 @@ pub(super) fn help(wanted: &[PciAddress]) -> String {
     let list: Vec<String> = wanted.iter().map(ToString::to_string).collect();
     format!(
         "noted in /{SAVED}; at each boot, before the agent, run `vectorlay-agent vfio bind --saved`\n\
-         an image without a disk takes the kernel parameter vectorlay.vfio_bind={} instead",
+         in an image without a disk the kernel parameter vectorlay.vfio_bind={} takes the note's place",
         list.join(",")
     )
 }

@@ -7,8 +7,9 @@
 //!
 //! To survive a reboot, `bind --persist` notes the devices in [`boot::SAVED`] with their IDs (an address can belong to
 //! another device after a card was added), and `bind --saved` binds those and what the setting `vfio_bind` names: run it
-//! before the agent, as `ExecStartPre=` in its unit or in a boot script. An image that is booted over the network needs
-//! the setting alone, as the kernel parameter `vectorlay.vfio_bind=` (addresses joined by commas, or `all`).
+//! before the agent, as `ExecStartPre=` in its unit or in a boot script. In an image that is
+//! booted over the network the setting takes the note's place, as the kernel parameter `vectorlay.vfio_bind=` (addresses
+//! joined by commas, or `all`).
 
 pub mod boot;
 mod status;

@@ -44,7 +44,8 @@ pub(super) fn print(inventory: &Inventory, root: &Path, out: &mut dyn Write) -> 
 pub(super) fn print_json(inventory: &Inventory, out: &mut dyn Write) -> io::Result<()> {
     let gpus: Vec<_> = inventory.gpus.iter().map(gpu_json).collect();
     let iommu = json!({"on": inventory.iommu.on, "advice": inventory.iommu.advice()});
-    say(out, &json!({"iommu": iommu, "complete": inventory.holders.complete, "gpus": gpus}).to_string())
+    let all = json!({"iommu": iommu, "complete": inventory.holders.complete, "gpus": gpus});
+    say(out, &format!("{all:#}"))
 }
 
 fn gpu_json(seen: &Seen) -> Value {
