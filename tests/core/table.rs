@@ -1,4 +1,4 @@
-//! The table of `protocol.md`: what a command means in each state of a replica.
+//! The protocol's table: what a command means in each state of a replica.
 
 use crate::rig::{Rig, SECOND};
 

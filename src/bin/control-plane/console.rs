@@ -16,8 +16,8 @@ jobs                       all jobs and their results
 deploy NODE JSON           {\"replica_id\":…,\"image\":…}
 stop NODE REPLICA          stop a replica
 logs NODE REPLICA [LINES]  the end of its output
-drain NODE                 take no new work, finish what is begun
-maintenance NODE           the same at once
+drain NODE                 take no new work; maintenance when nothing accepted is unfinished
+maintenance NODE           take no new work; replicas run on, as they do while draining
 resume NODE                back to work
 remove NODE                forget the node
 close NODE                 close its connection

@@ -1,4 +1,4 @@
-//! What `protocol.md` says that an agent's messages look like, as a table, and a check against it.
+//! What the protocol says that an agent's messages look like, as a table, and a check against it.
 //!
 //! A control plane in service would not do this: unknown fields are ignored there. This one is also the peer in the
 //! agent's tests, and a misspelt optional field would otherwise go unseen for ever.

@@ -16,7 +16,7 @@ pub enum Kind {
     Received,
     /// A node sent what is no message.
     Malformed,
-    /// A node sent a message that `protocol.md` does not allow; it was taken all the same.
+    /// A node sent a message that the protocol does not allow; it was taken all the same.
     Violation,
     /// Something about the node itself: registered, connected, disconnected, offline, removed.
     Node,

@@ -1,6 +1,6 @@
 //! The reference control plane: what the agent's tests and demo talk to, and what someone who writes a control
-//! plane of their own reads. The contract is `protocol.md`; this is the server's side of it, and it shares no type
-//! with the agent: JSON is read and written by hand here, so that a misspelt field cannot pass at both ends.
+//! plane of their own reads. It is the protocol's other side, and it shares no type with the agent: JSON is read and
+//! written by hand here, so that a misspelt field cannot pass at both ends.
 //!
 //! ```text
 //!        agents                               operator, tests
