@@ -100,7 +100,8 @@ stat -c '%A %U %s bytes  %n' "$dir/state/node.json" | shown
 step "4. It connects, says what the machine is, and sends its first heartbeat."
 await "$dir/server.log" "^$node system_info"
 await "$dir/server.log" "^$node heartbeat"
-say "    (without Kata on this machine the node says that it is degraded; containers run all the same)"
+say "    (The demo's engine starts runc under the name of Kata's runtime. So containers run here without Kata, and the"
+say "    node says that it is degraded. A host of yours needs Kata, or the setting runtime with another one's name.)"
 
 step "5. The control plane deploys a replica: a real container starts, and the result is reported."
 image=${VECTORLAY_TEST_IMAGE:-vectorlay-test/busybox:1}
