@@ -49,7 +49,7 @@ pub(super) fn help_for_group(first: &str) -> String {
     let mut text = format!("{PROGRAM} {first} COMMAND\n\nCommands:\n");
     let rows = COMMANDS.iter().filter(|row| row.words.split(' ').next() == Some(first));
     columns(&mut text, rows.map(|row| (synopsis(row), row.doc.to_owned())).collect());
-    text.push_str(&format!("\nFlags: see `{PROGRAM} help {first}` with a command.\n"));
+    text.push_str(&format!("\nThe flags of each: see `{PROGRAM} help {first} COMMAND`.\n"));
     text
 }
 
