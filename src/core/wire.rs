@@ -111,7 +111,7 @@ pub enum Registration {
     },
     /// 401 or 403: the token is refused.
     Refused(u16),
-    /// The server does not register over HTTP (protocol.md, "Identity").
+    /// The server does not register over HTTP (the protocol, "Identity").
     Absent,
     /// No answer, 429 or 5xx: try again.
     Failed {
