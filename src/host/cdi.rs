@@ -1,16 +1,19 @@
 //! Devices of the Container Device Interface (CDI): what a host's specifications name, and which of it is a GPU's.
 //!
 //! nerdctl looks names up by the CDI library (`pkg/cdi` of container-device-interface), in /etc/cdi and /var/run/cdi,
-//! in files that end in `.json` or `.yaml`. A name here is one that the library finds too, and finds alone: of two
-//! folders the later one counts, and two definitions in one folder make a name unusable. Where it cannot be known what
-//! the library makes of a file, the names of its kind are left alone. nerdctl's configuration can name other folders:
-//! that is what `gpu_cdi = never` is for.
+//! in files that end in `.json` or `.yaml`. A name here is one that the library finds too, and finds alone: two
+//! definitions in one folder make a name unusable, and of two folders the later one counts, but only where it names the
+//! same nodes. The library refuses a file whole for the least fault, and what it refuses does not count, so that a name
+//! can come to stand for another file's device. So a file is taken only if it has nothing but fields that are checked
+//! here as the library checks them; otherwise the names of its kind are left alone, and all names where its kind is not
+//! sure, or where the library might break off at it. A GPU is then handed over by its node, which is always right.
+//! nerdctl's configuration can name other folders: that is what `gpu_cdi = never` is for.
 //!
 //! AMD's GPUs stay with their nodes: a container needs nothing else of the host's.
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::files;
 use super::handover::{self, Way};
@@ -23,6 +26,15 @@ const FILES_MAX: usize = 64;
 const DEVICES_MAX: usize = 1024;
 /// The longest vendor, class or device's name, in bytes (a vendor is a DNS name).
 const NAME_MAX: usize = 253;
+/// The specification's versions that each nerdctl with CDI names knows (2.1.0 has the library's 1.0.1).
+const VERSIONS: [&str; 7] = ["0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0"];
+/// Since this one a device's name may begin with a digit, and a node may have another path on the host.
+const V0_5: usize = 2;
+/// Since this one a class may have dots.
+const V0_6: usize = 3;
+/// What a hook can be of.
+const HOOKS: [&str; 6] =
+    ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
 /// What VFIO's users share. It is no device's own.
 const VFIO_CONTROL: &str = "/dev/vfio/vfio";
 
@@ -37,7 +49,7 @@ pub struct Devices {
 struct Device {
     /// `vendor/class=name`.
     name: String,
-    /// The host's paths of the nodes that it brings; empty for a node that has numbers of its own.
+    /// The host's paths of the nodes that it brings.
     nodes: Vec<String>,
     /// Which folder it is from.
     folder: u8,
@@ -63,6 +75,10 @@ impl Devices {
         let mut strange = Vec::new();
         // A link there is to /run, and would lead out of a root that is not `/`.
         for (folder, path) in [(0, "etc/cdi"), (1, if linked { "run/cdi" } else { "var/run/cdi" })] {
+            // The library looks into no folder that is a link.
+            if root.join(path).is_symlink() {
+                continue;
+            }
             let mut names = files::names(root, path);
             names.retain(|name| name.ends_with(".json") || name.ends_with(".yaml"));
             if names.len() > FILES_MAX {
@@ -71,20 +87,24 @@ impl Devices {
             for path in names.iter().map(|name| root.join(path).join(name)).filter(|path| path.is_file()) {
                 // What cannot be read cannot be read by the CLI.
                 let Ok(bytes) = files::bytes(&path) else { continue };
-                // Its kind may be beyond what was read.
-                if bytes.len() as u64 >= files::FILE_MAX {
+                // It may be longer than what was read.
+                let whole = (bytes.len() as u64) < files::FILE_MAX;
+                let text = std::str::from_utf8(&bytes).ok().filter(|_| whole);
+                let Some(spec) = text.and_then(yaml::parse).filter(|spec| !has_gaps(spec)) else {
                     return Self::default();
-                }
-                let text = String::from_utf8_lossy(&bytes).into_owned();
-                match parse(&text, folder) {
+                };
+                let Some(kind) = word(&spec, "kind").filter(|kind| is_kind(kind)) else {
+                    return Self::default();
+                };
+                match parse(&spec, kind, folder) {
                     Some(devices) => all.extend(devices),
-                    None => strange.push(text),
+                    None => strange.push(kind.to_owned()),
                 }
             }
         }
         all.retain(|device: &Device| {
-            let kind = device.name.split('=').next().unwrap_or_default();
-            !strange.iter().any(|text| text.contains(kind))
+            let kind = device.name.split('=').next();
+            !strange.iter().any(|strange| kind == Some(strange))
         });
         Self { all }
     }
@@ -114,42 +134,111 @@ impl Devices {
     fn counts(&self, device: &Device) -> bool {
         let same = || self.all.iter().filter(|other| other.name == device.name);
         let conflict = same().zip(same().skip(1)).any(|(one, next)| one.folder == next.folder);
-        !conflict && same().all(|other| other.folder <= device.folder) && !device.name.ends_with("=all")
+        let last = same().all(|other| other.folder <= device.folder && other.nodes == device.nodes);
+        !conflict && last && !device.name.ends_with("=all")
     }
 }
 
-/// The devices of one specification; `None`: not understood.
-fn parse(text: &str, folder: u8) -> Option<Vec<Device>> {
-    let spec: Value = serde_json::from_str(text).ok().or_else(|| yaml::parse(text))?;
-    let kind = spec.get("kind")?.as_str()?;
-    let (vendor, class) = kind.split_once('/')?;
-    if !is_name(vendor, false) || !is_name(class, false) {
+/// The devices of one specification; `None`: not understood, or the library refuses it.
+fn parse(spec: &Value, kind: &str, folder: u8) -> Option<Vec<Device>> {
+    let known = VERSIONS.iter().position(|version| word(spec, "cdiVersion") == Some(version))?;
+    let dotted = kind.split_once('/')?.1.contains('.');
+    if dotted && known < V0_6 {
         return None;
     }
-    let common = nodes(&spec)?;
+    let spec = fields(spec, &["cdiVersion", "kind", "devices", "containerEdits"])?;
+    let common = spec.get("containerEdits").map_or(Some(Vec::new()), |edits| nodes(edits, known))?;
     let devices = spec.get("devices")?.as_array().filter(|devices| devices.len() <= DEVICES_MAX)?;
-    let device = |device: &Value| {
-        let name = device.get("name")?.as_str().filter(|name| is_name(name, true))?;
-        let nodes = nodes(device)?.into_iter().chain(common.iter().cloned()).collect();
-        Some(Device { name: format!("{kind}={name}"), nodes, folder })
-    };
-    devices.iter().map(device).collect()
+    let mut all: Vec<Device> = Vec::new();
+    for device in devices {
+        let edits = fields(device, &["name", "containerEdits"])?.get("containerEdits")?;
+        // A device that brings nothing is none.
+        edits.as_object()?.values().find(|list| **list != Value::Array(Vec::new()))?;
+        let name = word(device, "name").filter(|name| is_name(name, true))?;
+        if name.starts_with(|c: char| c.is_ascii_digit()) && known < V0_5 {
+            return None;
+        }
+        let name = format!("{kind}={name}");
+        if all.iter().any(|other| other.name == name) {
+            return None;
+        }
+        all.push(Device { name, nodes: [nodes(edits, known)?, common.clone()].concat(), folder });
+    }
+    (!all.is_empty()).then_some(all)
 }
 
-/// The nodes among the edits of a device, or of a whole specification, which each of its devices brings.
-fn nodes(of: &Value) -> Option<Vec<String>> {
-    let Some(edits) = of.get("containerEdits").filter(|edits| !edits.is_null()) else {
-        return Some(Vec::new());
+/// The host's paths of the nodes among these edits, if there is nothing wrong with any of them.
+fn nodes(edits: &Value, known: usize) -> Option<Vec<String>> {
+    let edits = fields(edits, &["deviceNodes", "env", "hooks", "mounts"])?;
+    each(edits, "env", is_variable)?;
+    each(edits, "hooks", |hook| {
+        fields(hook, &["hookName", "path", "args", "env"]).is_some_and(|fields| {
+            word(hook, "hookName").is_some_and(|name| HOOKS.contains(&name))
+                && path(hook, "path").is_some()
+                && each(fields, "args", Value::is_string).is_some()
+                && each(fields, "env", is_variable).is_some()
+        })
+    })?;
+    each(edits, "mounts", |mount| {
+        fields(mount, &["hostPath", "containerPath", "options"]).is_some_and(|fields| {
+            path(mount, "hostPath").is_some()
+                && path(mount, "containerPath").is_some()
+                && each(fields, "options", Value::is_string).is_some()
+        })
+    })?;
+    let node = |node: &Value| {
+        // Numbers of its own would be the node, whatever is at the path: they are none of the fields.
+        let fields = fields(node, &["path", "hostPath", "permissions"])?;
+        let inside = path(node, "path")?;
+        if let Some(permissions) = fields.get("permissions") {
+            permissions.as_str().filter(|all| all.bytes().all(|b| b"rwm".contains(&b)))?;
+        }
+        let host = if fields.contains_key("hostPath") { path(node, "hostPath")? } else { inside };
+        (known >= V0_5 || !fields.contains_key("hostPath")).then(|| host.to_owned())
     };
-    let Some(nodes) = edits.as_object()?.get("deviceNodes").filter(|nodes| !nodes.is_null()) else {
-        return Some(Vec::new());
-    };
-    let path = |node: &Value| {
-        let path = node.get("hostPath").or_else(|| node.get("path"))?.as_str()?;
-        // Then the library does not look at the path.
-        Some(if node.get("major").is_some() { String::new() } else { path.to_owned() })
-    };
-    nodes.as_array()?.iter().map(path).collect()
+    list(edits, "deviceNodes")?.iter().map(node).collect()
+}
+
+/// The object, if it has no other fields than these.
+fn fields<'a>(value: &'a Value, known: &[&str]) -> Option<&'a Map<String, Value>> {
+    value.as_object().filter(|fields| fields.keys().all(|key| known.contains(&key.as_str())))
+}
+
+/// A field's list; empty where there is no such field.
+fn list<'a>(fields: &'a Map<String, Value>, key: &str) -> Option<&'a [Value]> {
+    fields.get(key).map_or(Some(&[]), |list| list.as_array().map(Vec::as_slice))
+}
+
+/// Whether a field's list has only what `fits`.
+fn each(fields: &Map<String, Value>, key: &str, fits: fn(&Value) -> bool) -> Option<()> {
+    list(fields, key)?.iter().all(fits).then_some(())
+}
+
+fn word<'a>(of: &'a Value, key: &str) -> Option<&'a str> {
+    of.get(key)?.as_str()
+}
+
+fn path<'a>(of: &'a Value, key: &str) -> Option<&'a str> {
+    word(of, key).filter(|path| path.starts_with('/'))
+}
+
+fn is_variable(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| text.find('=').is_some_and(|at| at > 0))
+}
+
+/// Whether a list has an item that is null, at which the library breaks off, and the CLI with it.
+fn has_gaps(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(|item| item.is_null() || has_gaps(item)),
+        Value::Object(fields) => fields.values().any(has_gaps),
+        _ => false,
+    }
+}
+
+/// A vendor and a class. At one of a single letter the library breaks off too.
+fn is_kind(kind: &str) -> bool {
+    let part = |part: &str| part.len() > 1 && is_name(part, false);
+    kind.split_once('/').is_some_and(|(vendor, class)| part(vendor) && part(class))
 }
 
 /// The library's grammar of vendors and classes, and of devices (`pkg/parser`).
@@ -253,7 +342,14 @@ kind: nvidia.com/gpu
 ";
 
     fn spec(kind: &str, name: &str, node: &str) -> String {
-        format!(r#"{{"kind": "{kind}", "devices": [{{"name": "{name}", "containerEdits": {node}}}]}}"#)
+        versioned("0.5.0", kind, name, node)
+    }
+
+    fn versioned(version: &str, kind: &str, name: &str, edits: &str) -> String {
+        format!(
+            r#"{{"cdiVersion": "{version}", "kind": "{kind}",
+            "devices": [{{"name": "{name}", "containerEdits": {edits}}}]}}"#
+        )
     }
 
     fn with(node: &str) -> String {
@@ -279,8 +375,8 @@ kind: nvidia.com/gpu
             ("etc/cdi/a.yaml", VFIO, VFIO_CONTROL, None),
             ("var/run/cdi/a.yaml", SANDBOX, "/dev/vfio/10", Some("nvidia.com/pgpu=0")),
             ("var/run/cdi/a.yaml", SANDBOX, "/dev/vfio/devices/vfio3", Some("nvidia.com/pgpu=b")),
-            ("etc/cdi/a.json", &one("a.b/c", "x:1"), "/dev/vfio/1", Some("a.b/c=x:1")),
-            ("etc/cdi/a.yaml", &one("a/b", "0"), "/dev/vfio/1", Some("a/b=0")),
+            ("etc/cdi/a.json", &one("a.b/cl", "x:1"), "/dev/vfio/1", Some("a.b/cl=x:1")),
+            ("etc/cdi/a.yaml", &one("vd/cl", "0"), "/dev/vfio/1", Some("vd/cl=0")),
             // The library reads no such files.
             ("etc/cdi/a.yml", SANDBOX, "/dev/vfio/10", None),
             ("etc/cdi/sub/a.yaml", SANDBOX, "/dev/vfio/10", None),
@@ -290,6 +386,8 @@ kind: nvidia.com/gpu
         }
         let linked = [("var/run", "-> /run"), ("run/cdi/a.yaml", SANDBOX)];
         check(&linked, "/dev/vfio/10", Some("nvidia.com/pgpu=0"));
+        let linked = [("else/a.yaml", SANDBOX), ("etc/cdi", "-> ../else")];
+        check(&linked, "/dev/vfio/10", None);
     }
 
     #[test]
@@ -311,19 +409,19 @@ kind: nvidia.com/gpu
 
     #[test]
     fn which_definition_counts() {
-        let (x, y) = (one("v/c", "x"), one("v/c", "y"));
-        let elsewhere = spec("v/c", "x", &with("/dev/vfio/2"));
+        let (x, y) = (one("vd/cl", "x"), one("vd/cl", "y"));
+        let elsewhere = spec("vd/cl", "x", &with("/dev/vfio/2"));
         for (files, expected) in [
-            // The later folder's, whatever the other says.
-            (&[("etc/cdi/a.json", &x), ("var/run/cdi/a.json", &x)][..], Some("v/c=x")),
-            (&[("etc/cdi/a.json", &elsewhere), ("var/run/cdi/a.json", &x)], Some("v/c=x")),
+            (&[("etc/cdi/a.json", &x), ("var/run/cdi/a.json", &x)][..], Some("vd/cl=x")),
+            // It would be the later folder's, if nothing is wrong with that.
+            (&[("etc/cdi/a.json", &elsewhere), ("var/run/cdi/a.json", &x)], None),
             (&[("etc/cdi/a.json", &x), ("var/run/cdi/a.json", &elsewhere)], None),
             // Two in one folder are a conflict, which a third one does not end.
             (&[("etc/cdi/a.json", &x), ("etc/cdi/b.json", &x)], None),
             (&[("etc/cdi/a.json", &x), ("etc/cdi/b.json", &elsewhere), ("var/run/cdi/a.json", &x)], None),
             // Two names for one node: which one is meant is not known.
             (&[("etc/cdi/a.json", &x), ("etc/cdi/b.json", &y)], None),
-            (&[("etc/cdi/a.json", &x), ("var/run/cdi/b.json", &one("v/c", "all"))], Some("v/c=x")),
+            (&[("etc/cdi/a.json", &x), ("var/run/cdi/b.json", &one("vd/cl", "all"))], Some("vd/cl=x")),
         ] {
             let files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (*path, text.as_str())).collect();
             check(&files, "/dev/vfio/1", expected);
@@ -331,24 +429,110 @@ kind: nvidia.com/gpu
     }
 
     #[test]
-    fn what_is_not_understood_spoils_its_kind_alone() {
-        let good = one("v/c", "x");
+    fn what_a_file_spoils_that_is_not_understood() {
+        let good = one("vd/cl", "x");
         let huge = "#".repeat(1 << 20);
+        let (its_own, other, all) = (None, Some("vd/cl=x"), None);
         for (text, expected) in [
-            ("", Some("v/c=x")),
-            ("kind: &a other/c", Some("v/c=x")),
-            ("kind: &a v/c", None),
-            ("{\"kind\": \"v/c\", \"devices\":", None),
-            // What it is of is not known.
-            (&huge, None),
+            ("cdiVersion: 9.0.0\nkind: other/cl", other),
+            ("cdiVersion: 9.0.0\nkind: vd/cl", its_own),
+            (r#"{"kind": "vd/cll"}"#, other),
+            (r#"{"kind": "vd/cl", "later": [1]}"#, its_own),
+            // What they are of is not known.
+            ("", all),
+            ("kind: &a other/cl", all),
+            (r#"{"kind": "other\/cl"}"#, all),
+            (r#"{"kind": "other/cl", "devices":"#, all),
+            (r#"{"KIND": "other/cl"}"#, all),
+            (&huge, all),
+            // The library breaks off at them.
+            (r#"{"kind": "o/cl"}"#, all),
+            ("kind: other/cl\ncontainerEdits:\n  deviceNodes:\n  -\n", all),
         ] {
             check(&[("etc/cdi/a.json", &good), ("etc/cdi/b.yaml", text)], "/dev/vfio/1", expected);
         }
-        check(&[("etc/cdi/a.json", &good), ("etc/cdi/b.yaml/", "")], "/dev/vfio/1", Some("v/c=x"));
-        check(&[("etc/cdi/a.json", &good), ("etc/cdi/b.yaml", "-> /nowhere")], "/dev/vfio/1", Some("v/c=x"));
+        check(&[("etc/cdi/a.json", &good), ("etc/cdi/b.yaml/", "")], "/dev/vfio/1", Some("vd/cl=x"));
+        check(
+            &[("etc/cdi/a.json", &good), ("etc/cdi/b.yaml", "-> /nowhere")],
+            "/dev/vfio/1",
+            Some("vd/cl=x"),
+        );
         let names: Vec<String> = (0..=FILES_MAX).map(|n| format!("etc/cdi/{n}.json")).collect();
         let many: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), good.as_str())).collect();
         check(&many, "/dev/vfio/1", None);
+    }
+
+    #[test]
+    fn what_the_library_refuses() {
+        let check = |text: &str, taken: bool| {
+            let old = spec("vd/cl", "x", &with("/dev/vfio/2"));
+            check(&[("etc/cdi/a.json", text)], "/dev/vfio/1", taken.then_some("vd/cl=x"));
+            // It lets another file's device be what the name stands for.
+            check(&[("etc/cdi/a.json", &old), ("var/run/cdi/a.json", text)], "/dev/vfio/1", None);
+            check(&[("var/run/cdi/a.json", &old), ("etc/cdi/a.json", text)], "/dev/vfio/2", None);
+        };
+        let good = one("vd/cl", "x");
+        let changed = |from: &str, to: &str| {
+            assert!(good.contains(from), "{from}");
+            good.replacen(from, to, 1)
+        };
+        for version in VERSIONS {
+            check(&changed("0.5.0", version), true);
+        }
+        for version in ["", "0.2.0", "0.5", "0.5.1", "v0.5.0", "1.0.1", "1.1.0", "1.9.0"] {
+            check(&changed("0.5.0", version), false);
+        }
+        for (from, to) in [
+            ("\"cdiVersion\": \"0.5.0\", ", ""),
+            ("\"0.5.0\"", "0.5"),
+            ("{", "{\"annotations\": {}, "),
+            ("{", "{\"kind\": \"vd/cl\", "),
+            ("{\"name\"", "{\"later\": 1, \"name\""),
+            ("{\"path\"", "{\"major\": 195, \"path\""),
+            ("{\"path\"", "{\"permissions\": \"rwx\", \"path\""),
+            ("[{\"name\"", "[{\"name\": \"y\", \"containerEdits\": {}}, {\"name\""),
+            ("[{\"name\"", "[{\"name\": \"y\", \"containerEdits\": {\"env\": []}}, {\"name\""),
+            ("[{\"name\"", "[{\"name\": \"y\"}, {\"name\""),
+            ("[{\"name\"", "[{\"name\": \"x\", \"containerEdits\": {\"env\": [\"A=\"]}}, {\"name\""),
+        ] {
+            check(&changed(from, to), false);
+        }
+        for (edits, fits) in [
+            (r#""env": ["A=", "B=c=d"], "hooks": [], "mounts": []"#, true),
+            (r#""env": ["A"]"#, false),
+            (r#""env": ["=A"]"#, false),
+            (r#""env": [1]"#, false),
+            (r#""env": "A=b""#, false),
+            (r#""hooks": [{"hookName": "prestart", "path": "/a", "args": ["a", ""], "env": ["A=b"]}]"#, true),
+            (r#""hooks": [{"hookName": "prestart"}]"#, false),
+            (r#""hooks": [{"hookName": "preStart", "path": "/a"}]"#, false),
+            (r#""hooks": [{"hookName": "prestart", "path": "a"}]"#, false),
+            (r#""hooks": [{"hookName": "prestart", "path": "/a", "args": [1]}]"#, false),
+            (r#""hooks": [{"hookName": "prestart", "path": "/a", "env": ["A"]}]"#, false),
+            (r#""hooks": [{"hookName": "prestart", "path": "/a", "timeout": "1"}]"#, false),
+            (r#""mounts": [{"hostPath": "/a", "containerPath": "/b", "options": ["ro"]}]"#, true),
+            (r#""mounts": [{"hostPath": "/a", "containerPath": ""}]"#, false),
+            (r#""mounts": [{"containerPath": "/b"}]"#, false),
+            (r#""mounts": [{"hostPath": "/a", "containerPath": "/b", "options": "ro"}]"#, false),
+            (r#""mounts": [{"hostPath": "/a", "containerPath": "/b", "kind": "c"}]"#, false),
+            (r#""intelRdt": {}"#, false),
+            (r#""additionalGids": [0]"#, false),
+        ] {
+            check(&changed("{", &format!("{{\"containerEdits\": {{{edits}}}, ")), fits);
+            check(&changed("{\"deviceNodes\"", &format!("{{{edits}, \"deviceNodes\"")), fits);
+        }
+        let own = r#"{"deviceNodes": [{"path": "/a", "hostPath": "/dev/vfio/1", "permissions": "rw"}]}"#;
+        for (version, name, edits, taken) in [
+            ("0.4.0", "x", own, false),
+            ("0.5.0", "x", own, true),
+            ("0.4.0", "0", &with("/dev/vfio/1"), false),
+        ] {
+            check(&versioned(version, "vd/cl", name, edits), taken);
+        }
+        for (version, taken) in [("0.5.0", None), ("0.6.0", Some("vd/c.l=x"))] {
+            let text = versioned(version, "vd/c.l", "x", own);
+            super::tests::check(&[("etc/cdi/a.json", &text)], "/dev/vfio/1", taken);
+        }
     }
 
     #[test]
@@ -356,14 +540,27 @@ kind: nvidia.com/gpu
         let node = with("/dev/vfio/1");
         let long = "x".repeat(NAME_MAX + 1);
         let refused = |text: &str| check(&[("etc/cdi/a.json", text)], "/dev/vfio/1", None);
-        for kind in
-            ["", "v", "v/", "/c", "v/c/d", "-v/c", "1v/c", "v/c-", "v /c", "v/c,--privileged", "v/ü", &long]
-        {
+        for kind in [
+            "",
+            "vd",
+            "v/cl",
+            "vd/c",
+            "vd/",
+            "/cl",
+            "vd/cl/d",
+            "-vd/cl",
+            "1vd/cl",
+            "vd/cl-",
+            "vd /cl",
+            "vd/cl,--privileged",
+            "vd/ü",
+            &long,
+        ] {
             refused(&one(kind, "x"));
         }
         for name in ["", "-x", "x-", "x y", "x,y", "x=y", "x/y", "x\\n", "--privileged", "../x", ":x", &long]
         {
-            refused(&one("v/c", name));
+            refused(&one("vd/cl", name));
         }
         for edits in [
             "null",
@@ -380,13 +577,14 @@ kind: nvidia.com/gpu
             r#"{"deviceNodes": [{"path": "/dev/vfio/1", "hostPath": "/dev/vfio/2"}]}"#,
             r#"{"deviceNodes": [{"path": "/dev/vfio/1"}, {"path": "/dev/vfio/2"}]}"#,
         ] {
-            refused(&spec("v/c", "x", edits));
+            refused(&spec("vd/cl", "x", edits));
         }
         let common =
-            one("v/c", "x").replacen('{', &format!("{{\"containerEdits\": {},", with("/dev/sda")), 1);
+            one("vd/cl", "x").replacen('{', &format!("{{\"containerEdits\": {},", with("/dev/sda")), 1);
         refused(&common);
         let item = format!(r#"{{"name": "x", "containerEdits": {node}}},"#).repeat(DEVICES_MAX + 1);
-        refused(&format!(r#"{{"kind": "v/c", "devices": [{}]}}"#, item.trim_end_matches(',')));
+        let item = item.trim_end_matches(',');
+        refused(&format!(r#"{{"cdiVersion": "0.5.0", "kind": "vd/cl", "devices": [{item}]}}"#));
         refused(&"[".repeat(100_000));
     }
 }

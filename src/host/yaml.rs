@@ -1,5 +1,6 @@
-//! Reads the part of YAML in which tools write what programs read: block mappings and lists, and values on one line.
-//! Anything else (flow style, anchors, tags, values over several lines, escapes) is not understood, never guessed.
+//! Reads the part of YAML in which tools write what programs read: JSON, and block mappings and lists with values on one
+//! line, in printable ASCII. Anything else (tabs, Windows' line ends, flow style, anchors, tags, values over several
+//! lines, escapes) is not understood, never guessed.
 
 use serde_json::{Map, Value};
 
@@ -9,21 +10,42 @@ const DEPTH_MAX: u8 = 16;
 /// The document; `None`: not understood. A plain value that YAML takes for a number or a word of its own (`0`, `true`)
 /// is null here: what it is depends on the reader.
 pub fn parse(text: &str) -> Option<Value> {
+    if !text.bytes().all(|b| b == b'\n' || (b' '..=b'~').contains(&b)) {
+        return None;
+    }
+    if text.starts_with('{') {
+        return json(text);
+    }
     let mut lines = Vec::new();
-    for line in text.strip_prefix("---\n").unwrap_or(text).lines() {
+    for line in text.strip_prefix("---\n").unwrap_or(text).split('\n') {
         // Where there are quotes, `#` may be in them.
         let line = if line.contains(['"', '\'']) { line } else { line.split(" #").next()? };
+        let line = line.trim_end_matches(' ');
         let text = line.trim_start_matches(' ');
-        if text.starts_with('\t') {
-            return None;
-        }
-        if !text.trim_end().is_empty() && !text.starts_with('#') {
-            lines.push((line.len() - text.len(), text.trim_end()));
+        if !text.is_empty() && !text.starts_with('#') {
+            lines.push((line.len() - text.len(), text));
         }
     }
     let mut reader = Reader { lines, at: 0 };
     let value = reader.node(0)?;
     (reader.at == reader.lines.len()).then_some(value)
+}
+
+/// JSON that YAML reads in the same way: without escapes, each key once and on the line of its colon.
+fn json(text: &str) -> Option<Value> {
+    let value: Value = serde_json::from_str(text).ok().filter(|_| !text.contains('\\'))?;
+    let mut length = 0;
+    for (n, part) in text.split('"').enumerate() {
+        if n % 2 == 1 {
+            length += part.len() + 2;
+        } else if part.contains(':') && !part.trim_start_matches(' ').starts_with(':') {
+            return None;
+        } else {
+            length += part.bytes().filter(|b| !b" \n".contains(b)).count();
+        }
+    }
+    // Of a key that is there twice one value is lost.
+    (value.to_string().len() == length).then_some(value)
 }
 
 struct Reader<'a> {
@@ -119,13 +141,28 @@ fn scalar(text: &str) -> Option<Value> {
     if text == "[]" {
         return Some(Value::Array(Vec::new()));
     }
-    if text.starts_with(|c| "&*!|>%@`{}[],?#:".contains(c)) || text.contains(": ") || text.ends_with(':') {
+    if text.starts_with(|c| "&*!|>%@`{}[],?#:".contains(c))
+        || is_item(text)
+        || text.contains(": ")
+        || text.contains(" #")
+        || text.ends_with(':')
+    {
         return None;
     }
-    let words = ["null", "true", "false", "yes", "no", "on", "off", "y", "n"];
-    let number = text.trim_start_matches(['-', '+', '.']).starts_with(|c: char| c.is_ascii_digit());
-    let other = number || text.starts_with(['~', '.']) || words.iter().any(|w| text.eq_ignore_ascii_case(w));
+    let words = ["null", "true", "false", "yes", "no", "on", "off", "y", "n", "~", "=", "<<"];
+    let other = is_number(text) || words.iter().any(|word| text.eq_ignore_ascii_case(word));
     Some(if other { Value::Null } else { text.into() })
+}
+
+/// Whether YAML may take it for a number. A version, of three of them, is none.
+fn is_number(text: &str) -> bool {
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    if text.split('.').count() == 3 && text.split('.').all(digits) {
+        return false;
+    }
+    let rest = text.trim_start_matches(['-', '+']);
+    let word = rest.starts_with('.') && !rest.starts_with("./") && !rest.starts_with("..");
+    word || rest.trim_start_matches('.').starts_with(|c: char| c.is_ascii_digit())
 }
 
 #[cfg(test)]
@@ -151,7 +188,7 @@ mod tests {
             json!({"a": [{"b": {"c": "d"}, "e": "f"}, {"e": "g"}]}),
         );
         check("- - a\n  - b\n-\n  c: d\n-\n- e", json!([["a", "b"], {"c": "d"}, null, "e"]));
-        check("a:\r\n- b\r\n", json!({"a": ["b"]}));
+        check("a: b   \n  \nc: d", json!({"a": "b", "c": "d"}));
     }
 
     #[test]
@@ -160,15 +197,57 @@ mod tests {
         for text in ["\"0\"", "'0'"] {
             value(text, "0".into());
         }
-        for text in ["/dev/a:b", "--folder", "a=b,c", "nvidia.com/gpu", "x#y", "it's", "nosuid"] {
+        for text in [
+            "/dev/a:b",
+            "--folder",
+            "a=b,c",
+            "nvidia.com/gpu",
+            "x#y",
+            "it's",
+            "nosuid",
+            "0.5.0",
+            "../a",
+            "./a",
+        ] {
             value(text, text.into());
         }
-        for text in ["0", "-1", ".5", "0x10", "1:30", "true", "No", "~", "NULL", "0000:41:00.0"] {
+        for text in [
+            "0",
+            "-1",
+            ".5",
+            "0x10",
+            "1:30",
+            "true",
+            "No",
+            "~",
+            "NULL",
+            "0000:41:00.0",
+            "1.5",
+            "-.inf",
+            ".NaN",
+            "=",
+        ] {
             value(text, Value::Null);
         }
         value("{}", json!({}));
         value("[]", json!([]));
         value("\"# no comment\"", "# no comment".into());
+    }
+
+    #[test]
+    fn json_is_yaml() {
+        check("{\"a\": [\"b: c\", {\"d\" : 1}],\n \"e\":{} }\n", json!({"a": ["b: c", {"d": 1}], "e": {}}));
+        for text in [
+            "{",
+            "{'a': 1}",
+            "{a: b}",
+            "{\"a\": 1, \"a\": 1}",
+            "{\"a\\n\": 1}",
+            "{\"a\"\n: 1}",
+            "{\"a\":\t1}",
+        ] {
+            assert_eq!(parse(text), None, "{text}");
+        }
     }
 
     #[test]
@@ -202,8 +281,23 @@ mod tests {
             "a:\n\tb: c",
             "a: b\n---\na: c",
             "a: @b",
-            "{\"a\": 1}",
             "<<: *x",
+            "a: - b",
+            "a: -",
+            "a: it's # c",
+            "a: b\t",
+            "a: b\t# c",
+            "a:\tb",
+            "- \tb",
+            "a:\r\n- b\r\n",
+            "a: b\rc: d",
+            "a: b\u{c}",
+            "a: b\u{a0}",
+            "a: b\u{85}c: d",
+            "a: b\u{2028}c: d",
+            "\u{feff}a: b",
+            "a: \"\0\"",
+            "a: \"\u{7f}\"",
             &long,
         ] {
             let parsed = parse(text).filter(|value| !value.is_string());
