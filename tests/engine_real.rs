@@ -451,15 +451,15 @@ fn the_names_of_gpus_are_read_one_by_one() {
     assert_eq!(told.as_array().unwrap().len(), 1, "{told}");
 }
 
-/// A folder of CDI specifications with one of ours; what was made goes when it is dropped.
+/// A CDI specification in one of the folders for them; what was made goes when it is dropped.
 struct CdiSpec {
     file: PathBuf,
     made: bool,
 }
 
 impl CdiSpec {
-    fn new(vendor: &str, text: &str) -> Self {
-        let folder = PathBuf::from("/var/run/cdi");
+    fn new(folder: &str, vendor: &str, text: &str) -> Self {
+        let folder = PathBuf::from(folder);
         let made = !folder.exists();
         std::fs::create_dir_all(&folder).unwrap();
         let file = folder.join(format!("{vendor}.yaml"));
@@ -477,6 +477,14 @@ impl Drop for CdiSpec {
     }
 }
 
+/// A specification of one device `0`, whose node in a container is /dev/vectorlay-gpu.
+fn cdi_spec(version: &str, vendor: &str, node: &str) -> String {
+    format!(
+        "cdiVersion: {version}\nkind: {vendor}/gpu\ncontainerEdits:\n  env:\n  - A=b\ndevices:\n- name: \"0\"\n  \
+         containerEdits:\n    deviceNodes:\n    - path: /dev/vectorlay-gpu\n      hostPath: {node}\n"
+    )
+}
+
 #[test]
 fn a_gpu_by_its_cdi_name() {
     let name = "a_gpu_by_its_cdi_name";
@@ -485,23 +493,48 @@ fn a_gpu_by_its_cdi_name() {
     if let Some(why) = cdi_obstacle(bench.cli.flavour, std::str::from_utf8(&version).ok()) {
         return skip(name, &format!("no CDI names: {why}"));
     }
-    // A node that every host has stands for the GPU's.
-    let vendor = format!("vectorlay-test-{}.example", std::process::id());
-    let spec = format!(
-        "cdiVersion: 0.5.0\nkind: {vendor}/gpu\ndevices:\n- name: \"0\"\n  containerEdits:\n    deviceNodes:\n    \
-         - path: /dev/vectorlay-gpu\n      hostPath: /dev/null\n"
-    );
-    let _spec = CdiSpec::new(&vendor, &spec);
     let gpu = PciAddress::parse("41:00.0").unwrap();
-    let cdi_name = Devices::read(Path::new("/")).of_node("/dev/null").unwrap();
-    assert_eq!(cdi_name, format!("{vendor}/gpu=0"));
-    let mut job = bench.job("cdi", &["/bin/sleep", "1000"]);
-    job.gpus = vec![(gpu, cdi_name)];
-    let id = bench.run(job).unwrap();
-    let listed = bench.inside(&id, &["/bin/sh", "-c", "ls -l /dev/vectorlay-gpu"]);
-    bench.remove(&id);
-    let listed = String::from_utf8(listed).unwrap();
-    assert!(listed.starts_with("crw") && listed.contains("1,   3"), "{listed}");
+    let vendor = format!("vectorlay-test-{}.example", std::process::id());
+    // A node that every host has stands for the GPU's.
+    let chosen = || Devices::read(Path::new("/")).of_node("/dev/null");
+    let run = |cdi_name: &str| {
+        let mut job = bench.job("cdi", &["/bin/sleep", "1000"]);
+        job.gpus = vec![(gpu, cdi_name.to_owned())];
+        let ran = bench.run(job);
+        let listed = ran.as_ref().map(|id| bench.inside(id, &["/bin/sh", "-c", "ls -l /dev/vectorlay-gpu"]));
+        let listed = listed.map(|listed| String::from_utf8(listed).unwrap()).map_err(ToString::to_string);
+        bench.remove_all("cdi");
+        listed
+    };
+    let cdi_name = format!("{vendor}/gpu=0");
+    let good = cdi_spec("0.5.0", &vendor, "/dev/null");
+    {
+        let _spec = CdiSpec::new("/var/run/cdi", &vendor, &good);
+        assert_eq!(chosen().as_ref(), Some(&cdi_name));
+        let listed = run(&cdi_name).unwrap();
+        assert!(listed.starts_with("crw") && listed.contains("1,   3"), "{listed}");
+    }
+    // The CLI does not know the name, so that it must not be chosen.
+    for (from, to) in [
+        ("cdiVersion: 0.5.0\n", ""),
+        ("0.5.0", "1.9.0"),
+        ("0.5.0", "0.3.0"),
+        ("kind:", "later: a\nkind:"),
+        ("devices:\n", "devices:\n- name: b\n  containerEdits: {}\n"),
+        ("A=b", "A"),
+        ("hostPath:", "permissions: rwx\n      hostPath:"),
+    ] {
+        let _spec = CdiSpec::new("/var/run/cdi", &vendor, &good.replacen(from, to, 1));
+        assert_eq!(chosen(), None, "{from:?}, {to:?}");
+        let refused = run(&cdi_name).unwrap_err();
+        assert!(refused.contains("unresolvable CDI devices"), "{refused}");
+    }
+    // What it refuses does not count, and another folder's node is the name's.
+    let _old = CdiSpec::new("/etc/cdi", &vendor, &cdi_spec("0.5.0", &vendor, "/dev/zero"));
+    let _new = CdiSpec::new("/var/run/cdi", &vendor, &cdi_spec("1.9.0", &vendor, "/dev/null"));
+    assert_eq!(chosen(), None);
+    let listed = run(&cdi_name).unwrap();
+    assert!(listed.contains("1,   5"), "{listed}");
 }
 
 #[test]
