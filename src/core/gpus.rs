@@ -100,7 +100,7 @@ impl Gpus {
     }
 
     /// These GPUs are said to be `replica`'s, by a label or a record, unless another one has them.
-    pub fn adopt(&mut self, replica: &ReplicaId, gpus: &[PciAddress]) {
+    pub fn adopt<'a>(&mut self, replica: &ReplicaId, gpus: impl IntoIterator<Item = &'a PciAddress>) {
         for gpu in gpus {
             self.held.entry(*gpu).or_insert_with(|| replica.clone());
         }

@@ -70,11 +70,12 @@ impl Core {
             // One that only a lost record named, or none.
             let bare = || Replica::bare(id.clone(), Phase::Unverified, 0);
             let replica = self.replicas.entry(id.clone()).or_insert_with(bare);
-            let gpus: Vec<PciAddress> = gpus.iter().copied().collect();
-            replica
-                .gpus
-                .extend(gpus.iter().filter(|gpu| !replica.gpus.contains(gpu)).copied().collect::<Vec<_>>());
-            self.gpus.adopt(id, &gpus);
+            for gpu in gpus {
+                if !replica.gpus.contains(gpu) {
+                    replica.gpus.push(*gpu);
+                }
+            }
+            self.gpus.adopt(id, gpus);
         }
         let ids: Vec<ReplicaId> =
             self.replicas.values().filter(|r| r.touched <= began).map(|r| r.id.clone()).collect();
