@@ -7,8 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/debian.sh
 . scripts/debian.sh
 
-# The budget for one binary, in bytes.
-MAX_BYTES=2400000
+# The most that one binary may weigh, in bytes: room for readable code, and a sudden growth is still noticed.
+MAX_BYTES=2750000
 # A cold build takes about a minute of two cores; a build that takes this long, in seconds, hangs.
 BUILD_S=1500
 
