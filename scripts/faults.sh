@@ -31,26 +31,19 @@ if [ -z "${VECTORLAY_TEST_AGENT:-}" ]; then
     scripts/build-static.sh "$arch"
     export VECTORLAY_TEST_AGENT=$PWD/target/static/$arch/vectorlay-agent
 fi
-cargo test --locked --quiet --no-run --test faults
+cargo test --locked --quiet --no-run --test e2e
+tests=$(cargo test --locked --quiet --test e2e -- --list faults:: | sed -n 's/: test$//p' | grep -Fv soak::)
+if [ $# -gt 0 ]; then
+    tests=$(grep -Ff <(printf '%s\n' "$@") <<<"$tests") || die "no fault's name contains: $*"
+fi
 engine_start
 say "engine: $VECTORLAY_TEST_ENGINE; $VECTORLAY_TEST_ROUNDS rounds"
 
-# Runs faults so many at a time; their failure is the script's.
 status=0
-faults() {
-    local failed=0
-    timeout "$FAULTS_S" cargo test --locked --test faults --no-fail-fast -- --nocapture --test-threads "$@" || failed=$?
-    [ "$failed" != 124 ] || say "the faults were stopped after $FAULTS_S seconds"
-    [ "$failed" = 0 ] || status=$failed
-}
-
-if [ $# -gt 0 ]; then
-    faults 4 "$@"
-else
-    # A hundred agents on one machine are a load that nothing else should be measured under, nor they under another.
-    faults 1 herd::
-    faults 4 --skip herd::
-fi
+# shellcheck disable=SC2086 # names without blanks
+timeout "$FAULTS_S" cargo test --locked --test e2e --no-fail-fast -- --nocapture --test-threads 4 --exact $tests ||
+    status=$?
+[ "$status" != 124 ] || say "the faults were stopped after $FAULTS_S seconds"
 {
     printf 'injected\ttimes\texpected\tlost\tlatest heartbeat\trecovery (median)\tseed\n'
     sort "$report"

@@ -34,8 +34,8 @@ if [ -z "${VECTORLAY_TEST_AGENT:-}" ]; then
     scripts/build-static.sh "$arch"
     export VECTORLAY_TEST_AGENT=$PWD/target/static/$arch/vectorlay-agent
 fi
-cargo test --locked --quiet --no-run --test faults
+cargo test --locked --quiet --no-run --test e2e
 engine_start
 say "engine: $VECTORLAY_TEST_ENGINE; $minutes minutes"
 export VECTORLAY_TEST_SOAK_S=$((minutes * 60))
-timeout $((minutes * 60 + EXTRA_S)) cargo test --locked --quiet --test faults -- --ignored --exact --nocapture soak::soak
+timeout $((minutes * 60 + EXTRA_S)) cargo test --locked --quiet --test e2e -- --ignored --exact --nocapture faults::soak::soak

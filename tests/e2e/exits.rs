@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::control_plane::WAIT;
-use crate::support::engine::skip;
+use crate::support::skip::skip;
 use crate::world::World;
 
 /// The slow comparison with the engine's list is 60 s away: what comes within this was noticed at once.

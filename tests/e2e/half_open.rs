@@ -8,7 +8,8 @@ use serde_json::json;
 
 use crate::support::agent::Node;
 use crate::support::control_plane::{ControlPlane, TOKEN, WAIT};
-use crate::support::engine::{Engine, skip};
+use crate::support::engine::Engine;
+use crate::support::skip::skip;
 use crate::world::{World, connected};
 
 /// How long silence is borne, and what a busy machine adds.

@@ -3,18 +3,23 @@
     reason = "programs are started here, clocks read, and files watched in threads"
 )]
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![allow(clippy::print_stderr, reason = "says what was skipped and measured")]
 #![allow(missing_docs)]
-//! End to end: the agent's binary, the reference control plane's, and a real container engine. One file for each
-//! promise. The tests that use the engine take turns (see `support/engine.rs`); the others run beside them.
+//! Whole programs: the agent's binary, the reference control plane's, and mostly a real container engine. One file for
+//! each promise. The tests that use the engine take turns (see `support/engine.rs`); the others run beside them.
 
 #[path = "../support/mod.rs"]
 mod support;
 mod world;
 
+mod budgets;
+mod control_plane;
 mod delivery;
 mod deploy;
 mod drain;
 mod exits;
+mod faults;
+mod gpus;
 mod half_open;
 mod heartbeat;
 mod hostile;
@@ -26,3 +31,4 @@ mod secured;
 mod settings;
 mod stopping;
 mod variables;
+mod vfio_qemu;

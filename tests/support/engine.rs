@@ -1,6 +1,6 @@
 //! The container engine of a test: `scripts/engine.sh` starts it and says in the environment where it is. An agent
-//! takes every container with our labels for its own, so the tests of one program take turns, and each finds the
-//! engine without such containers and leaves it so.
+//! takes every container with our labels for its own, so tests take turns: each finds the engine without such
+//! containers and leaves it so. The faults, whose agents see their own containers alone, share their turn.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(
     clippy::disallowed_methods,
@@ -9,40 +9,76 @@
     reason = "tests start programs, say what they skip, and fail"
 )]
 
-use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use serde_json::Value;
 
 use super::agent::{Node, wait_until};
 use super::control_plane::WAIT;
+use super::skip::skip;
 
 /// The label that makes a container an agent's.
 pub const LABEL: &str = "vectorlay.replica";
 
-static TURN: Mutex<()> = Mutex::new(());
-
 /// A test's turn with the engine.
+///
+/// Must be held once by a test: one that waits for a second turn may wait for itself.
+#[derive(Debug)]
+pub struct Turn {
+    alone: bool,
+}
+
+/// Who has the engine now.
+struct Users {
+    alone: bool,
+    sharing: usize,
+}
+
+static USERS: Mutex<Users> = Mutex::new(Users { alone: false, sharing: 0 });
+static USERS_CHANGED: Condvar = Condvar::new();
+
+impl Turn {
+    /// Waits until nobody has the engine.
+    pub fn alone() -> Self {
+        Self::take(true)
+    }
+
+    /// Waits until nobody has the engine alone. For tests that see no containers but their own.
+    pub fn shared() -> Self {
+        Self::take(false)
+    }
+
+    fn take(alone: bool) -> Self {
+        // A test that failed in its turn is no reason for the others to fail.
+        let users = USERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let busy = |users: &mut Users| users.alone || alone && users.sharing > 0;
+        let mut users = USERS_CHANGED.wait_while(users, busy).unwrap_or_else(PoisonError::into_inner);
+        users.alone = alone;
+        users.sharing += usize::from(!alone);
+        Self { alone }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut users = USERS.lock().unwrap_or_else(PoisonError::into_inner);
+        users.alone = false;
+        users.sharing -= usize::from(!self.alone);
+        USERS_CHANGED.notify_all();
+    }
+}
+
+/// The engine while a test has it alone.
 pub struct Engine {
     cli: PathBuf,
     /// An image that stays up and ends at once on SIGTERM.
     pub image: String,
     /// Containers without our label, made by the test.
     foreign: Mutex<Vec<String>>,
-    _turn: MutexGuard<'static, ()>,
-}
-
-/// Counts a test as skipped.
-pub fn skip(test: &str, why: &str) {
-    eprintln!("skipped: {test}: {why}");
-    if let Ok(path) = std::env::var("VECTORLAY_TEST_SKIPS") {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
-        // In one write: tests run side by side.
-        file.write_all(format!("{test}: {why}\n").as_bytes()).unwrap();
-    }
+    _turn: Turn,
 }
 
 impl Engine {
@@ -54,9 +90,7 @@ impl Engine {
             skip(test, "VECTORLAY_TEST_CLI and VECTORLAY_TEST_IMAGE are not set");
             return None;
         };
-        // A test that failed in its turn is no reason for the others to fail.
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let engine = Self { cli: cli.into(), image, foreign: Mutex::default(), _turn: turn };
+        let engine = Self { cli: cli.into(), image, foreign: Mutex::default(), _turn: Turn::alone() };
         engine.clear();
         Some(engine)
     }

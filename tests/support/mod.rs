@@ -1,4 +1,6 @@
-//! What several test files share.
+//! What the test targets share.
 pub mod agent;
 pub mod control_plane;
 pub mod engine;
+pub mod host;
+pub mod skip;

@@ -1,0 +1,75 @@
+//! What the static binaries promise: memory, and that the one for the other architecture really works.
+
+use std::path::PathBuf;
+
+use crate::support::agent::{Agent, Node};
+use crate::support::control_plane::{Certificate, ControlPlane, TOKEN, WAIT};
+use crate::support::skip::skip;
+use rustix::process::Signal;
+
+/// Resident memory when idle, in bytes.
+const RESIDENT_MAX: u64 = 3_000_000;
+/// Of that private and dirty, in bytes.
+const PRIVATE_DIRTY_MAX: u64 = 800_000;
+
+/// A node with an agent that is connected by TLS and has sent its first heartbeat.
+fn connected(name: &str, shape: impl Fn(&mut Node)) -> (Node, ControlPlane, Agent) {
+    let mut node = Node::new(name);
+    let made = Certificate::make(node.path());
+    let [ca, cert, key] = [&made.ca, &made.cert, &made.key].map(|path| path.to_str().unwrap());
+    let plane = ControlPlane::start(&["--tls-cert", cert, "--tls-key", key]);
+    node.set("url", plane.url()).set("ca-file", ca).set("log", "info").env("VECTORLAY_TOKEN", TOKEN);
+    shape(&mut node);
+    let agent = node.start();
+    let info = plane.wait_event(WAIT, |event| event["type"] == "system_info");
+    plane.wait_event(WAIT, |event| event["type"] == "heartbeat");
+    assert!(info["payload"]["hostname"].as_str().is_some_and(|name| !name.is_empty()), "{info}");
+    (node, plane, agent)
+}
+
+#[test]
+fn idle_memory() {
+    let Some(binary) = std::env::var_os("VECTORLAY_TEST_AGENT") else {
+        skip("idle_memory", "VECTORLAY_TEST_AGENT names no static binary");
+        return;
+    };
+    let (_node, plane, agent) =
+        connected("budgets-memory", |node| node.binary = Some(PathBuf::from(&binary)));
+    // What it takes for its checks and reports it must not go on taking more of.
+    for _ in 0..3 {
+        let mark = plane.mark();
+        agent.signal(Signal::HUP);
+        plane.wait_event_after(mark, WAIT, |event| event["type"] == "system_info");
+    }
+    let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", agent.pid())).unwrap();
+    let measure = |field: &str| -> u64 {
+        let line = rollup.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    };
+    let (resident, dirty) = (measure("Rss:"), measure("Private_Dirty:"));
+    assert!(resident <= RESIDENT_MAX, "{resident} bytes resident");
+    assert!(dirty <= PRIVATE_DIRTY_MAX, "{dirty} bytes private and dirty");
+}
+
+#[test]
+fn aarch64_registers_and_reports_over_tls() {
+    let Some(binary) = std::env::var_os("VECTORLAY_TEST_AGENT_AARCH64") else {
+        skip("aarch64_registers_and_reports_over_tls", "VECTORLAY_TEST_AGENT_AARCH64 names no binary");
+        return;
+    };
+    let qemu = std::env::var("PATH").unwrap_or_default();
+    let qemu =
+        std::env::split_paths(&qemu).map(|dir| dir.join("qemu-aarch64-static")).find(|path| path.exists());
+    let Some(qemu) = qemu else {
+        skip("aarch64_registers_and_reports_over_tls", "there is no qemu-aarch64-static");
+        return;
+    };
+    let (_node, plane, mut agent) = connected("budgets-aarch64", |node| {
+        node.binary = Some(PathBuf::from(&binary));
+        node.around = vec![qemu.to_str().unwrap().to_owned()];
+    });
+    let info = plane.wait_event(WAIT, |event| event["type"] == "system_info");
+    assert_eq!(info["payload"]["arch"], "aarch64", "{info}");
+    agent.signal(Signal::TERM);
+    assert_eq!(agent.wait_exit(WAIT), 0);
+}

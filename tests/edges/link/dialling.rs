@@ -1,0 +1,158 @@
+//! One attempt, and the ways in which it fails.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vectorlay::core::wire::{DownReason, LinkEvent, LinkId, LinkOrder};
+use vectorlay::link::RETRY_AFTER_MAX;
+
+use super::peers;
+use super::rig::{LONG, Rig};
+
+#[test]
+fn the_upgrade_says_who_asks() {
+    let (tx, rx) = channel();
+    let address = peers::tcp("127.0.0.1:0", move |mut stream| {
+        tx.send(peers::request(&mut stream).0).unwrap();
+    });
+    let rig = Rig::new(&format!("ws://{address}/api/ws?x=1"));
+    rig.dial(1);
+    let head = rx.recv_timeout(LONG).unwrap();
+    for line in [
+        "get /api/ws?x=1 http/1.1\r\n",
+        "\r\nauthorization: bearer vtk_secret\r\n",
+        "\r\nx-node-id: node-7\r\n",
+        concat!("\r\nuser-agent: vectorlay-agent/", env!("CARGO_PKG_VERSION"), "\r\n"),
+        &format!("\r\nhost: {address}\r\n"),
+    ] {
+        assert!(head.contains(line), "{line:?} is not in {head}");
+    }
+    rig.down(1);
+    rig.link.order(LinkOrder::Dial { link: LinkId(2), node: None, credential: None });
+    let head = rx.recv_timeout(LONG).unwrap();
+    assert!(!head.contains("authorization") && !head.contains("x-node-id"), "{head}");
+}
+
+#[test]
+fn names_and_both_families() {
+    for (at, host) in [("127.0.0.1:0", "127.0.0.1"), ("127.0.0.1:0", "localhost"), ("[::1]:0", "[::1]")] {
+        if TcpListener::bind(at).is_err() {
+            println!("skipped: this machine has no {at}");
+            continue;
+        }
+        let address = peers::tcp(at, |stream| drop(tungstenite::accept(stream).unwrap().read()));
+        Rig::new(&format!("ws://{host}:{}/", address.port())).up(1);
+    }
+}
+
+#[test]
+fn answers_that_are_no_upgrade() {
+    let check = |answer: &str, why: DownReason, retry: Option<u64>, words: &str| {
+        let rig = Rig::new(&format!("ws://{}/api/ws", peers::http(answer)));
+        rig.dial(1);
+        let down = rig.down(1);
+        assert_eq!((down.why, down.retry_after), (why, retry.map(Duration::from_secs)), "{answer}");
+        assert!(down.detail.contains(words), "{answer}: {}", down.detail);
+    };
+    use DownReason::{Http, NoConnection};
+    check("HTTP/1.1 503 Busy\r\nRetry-After: 7\r\n\r\n", Http(503), Some(7), "503");
+    check(
+        "HTTP/1.1 429 Slow\r\nRetry-After: 999999\r\n\r\n",
+        Http(429),
+        Some(RETRY_AFTER_MAX.as_secs()),
+        "429",
+    );
+    check("HTTP/1.1 503 Busy\r\nRetry-After: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n", Http(503), Some(0), "");
+    check("HTTP/1.1 503 Busy\r\nRetry-After: soon\r\n\r\n", Http(503), None, "server's own log");
+    check(
+        "HTTP/1.1 302 Found\r\nLocation: https://x.example/\r\n\r\n",
+        Http(302),
+        None,
+        "https://x.example/",
+    );
+    // The rig asks as a node that is registered.
+    check("HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n", Http(401), None, "move that file away");
+    check("HTTP/1.1 410 Gone\r\n\r\n", Http(410), None, "removed");
+    check("HTTP/1.1 200 OK\r\n\r\nhello", Http(200), None, "check the URL");
+    check("", NoConnection, None, "without an answer");
+    check("SSH-2.0-OpenSSH_9.2\r\n\r\n", NoConnection, None, "no upgrade");
+    check(
+        "HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n",
+        NoConnection,
+        None,
+        "no upgrade",
+    );
+}
+
+#[test]
+fn servers_that_are_not_there() {
+    let check = |url: &str, words: &[&str]| {
+        let rig = Rig::new(url);
+        rig.dial(1);
+        let down = rig.down(1);
+        assert_eq!(down.why, DownReason::NoConnection);
+        assert!(words.iter().any(|word| down.detail.contains(word)), "{}", down.detail);
+    };
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    check(&format!("ws://127.0.0.1:{port}/"), &["127.0.0.1: Connection refused"]);
+    check(&format!("ws://localhost:{port}/"), &["127.0.0.1: Connection refused"]);
+    // Where no name server answers, the deadline is as good.
+    check("wss://nothing.invalid/", &["looking up nothing.invalid", "name servers for nothing.invalid"]);
+}
+
+#[test]
+fn an_attempt_can_be_given_up() {
+    let address = peers::tcp("127.0.0.1:0", |mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    for scheme in ["ws", "wss"] {
+        let rig = Rig::new(&format!("{scheme}://{address}/"));
+        for (link, close) in [(1, true), (2, false)] {
+            let order = match close {
+                true => LinkOrder::Close { link: LinkId(link), code: 1001, reason: "" },
+                false => LinkOrder::Abandon(LinkId(link)),
+            };
+            let began = Instant::now();
+            rig.dial(link);
+            thread::sleep(Duration::from_millis(50));
+            // Not for this attempt: must not end it, nor keep the thread from sleeping.
+            rig.link.order(LinkOrder::Abandon(LinkId(link - 1)));
+            rig.link.order(order);
+            let down = rig.down(link);
+            assert_eq!(down.why, DownReason::Broken);
+            assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+        }
+    }
+}
+
+#[test]
+fn an_attempt_given_up_in_the_queue_never_begins() {
+    let url = peers::ws(|mut socket| while socket.read().is_ok() {});
+    let rig = Rig::new(&url);
+    // While the first dials, the second is ordered and given up again.
+    rig.dial(1);
+    rig.dial(2);
+    rig.link.order(LinkOrder::Abandon(LinkId(2)));
+    rig.dial(3);
+    let (mut ups, mut downs) = (Vec::new(), Vec::new());
+    while ups.last() != Some(&3) {
+        match rig.any() {
+            (link, LinkEvent::Up) => ups.push(link.0),
+            (link, LinkEvent::Down(_)) => downs.push(link.0),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(downs, [1, 2]);
+}
+
+#[test]
+fn a_server_that_drips_before_closing_is_no_upgrade() {
+    let address = peers::tcp("127.0.0.1:0", |mut stream| {
+        peers::request(&mut stream);
+        stream.write_all(b"HTTP/1.1 101 Sw").unwrap();
+    });
+    let rig = Rig::new(&format!("ws://{address}/"));
+    rig.dial(1);
+    assert_eq!(rig.down(1).why, DownReason::NoConnection);
+}

@@ -1,0 +1,74 @@
+//! What the README and the unit file say is so.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use vectorlay::config::TABLE;
+
+use crate::skip::skip;
+
+const README: &str = include_str!("../../README.md");
+
+/// The rows of the table whose header begins with `header`, as cells without backquotes.
+fn table(header: &str) -> Vec<Vec<String>> {
+    let rows = README.lines().skip_while(|line| !line.starts_with(header)).skip(2);
+    let cells = |line: &str| {
+        line.trim_matches('|').split(" | ").map(|cell| cell.trim().replace('`', "")).collect::<Vec<_>>()
+    };
+    rows.take_while(|line| line.starts_with('|')).map(cells).collect()
+}
+
+#[test]
+fn every_setting_stands_there_with_its_default() {
+    let told: Vec<(String, String)> =
+        table("| setting |").iter().map(|row| (row[0].clone(), row[1].clone())).collect();
+    let known: Vec<(String, String)> =
+        TABLE.iter().map(|row| (row.name.to_owned(), row.default.unwrap_or_default().to_owned())).collect();
+    assert_eq!(told, known);
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let manifest = include_str!("../../Cargo.toml");
+    let dependencies: BTreeSet<String> = manifest
+        .lines()
+        .skip_while(|line| *line != "[dependencies]")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .map(|line| line.split(' ').next().unwrap_or_default().to_owned())
+        .collect();
+    let reasons: BTreeSet<String> = table("| crate |")
+        .iter()
+        .flat_map(|row| row[0].replace(", with ring", "").split(", ").map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    assert_eq!(dependencies, reasons);
+}
+
+#[test]
+fn every_script_that_it_names_is_there() {
+    let named = README.split(|c: char| !(c.is_ascii_alphanumeric() || "/-._".contains(c)));
+    let mut found = 0;
+    for script in named.filter(|word| word.starts_with("scripts/") && word.contains('.')) {
+        assert!(std::path::Path::new(script).exists(), "{script}");
+        found += 1;
+    }
+    assert!(found > 5, "the README names its scripts");
+}
+
+#[test]
+fn systemd_understands_the_unit() {
+    let unit = include_str!("../../scripts/vectorlay-agent.service");
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        return skip("systemd_understands_the_unit", "there is no systemd-analyze");
+    }
+    let dir = std::env::temp_dir().join(format!("vectorlay-unit-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("vectorlay-agent.service");
+    std::fs::write(&path, unit.replace("/usr/local/bin/vectorlay-agent", "/bin/true")).unwrap();
+    let verified = Command::new("systemd-analyze").arg("verify").arg(&path).output().unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    // It ends with 0 on keys that it does not know: what it says is what counts.
+    let said = String::from_utf8_lossy(&verified.stderr);
+    let ours: Vec<&str> = said.lines().filter(|line| line.contains("vectorlay-agent")).collect();
+    assert!(verified.status.success() && ours.is_empty(), "{said}");
+}
