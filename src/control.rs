@@ -195,7 +195,7 @@ fn refusal(error: &str) -> String {
 
 fn request_line(request: Request) -> String {
     let mut object = serde_json::Map::new();
-    object.insert("request".to_owned(), request.word().into());
+    object.insert("request".to_owned(), request.as_str().into());
     if let Some(address) = request.address() {
         object.insert("address".to_owned(), address.to_string().into());
     }
@@ -365,7 +365,7 @@ impl fmt::Display for Error {
             }
             Self::Refused { request, error } => {
                 // The word on the socket is the command's two, joined.
-                write!(f, "{}: {error}", request.word().replace('-', " "))?;
+                write!(f, "{}: {error}", request.as_str().replace('-', " "))?;
                 match request.address() {
                     Some(_) => f.write_str("; see `vectorlay-agent status`"),
                     None => Ok(()),

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use crate::core::{EarlierCall, Tidy};
+use crate::core::{Cleanup, LeftoverCall};
 use crate::engine::orphans::{self, Call, Process};
 use crate::engine::{logs, orphans::Leak};
 
@@ -35,7 +35,7 @@ pub struct Settings {
 enum Order {
     Find,
     End(String),
-    Tidy(Tidy),
+    Tidy(Cleanup),
 }
 
 /// The janitor's handle.
@@ -52,7 +52,7 @@ impl Janitor {
     /// The kernel's, when it gives no thread.
     pub fn start(
         settings: Settings,
-        found: impl Fn(Option<BTreeMap<String, EarlierCall>>) + Send + 'static,
+        found: impl Fn(Option<BTreeMap<String, LeftoverCall>>) + Send + 'static,
     ) -> io::Result<Self> {
         let (orders, received) = channel();
         Builder::new().name("janitor".into()).spawn(move || work(&settings, &received, &found))?;
@@ -70,7 +70,7 @@ impl Janitor {
     }
 
     /// Removes what belongs to no container any more. Never blocks.
-    pub fn tidy(&self, tidy: Tidy) {
+    pub fn tidy(&self, tidy: Cleanup) {
         let _ = self.orders.send(Order::Tidy(tidy));
     }
 }
@@ -78,7 +78,7 @@ impl Janitor {
 fn work(
     settings: &Settings,
     orders: &Receiver<Order>,
-    found: &impl Fn(Option<BTreeMap<String, EarlierCall>>),
+    found: &impl Fn(Option<BTreeMap<String, LeftoverCall>>),
 ) {
     let mut bound_due = Instant::now();
     // Helpers seen once may be on their way out: they are ended when they are seen again.
@@ -102,7 +102,7 @@ fn work(
 }
 
 /// The calls of an earlier process, by deploy; `None`: /proc cannot be read, and nothing may be concluded.
-fn find(settings: &Settings) -> Option<BTreeMap<String, EarlierCall>> {
+fn find(settings: &Settings) -> Option<BTreeMap<String, LeftoverCall>> {
     let run = |call| match call {
         Call::Run(deploy, call) => Some((deploy, call)),
         Call::Other(_) => None,
@@ -135,7 +135,7 @@ fn end_process(process: Process) {
     }
 }
 
-fn tidy_up(settings: &Settings, tidy: &Tidy, suspects: &mut BTreeSet<(i32, u64)>) {
+fn tidy_up(settings: &Settings, tidy: &Cleanup, suspects: &mut BTreeSet<(i32, u64)>) {
     if let Some(dir) = &settings.logs {
         logs::remove_others(dir, &tidy.deploys);
     }

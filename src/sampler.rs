@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use crate::core::facts::{Check, Gpu, GpuUse, Hardware, Usage};
+use crate::core::inventory::{Check, Gpu, GpuUse, Hardware, Usage};
 use crate::host::apart::Apart;
 use crate::host::dependencies::{self, Checker};
 use crate::host::{self, memory, storage};
@@ -153,7 +153,7 @@ fn serve(name: &str, mut work: impl FnMut(u64) + Send + 'static) -> io::Result<S
 
 struct UsageReader {
     root: PathBuf,
-    storage: Apart<Option<(crate::core::facts::Storage, u64)>>,
+    storage: Apart<Option<(crate::core::inventory::Storage, u64)>>,
     utilization: Apart<Vec<GpuUse>>,
 }
 
@@ -196,7 +196,7 @@ impl Inventory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::facts::{Health, Verdict};
+    use crate::core::inventory::{Health, Verdict};
     use crate::host::dependencies::Places;
     use crate::host::files::fixture::Fixture;
     use crate::types::PciAddress;

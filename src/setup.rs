@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, GpuCdi, GpuHandover, LogDriver};
-use crate::core::facts::{Gpu, GpuUse};
+use crate::core::inventory::{Gpu, GpuUse};
 use crate::engine::cli::{
     Cli, DEFAULT_PATH, Flavour, Handover, LogChoice, LogSetting, Shim, cdi_obstacle, choose_log,
 };

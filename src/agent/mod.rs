@@ -28,8 +28,8 @@ use crate::cli::VERSION;
 use crate::config::Config;
 use crate::control::Control;
 use crate::core::operator::ControlId;
-use crate::core::record::{Record, RecordFile, StoreEvent};
-use crate::core::{self, Action, Core, End, Event, Limits, Origin};
+use crate::core::persistence::{Record, RecordFile, StoreEvent};
+use crate::core::{self, Action, Core, End, Event, Origin};
 use crate::digest::{hex, keyed_hash};
 use crate::engine::cli::LogChoice;
 use crate::engine::watcher::{self, Watcher};
@@ -98,7 +98,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     timers::heartbeat(events).map_err(|e| Error::Start("the heartbeat's thread", e.to_string()))?;
 
     let mut actions = Vec::new();
-    let mut core = Core::new(Instant::now(), limits(config), origin, &mut actions);
+    let mut core = Core::new(Instant::now(), core_settings(config), origin, &mut actions);
     loop {
         for action in actions.drain(..) {
             log::debug!("do: {action}");
@@ -131,8 +131,8 @@ fn next_event(core: &Core, received: &Receiver<Event>) -> Event {
     }
 }
 
-fn limits(config: &Config) -> Limits {
-    Limits {
+fn core_settings(config: &Config) -> core::Settings {
+    core::Settings {
         version: VERSION,
         runtime: config.runtime.clone(),
         workers: config.workers,
@@ -313,7 +313,7 @@ impl Edges {
         let send = to_main(events);
         let janitor =
             janitor::Settings { root: config.root.clone(), logs, log_bytes: config.log_size_mb << 20 };
-        let janitor = Janitor::start(janitor, move |orphans| send(Event::Orphans(orphans)))
+        let janitor = Janitor::start(janitor, move |orphans| send(Event::LeftoverCalls(orphans)))
             .map_err(|e| started("the janitor")(&e))?;
         let send = to_main(events);
         let control =
@@ -329,9 +329,9 @@ impl Edges {
             Action::CancelJob(id) => self.pool.cancel(id),
             Action::Watch(container, pid) => self.watcher.watch(container, pid),
             Action::Unwatch(container) => self.watcher.unwatch(container),
-            Action::FindOrphans => self.janitor.find(),
-            Action::EndOrphan(deploy) => self.janitor.end(deploy),
-            Action::Tidy(tidy) => self.janitor.tidy(tidy),
+            Action::FindLeftoverCalls => self.janitor.find(),
+            Action::EndLeftoverCalls(deploy) => self.janitor.end(deploy),
+            Action::CleanUp(tidy) => self.janitor.tidy(tidy),
             Action::Sample(sample) => self.sampler.order(match sample {
                 core::Sample::Usage => sampler::Sample::Usage,
                 core::Sample::Checks => sampler::Sample::Checks,

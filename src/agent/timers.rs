@@ -31,7 +31,7 @@ pub(super) fn heartbeat(events: SyncSender<Event>) -> io::Result<()> {
         loop {
             let wait = next.saturating_duration_since(Instant::now());
             if nothing.recv_timeout(wait) != Err(RecvTimeoutError::Timeout)
-                || events.send(Event::Beat).is_err()
+                || events.send(Event::HeartbeatDue).is_err()
             {
                 return;
             }

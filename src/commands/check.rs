@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use crate::core::facts::Check;
+use crate::core::inventory::Check;
 use crate::host::dependencies::{self, Checker, Inputs, Shim};
 use crate::sorted::sorted;
 

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
-use crate::core::facts::{Gpu, Hardware, Health, Storage, Verdict};
+use crate::core::inventory::{Gpu, Hardware, Health, Storage, Verdict};
 
 /// Writes what the machine is. `storage` is `None` when the data path's file system could not be read.
 pub fn run(hardware: &Hardware, storage: Option<&Storage>, as_json: bool, out: &mut dyn Write) {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::check::Remark;
 use crate::config::Config;
-use crate::core::facts::{Gpu, Health, Verdict};
+use crate::core::inventory::{Gpu, Health, Verdict};
 use crate::engine::cli::Handover;
 use crate::host::dependencies::{self, Shim};
 use crate::host::gpus::Watch;

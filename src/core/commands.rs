@@ -167,8 +167,8 @@ impl Core {
                 "the node is draining or in maintenance: it takes no deploys",
             ));
         }
-        if self.queue.len() >= self.limits.queue_limit {
-            let limit = self.limits.queue_limit;
+        if self.queue.len() >= self.settings.queue_limit {
+            let limit = self.settings.queue_limit;
             return Some(Refusal::new(Code::Busy, format!("{limit} deploys are waiting already")));
         }
         let waiting = |id| self.replicas.get(id).and_then(|replica| replica.deploy.as_ref()?.work.as_ref());
@@ -337,19 +337,19 @@ impl Core {
         let busy = self.jobs.values().filter(|purpose| matches!(purpose, Purpose::Logs { .. })).count();
         match container {
             Some(_) if busy >= LOGS_MAX => {
-                let words = format!("{LOGS_MAX} logs are being read already: ask again later");
-                let failure = Failure { kind: FailureKind::Refused, words };
+                let message = format!("{LOGS_MAX} logs are being read already: ask again later");
+                let failure = Failure { kind: FailureKind::Refused, message };
                 self.tell_logs(&replica, request.as_ref(), Err(failure), out);
             }
             Some(container) => {
                 _ = self.submit(Job::Logs(container, tail), Purpose::Logs { replica, request }, out)
             }
             None => {
-                let words = match self.replicas.get(&replica) {
+                let message = match self.replicas.get(&replica) {
                     None if self.table_ready => "there is no container of this replica",
                     None | Some(_) => "its container is not known yet, or gone already",
                 };
-                let failure = Failure { kind: FailureKind::NoSuchContainer, words: words.to_owned() };
+                let failure = Failure { kind: FailureKind::NoSuchContainer, message: message.to_owned() };
                 self.tell_logs(&replica, request.as_ref(), Err(failure), out);
             }
         }

@@ -23,7 +23,7 @@ impl Core {
             self.replicas.values().map(|r| (r.id.to_string(), replica(r))).collect();
         let result = |entry: &Entry| {
             json!({
-                "type": entry.kind.word(),
+                "type": entry.kind.as_str(),
                 "replica": entry.replica.as_str(),
                 "request": entry.request.as_ref().map(RequestId::as_str),
                 "spec": entry.spec,
@@ -34,7 +34,7 @@ impl Core {
         let held: Vec<String> = self.gpus.held_back().map(|gpu| gpu.to_string()).collect();
         json!({
             "version": VERSION,
-            "mode": self.node.mode().word(),
+            "mode": self.node.mode().as_str(),
             "gpus_held_back": held,
             "replicas": replicas,
             "results": results,
@@ -185,7 +185,7 @@ fn replica(replica: &Replica) -> Value {
     if let Some(deploy) = &replica.deploy {
         let mut pending = json!({ "requests": request_list(&deploy.requests) });
         if let (Some((refusal, _)), Some(map)) = (&deploy.refusal, pending.as_object_mut()) {
-            map.insert("code".into(), refusal.code.word().into());
+            map.insert("code".into(), refusal.code.as_str().into());
             map.insert("error".into(), refusal.error.as_str().into());
         }
         map.insert("pending".into(), pending);

@@ -34,7 +34,7 @@ impl Core {
             return;
         }
         self.ending =
-            Some(Ending { grace: now + self.limits.grace, flush: None, closing: false, told: false });
+            Some(Ending { grace: now + self.settings.grace, flush: None, closing: false, told: false });
         self.waiting.clear();
         let refusal = || Refusal::new(Code::Interrupted, "the agent was ended before the deploy was started");
         for id in self.queue.iter().cloned().collect::<Vec<_>>() {

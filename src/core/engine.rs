@@ -47,7 +47,7 @@ impl Engine {
 
     /// Why it counts as gone, if so.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.down.as_ref().map(|words| format!("the container engine does not answer: {words}"))
+        self.down.as_ref().map(|message| format!("the container engine does not answer: {message}"))
     }
 
     /// How old the last complete listing is.
@@ -84,9 +84,11 @@ impl Core {
         };
         match failure {
             None => self.engine_answers(now),
-            Some(Failure { kind: FailureKind::Unavailable, words }) => self.engine_silent(now, words.clone()),
-            Some(Failure { kind: FailureKind::Deadline, words }) if look => {
-                self.engine_silent(now, words.clone())
+            Some(Failure { kind: FailureKind::Unavailable, message }) => {
+                self.engine_silent(now, message.clone())
+            }
+            Some(Failure { kind: FailureKind::Deadline, message }) if look => {
+                self.engine_silent(now, message.clone())
             }
             Some(Failure {
                 kind: FailureKind::NoImage | FailureKind::NameTaken | FailureKind::NoSuchContainer,
@@ -109,9 +111,9 @@ impl Core {
         }
     }
 
-    fn engine_silent(&mut self, now: Instant, words: String) {
+    fn engine_silent(&mut self, now: Instant, message: String) {
         self.engine.heard = now;
-        if self.engine.down.replace(words).is_none() {
+        if self.engine.down.replace(message).is_none() {
             self.node.want_checks(now);
         }
     }
@@ -135,7 +137,7 @@ impl Core {
         if self.list_wanted(now) && self.engine.list_after <= now {
             self.engine.listing = true;
             // What is wanted from here on is not in this one.
-            self.engine.list_due = now + self.limits.reconcile;
+            self.engine.list_due = now + self.settings.reconcile;
             let began = self.tick;
             self.submit(Job::List, Purpose::List(began), out);
         }

@@ -6,12 +6,12 @@ use std::fmt;
 use log::Level;
 use serde_json::Value;
 
-use super::facts::{Check, Hardware, Usage};
+use super::cleanup::Cleanup;
+use super::identity::Identity;
+use super::inventory::{Check, Hardware, Usage};
 use super::job::{Job, JobId, Outcome};
+use super::link_api::{LinkCommand, LinkEvent, LinkId};
 use super::operator::{ControlId, Request};
-use super::record::Identity;
-use super::tidy::Tidy;
-use super::wire::{LinkEvent, LinkId, LinkOrder};
 use crate::types::{ContainerId, PciAddress, ReplicaId};
 
 /// A reading of the host.
@@ -27,7 +27,7 @@ pub enum Sample {
 
 /// A `run` that an earlier process called, as its labels say.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EarlierCall {
+pub struct LeftoverCall {
     /// Of which replica.
     pub replica: ReplicaId,
     /// The GPUs that it claimed.
@@ -40,7 +40,7 @@ pub enum Event {
     /// Nothing but time passed.
     Tick,
     /// The heartbeat's timer fired.
-    Beat,
+    HeartbeatDue,
     /// Something happened on a link.
     Link(LinkId, LinkEvent),
     /// A job came back.
@@ -50,7 +50,7 @@ pub enum Event {
     /// The process that stands for a container cannot be watched.
     Unwatchable(ContainerId),
     /// The calls of an earlier process that are still at work, by their deploy. `None`: they cannot be looked for.
-    Orphans(Option<BTreeMap<String, EarlierCall>>),
+    LeftoverCalls(Option<BTreeMap<String, LeftoverCall>>),
     /// A reading of what changes all the time.
     Usage(Usage),
     /// A reading of what the host is made of.
@@ -79,7 +79,7 @@ pub enum Event {
 #[derive(Debug)]
 pub enum Action {
     /// For the link thread.
-    Link(LinkOrder),
+    Link(LinkCommand),
     /// For the pool.
     Job(JobId, Job),
     /// Give a job up, if that does no harm.
@@ -89,11 +89,11 @@ pub enum Action {
     /// Watch it no longer.
     Unwatch(ContainerId),
     /// Look for CLI calls of an earlier process.
-    FindOrphans,
+    FindLeftoverCalls,
     /// End the CLI calls of an earlier process for this deploy.
-    EndOrphan(String),
-    /// Tidy up.
-    Tidy(Tidy),
+    EndLeftoverCalls(String),
+    /// Delete what no container needs any more: log files, helper processes.
+    CleanUp(Cleanup),
     /// Read something of the host.
     Sample(Sample),
     /// Save the record under this number.
@@ -133,7 +133,7 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tick => f.write_str("tick"),
-            Self::Beat => f.write_str("heartbeat due"),
+            Self::HeartbeatDue => f.write_str("heartbeat due"),
             Self::Link(link, event) => {
                 let what = match event {
                     LinkEvent::Up => "up",
@@ -149,8 +149,10 @@ impl fmt::Display for Event {
             Self::Job(job, outcome) => write!(f, "{job}: {outcome}"),
             Self::ProcessEnded(container) => write!(f, "process of {} ended", container.short()),
             Self::Unwatchable(container) => write!(f, "process of {} cannot be watched", container.short()),
-            Self::Orphans(None) => f.write_str("calls of an earlier process cannot be looked for"),
-            Self::Orphans(Some(calls)) => write!(f, "{} calls of an earlier process at work", calls.len()),
+            Self::LeftoverCalls(None) => f.write_str("calls of an earlier process cannot be looked for"),
+            Self::LeftoverCalls(Some(calls)) => {
+                write!(f, "{} calls of an earlier process at work", calls.len())
+            }
             Self::Usage(_) => f.write_str("usage read"),
             Self::Hardware(_) => f.write_str("hardware read"),
             Self::Check(check) => write!(f, "{} checked", check.name),
@@ -170,20 +172,20 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Link(order) => match order {
-                LinkOrder::Dial { link, .. } => write!(f, "{link}: dial"),
-                LinkOrder::Register { link, .. } => write!(f, "{link}: register"),
-                LinkOrder::Send(link, text) => write!(f, "{link}: send {} bytes", text.len()),
-                LinkOrder::Ping(link, number) => write!(f, "{link}: ping {number}"),
-                LinkOrder::Close { link, code, .. } => write!(f, "{link}: close with {code}"),
-                LinkOrder::Abandon(link) => write!(f, "{link}: abandon"),
+                LinkCommand::Dial { link, .. } => write!(f, "{link}: dial"),
+                LinkCommand::Register { link, .. } => write!(f, "{link}: register"),
+                LinkCommand::Send(link, text) => write!(f, "{link}: send {} bytes", text.len()),
+                LinkCommand::Ping(link, number) => write!(f, "{link}: ping {number}"),
+                LinkCommand::Close { link, code, .. } => write!(f, "{link}: close with {code}"),
+                LinkCommand::Abandon(link) => write!(f, "{link}: abandon"),
             },
             Self::Job(id, job) => write!(f, "{id}: {job}"),
             Self::CancelJob(id) => write!(f, "{id}: cancel"),
             Self::Watch(container, pid) => write!(f, "watch {pid} for {}", container.short()),
             Self::Unwatch(container) => write!(f, "watch nothing for {}", container.short()),
-            Self::FindOrphans => f.write_str("look for calls of an earlier process"),
-            Self::EndOrphan(deploy) => write!(f, "end the calls for deploy {deploy}"),
-            Self::Tidy(tidy) => write!(f, "tidy up after {} containers", tidy.gone.len()),
+            Self::FindLeftoverCalls => f.write_str("look for calls of an earlier process"),
+            Self::EndLeftoverCalls(deploy) => write!(f, "end the calls for deploy {deploy}"),
+            Self::CleanUp(cleanup) => write!(f, "clean up after {} containers", cleanup.gone.len()),
             Self::Sample(sample) => write!(f, "read {sample:?}"),
             Self::Save(seq, _) => write!(f, "save record {seq}"),
             Self::SaveIdentity(_) => f.write_str("save the identity"),

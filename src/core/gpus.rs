@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::facts::{Gpu, Health, Verdict};
+use super::inventory::{Gpu, Health, Verdict};
 use crate::types::{PciAddress, ReplicaId};
 
 /// A GPU that this many readings in a row do not show is gone, unless a replica has it.
@@ -219,7 +219,7 @@ impl Gpus {
         let (health, mut reason) = if slot.missed > 0 {
             ("unknown", Some("missing from the last reading of the bus".to_owned()))
         } else {
-            (slot.gpu.health.word(), slot.gpu.health.reason().map(str::to_owned))
+            (slot.gpu.health.as_str(), slot.gpu.health.reason().map(str::to_owned))
         };
         // A holder of our own makes the host call it busy: that is no obstacle worth a word.
         if let (Verdict::Obstructed(why) | Verdict::Held(why), None) =

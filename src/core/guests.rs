@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::facts::GpuUse;
+use super::inventory::GpuUse;
 use super::job::{Job, Vendor};
 use super::replica::Phase;
 use super::{Action, Core, Purpose};
@@ -47,7 +47,7 @@ pub(super) struct Seen {
 impl Core {
     /// Asks each running replica that has GPUs which the host cannot see into, if that is allowed.
     pub(super) fn ask_guests(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if !self.limits.ask_guests {
+        if !self.settings.ask_guests {
             return;
         }
         let replicas = &self.replicas;

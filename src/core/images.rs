@@ -33,7 +33,7 @@ enum State {
 impl Core {
     /// A reading of the data path's use arrived: begins, goes on or ends.
     pub(super) fn make_room(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let Some((high, low)) = self.limits.image_marks else { return };
+        let Some((high, low)) = self.settings.image_marks else { return };
         let Some(percent) = self.node.usage_percent() else { return };
         match std::mem::take(&mut self.images.state) {
             State::Idle => {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::facts::GpuUse;
+use super::inventory::GpuUse;
 use crate::types::{ContainerId, EnvName, ImageRef, PciAddress, ReplicaId, Secret};
 
 /// The label that makes a container ours; its value is the replica's ID.
@@ -273,8 +273,8 @@ pub enum InspectedState {
 pub struct Failure {
     /// What kind of failure it is.
     pub kind: FailureKind,
-    /// The engine's own words as one readable line without secrets, or ours where it had none.
-    pub words: String,
+    /// The engine's own text as one readable line without secrets, or ours if it had none.
+    pub message: String,
 }
 
 /// The kinds of failure that the core tells apart.
@@ -298,6 +298,6 @@ pub enum FailureKind {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.words)
+        f.write_str(&self.message)
     }
 }

@@ -140,7 +140,7 @@ impl Core {
         let may_pull = !deploy.pulled && deploy.work.as_ref().is_some_and(|work| work.pull != Pull::Never);
         match failure.kind {
             FailureKind::NoImage if may_pull => self.pull(now, id, out),
-            FailureKind::NameTaken if let Some(holder) = holder(&failure.words) => {
+            FailureKind::NameTaken if let Some(holder) = holder(&failure.message) => {
                 let job = self.submit(Job::Inspect(holder), Purpose::Replica(id.clone()), out);
                 self.enter(id, Phase::Naming(job, failure));
             }
@@ -169,7 +169,7 @@ impl Core {
     }
 
     fn pull(&mut self, now: Instant, id: &ReplicaId, out: &mut Vec<Action>) {
-        if let Some(refusal) = self.node.too_little_space(self.limits.min_free_bytes) {
+        if let Some(refusal) = self.node.too_little_space(self.settings.min_free_bytes) {
             self.fail(now, id, refusal);
             return;
         }
@@ -386,7 +386,7 @@ impl Core {
                         self.enter(&id, Phase::Stopping(container, Some(job), at));
                     }
                 }
-                Phase::Exited(_, _, since) if since + self.limits.retention <= now => {
+                Phase::Exited(_, _, since) if since + self.settings.retention <= now => {
                     replica.enter(Phase::Clearing(Step::Look(tick)), tick);
                     self.disk.dirty();
                 }
@@ -405,7 +405,7 @@ impl Core {
                         self.disk.dirty();
                     }
                     let calls = self.orphans.iter().filter(|(_, call)| call.replica == id);
-                    out.extend(calls.map(|(deploy, _)| Action::EndOrphan(deploy.clone())));
+                    out.extend(calls.map(|(deploy, _)| Action::EndLeftoverCalls(deploy.clone())));
                 }
                 Phase::Unverified
                 | Phase::Orphaned(_)
@@ -429,7 +429,7 @@ impl Core {
                 let record = replica.stop.as_ref().and_then(|stop| self.disk.opens(now, &stop.gate));
                 Some(record.map_or(*at, |record| record.max(*at)))
             }
-            Phase::Exited(_, _, since) => Some(*since + self.limits.retention),
+            Phase::Exited(_, _, since) => Some(*since + self.settings.retention),
             Phase::Clearing(Step::Pause(at)) | Phase::Orphaned(at) => Some(*at),
             Phase::Queued => replica.deploy.as_ref().map(|deploy| {
                 self.disk.opens(now, &deploy.gate).map_or(deploy.deadline, |opens| opens.min(deploy.deadline))
@@ -490,7 +490,7 @@ impl Core {
     /// Starts deploys from the queue, in order, as far as there are places.
     fn admit(&mut self, now: Instant, out: &mut Vec<Action>) {
         let busy = self.replicas.values().filter(|replica| replica.is_starting()).count();
-        let mut places = self.limits.workers.saturating_sub(busy);
+        let mut places = self.settings.workers.saturating_sub(busy);
         for id in self.queue.iter().cloned().collect::<Vec<_>>() {
             let Some(deploy) = self.replicas.get(&id).and_then(|r| r.deploy.as_ref()) else { continue };
             if deploy.deadline <= now {
@@ -601,9 +601,9 @@ fn too_late() -> Refusal {
     Refusal::new(Code::Timeout, "its deadline passed before it could be started")
 }
 
-/// The ID of the container that holds a name, in the engine's words about it.
-fn holder(words: &str) -> Option<ContainerId> {
-    words.split(|c: char| !c.is_ascii_alphanumeric()).find_map(|word| ContainerId::new(word).ok())
+/// The ID of the container that holds a name, in the engine's message about it.
+fn holder(message: &str) -> Option<ContainerId> {
+    message.split(|c: char| !c.is_ascii_alphanumeric()).find_map(|word| ContainerId::new(word).ok())
 }
 
 /// `text` with what a label's value may not have replaced.

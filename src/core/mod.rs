@@ -7,7 +7,7 @@
 //! - `session`: registering, connecting, liveness, when to try again
 //! - `commands`, `life` and `listing`, over the tables of [`replica`]: what is done in each state of a replica
 //! - `telling`: results and refusals; `ending`: SIGTERM
-//! - [`outbox`]: results until the peer has them; `document`, [`record`] and [`disk`]: what survives the process
+//! - [`outbox`]: results until the peer has them; `document`, [`persistence`] and [`disk`]: what survives the process
 //! - [`gpus`]: who has which GPU; `guests`: how busy they are; `images`: room for images; `engine`: whether it answers; [`node`]: states and messages
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,32 +16,34 @@ use std::time::{Duration, Instant};
 use log::Level;
 use serde_json::json;
 
+pub use self::cleanup::Cleanup;
 use self::ending::Ending;
-pub use self::event::{Action, EarlierCall, End, Event, Sample};
-use self::facts::{Gpu, Hardware};
+pub use self::event::{Action, End, Event, LeftoverCall, Sample};
+use self::identity::Identity;
+use self::inventory::{Gpu, Hardware};
 use self::job::{Job, JobId};
 use self::key::Key;
 use self::node::Mode;
 use self::operator::{ControlId, Request};
 use self::outbox::{Kind, Outbox};
 use self::random::Random;
-use self::record::Identity;
 use self::replica::{Phase, Replica};
 use self::session::Session;
-pub use self::tidy::Tidy;
 use crate::protocol::Inbound;
 use crate::types::{ContainerId, PciAddress, ReplicaId, RequestId, Secret};
 
+mod cleanup;
 mod commands;
 pub mod disk;
 mod document;
 mod ending;
 mod engine;
 mod event;
-pub mod facts;
 pub mod gpus;
 mod guests;
+pub mod identity;
 mod images;
+pub mod inventory;
 pub mod job;
 mod key;
 pub mod life;
@@ -49,13 +51,13 @@ mod listing;
 pub mod node;
 pub mod operator;
 pub mod outbox;
+pub mod persistence;
 pub mod random;
-pub mod record;
 pub mod replica;
 pub mod session;
 mod telling;
-mod tidy;
-pub mod wire;
+
+pub mod link_api;
 
 /// How often the CLI calls of an earlier process are looked for while one is waited for.
 const ORPHANS_EVERY: Duration = Duration::from_secs(1);
@@ -64,9 +66,9 @@ const ORPHANS_AGAIN: Duration = Duration::from_secs(10);
 /// How long after a failed save of the identity it is tried again.
 const IDENTITY_AGAIN: Duration = Duration::from_secs(10);
 
-/// What the settings and the build say, as far as the core decides by it.
+/// Settings that the core's decisions depend on.
 #[derive(Debug, Clone)]
-pub struct Limits {
+pub struct Settings {
     /// The agent's version.
     pub version: &'static str,
     /// The containers' runtime.
@@ -130,7 +132,7 @@ pub(super) enum Purpose {
 /// The agent's state. See the module.
 #[derive(Debug)]
 pub struct Core {
-    limits: Limits,
+    settings: Settings,
     key: Key,
     random: Random,
     /// Counts the events: orders what was asked before and after a change.
@@ -150,13 +152,13 @@ pub struct Core {
     waiting: VecDeque<(Instant, Inbound)>,
     /// The containers are known: a listing has been taken up.
     table_ready: bool,
-    orphans: BTreeMap<String, EarlierCall>,
+    orphans: BTreeMap<String, LeftoverCall>,
     orphans_known: bool,
     orphans_due: Option<Instant>,
     /// The tick at which a call of an earlier process was last found to be over.
     orphans_over: u64,
     gpus: gpus::Gpus,
-    ours: tidy::Ours,
+    ours: cleanup::Ours,
     images: images::Images,
     guests: guests::Guests,
     outbox: Outbox,
@@ -171,14 +173,14 @@ pub struct Core {
 
 impl Core {
     /// A core that has seen nothing yet, and what is to be done first.
-    pub fn new(now: Instant, limits: Limits, origin: Origin, out: &mut Vec<Action>) -> Self {
+    pub fn new(now: Instant, settings: Settings, origin: Origin, out: &mut Vec<Action>) -> Self {
         let Origin { identity, fresh_key, token, record, seed } = origin;
         let known = identity.as_ref().and_then(|identity| identity.spec_key);
         let keyless = identity.is_some() && known.is_none();
         let key = Key(known.unwrap_or(fresh_key));
         let identity = identity.map(|identity| (identity.node_id, identity.node_token));
         let mut core = Self {
-            limits,
+            settings,
             key,
             random: Random::new(seed),
             tick: 1,
@@ -199,7 +201,7 @@ impl Core {
             orphans_due: None,
             orphans_over: 0,
             gpus: gpus::Gpus::default(),
-            ours: tidy::Ours::default(),
+            ours: cleanup::Ours::default(),
             images: images::Images::default(),
             guests: guests::Guests::default(),
             outbox: Outbox::default(),
@@ -217,7 +219,7 @@ impl Core {
         if keyless {
             core.save_identity(out);
         }
-        out.push(Action::FindOrphans);
+        out.push(Action::FindLeftoverCalls);
         core.maintain(now, out);
         core
     }
@@ -227,7 +229,7 @@ impl Core {
         self.tick += 1;
         match event {
             Event::Tick => {}
-            Event::Beat => {
+            Event::HeartbeatDue => {
                 self.beat(now, out);
                 self.sample(Sample::Usage, now, out);
                 self.ask_guests(now, out);
@@ -236,7 +238,7 @@ impl Core {
             Event::Job(job, outcome) => self.outcome(now, job, outcome, out),
             Event::ProcessEnded(container) => self.process_ended(now, &container),
             Event::Unwatchable(container) => self.unwatchable(&container),
-            Event::Orphans(orphans) => self.orphans(now, orphans),
+            Event::LeftoverCalls(orphans) => self.orphans(now, orphans),
             Event::Usage(usage) => {
                 self.node.usage(usage);
                 self.make_room(now, out);
@@ -300,7 +302,7 @@ impl Core {
         out.extend(self.news.drain(..).map(|(level, text)| Action::Log(level, text)));
         if self.orphans_due.is_some_and(|at| at <= now) {
             self.orphans_due = None;
-            out.push(Action::FindOrphans);
+            out.push(Action::FindLeftoverCalls);
         }
         if self.identity_retry.is_some_and(|at| at <= now) {
             self.identity_retry = None;
@@ -313,13 +315,13 @@ impl Core {
 
     fn hardware(&mut self, now: Instant, hardware: Hardware) {
         let gpus: &[Gpu] = &hardware.gpus;
-        if self.gpus.reading(now, self.limits.gpu_retest, gpus) {
+        if self.gpus.reading(now, self.settings.gpu_retest, gpus) {
             self.node.want_info();
         }
         self.node.hardware(now, hardware);
     }
 
-    fn orphans(&mut self, now: Instant, orphans: Option<BTreeMap<String, EarlierCall>>) {
+    fn orphans(&mut self, now: Instant, orphans: Option<BTreeMap<String, LeftoverCall>>) {
         let Some(orphans) = orphans else {
             self.orphans_due = Some(now + ORPHANS_AGAIN);
             return;

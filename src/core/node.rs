@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use super::facts::{Check, GpuUse, Hardware, Storage, Usage};
+use super::inventory::{Check, GpuUse, Hardware, Storage, Usage};
+use super::link_api::LinkCommand;
 use super::replica::{Code, Phase, Refusal, Replica};
-use super::wire::LinkOrder;
 use super::{Action, Core, Sample};
 use crate::protocol::{self, PROTOCOL_VERSION};
 
@@ -37,7 +37,7 @@ pub enum Mode {
 
 impl Mode {
     /// The word in the record and on the wire.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Online => "online",
             Self::Draining => "draining",
@@ -47,7 +47,7 @@ impl Mode {
 
     /// The mode with this word.
     pub fn read(word: &str) -> Option<Self> {
-        [Self::Online, Self::Draining, Self::Maintenance].into_iter().find(|mode| mode.word() == word)
+        [Self::Online, Self::Draining, Self::Maintenance].into_iter().find(|mode| mode.as_str() == word)
     }
 }
 
@@ -196,7 +196,7 @@ impl Core {
         match sample {
             Sample::Checks => {
                 self.node.checks_under_way = true;
-                self.node.checks_due = now + self.limits.recheck;
+                self.node.checks_due = now + self.settings.recheck;
             }
             Sample::Hardware => {
                 self.node.hardware_due = now + HARDWARE_EVERY;
@@ -226,7 +226,7 @@ impl Core {
         let Some(link) = self.session.flowing() else { return };
         if self.node.told.as_ref().is_none_or(|(told, why)| *told != state || *why != reason) {
             let payload = json!({ "state": state, "reason": reason });
-            out.push(Action::Link(LinkOrder::Send(link, protocol::write("node_state", payload))));
+            out.push(Action::Link(LinkCommand::Send(link, protocol::write("node_state", payload))));
             out.push(Action::info(format!(
                 "node state: {state}{}{reason}",
                 if reason.is_empty() { "" } else { ": " }
@@ -270,7 +270,7 @@ impl Core {
         reasons.extend(self.disk.trouble(now));
         reasons.extend(self.identity_trouble.clone());
         let state = match self.node.mode {
-            Mode::Maintenance | Mode::Draining => self.node.mode.word(),
+            Mode::Maintenance | Mode::Draining => self.node.mode.as_str(),
             Mode::Online if reasons.is_empty() => "online",
             Mode::Online => "degraded",
         };
@@ -290,14 +290,14 @@ impl Core {
             "gpuInfo": lines,
             "storage": self.storage(),
             "dependencies": self.dependencies(),
-            "agent_version": self.limits.version,
+            "agent_version": self.settings.version,
             "protocol_version": PROTOCOL_VERSION,
             "machine_id": hardware.machine_id,
             "boot_id": hardware.boot_id,
             "arch": hardware.arch,
             "kernel": hardware.kernel,
             "state": self.state(now).0,
-            "runtime": self.limits.runtime,
+            "runtime": self.settings.runtime,
             "gpus": self.gpu_list(),
         });
         if let (Some(node), Some(map)) = (self.session.node(), info.as_object_mut()) {
@@ -312,7 +312,7 @@ impl Core {
         json!({
             "machine_id": hardware.map_or("", |h| h.machine_id.as_str()),
             "hostname": hardware.map_or("", |h| h.hostname.as_str()),
-            "agent_version": self.limits.version,
+            "agent_version": self.settings.version,
             "system_info": self.system_info(now),
         })
         .to_string()
@@ -357,17 +357,18 @@ impl Core {
 
     /// The GPUs, as `system_info` and `status` show them.
     pub(super) fn gpu_list(&self) -> Vec<Value> {
-        let one = |(gpu, health, reason, assignable): (&super::facts::Gpu, &str, Option<String>, bool)| {
-            let mut described = gpu.described();
-            let holder = self.gpus.holder(gpu.address).map(ToString::to_string);
-            described.insert("health".into(), health.into());
-            let unknown = || "whether a container has it is not known yet".to_owned();
-            let reason = if self.table_ready { reason } else { Some(reason.unwrap_or_else(unknown)) };
-            described.insert("assignable".into(), (assignable && self.table_ready).into());
-            described.insert("reason".into(), json!(reason));
-            described.insert("replica_id".into(), json!(holder));
-            Value::Object(described)
-        };
+        let one =
+            |(gpu, health, reason, assignable): (&super::inventory::Gpu, &str, Option<String>, bool)| {
+                let mut described = gpu.described();
+                let holder = self.gpus.holder(gpu.address).map(ToString::to_string);
+                described.insert("health".into(), health.into());
+                let unknown = || "whether a container has it is not known yet".to_owned();
+                let reason = if self.table_ready { reason } else { Some(reason.unwrap_or_else(unknown)) };
+                described.insert("assignable".into(), (assignable && self.table_ready).into());
+                described.insert("reason".into(), json!(reason));
+                described.insert("replica_id".into(), json!(holder));
+                Value::Object(described)
+            };
         self.gpus.describe().into_iter().map(one).collect()
     }
 
@@ -403,7 +404,7 @@ impl Core {
         let gpus = self.gpu_use(now);
         json!({
             "node_id": self.session.node().map(|node| node.as_str()),
-            "version": self.limits.version,
+            "version": self.settings.version,
             "state": state,
             "reason": reason,
             "link": link,

@@ -35,7 +35,7 @@ pub enum Request {
 
 impl Request {
     /// Its word on the socket.
-    pub const fn word(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Status => "status",
             Self::Drain => "drain",
@@ -58,6 +58,6 @@ impl Request {
 
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
+        f.write_str(self.as_str())
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
-use super::wire::LinkId;
+use super::link_api::LinkId;
 use crate::types::{ReplicaId, RequestId};
 
 /// How long a result waits for its word to be on disk before it is sent all the same: a bad disk is reported, it
@@ -38,7 +38,7 @@ pub enum Kind {
 
 impl Kind {
     /// The message's type.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Deploy => "deploy_result",
             Self::Stop => "stop_result",
@@ -48,7 +48,7 @@ impl Kind {
 
     /// The kind with this word.
     pub fn read(word: &str) -> Option<Self> {
-        [Self::Deploy, Self::Stop, Self::Exit].into_iter().find(|kind| kind.word() == word)
+        [Self::Deploy, Self::Stop, Self::Exit].into_iter().find(|kind| kind.as_str() == word)
     }
 }
 
@@ -149,7 +149,7 @@ impl Outbox {
             if entry.gate.as_ref().is_none_or(&open) {
                 entry.gate = None;
                 entry.sent = Some((link, ping));
-                out.push((entry.kind.word(), entry.payload.clone()));
+                out.push((entry.kind.as_str(), entry.payload.clone()));
             } else {
                 held.push(entry.replica.clone());
             }

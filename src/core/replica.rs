@@ -76,7 +76,7 @@ impl Code {
     ];
 
     /// The wire's word.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         Self::ALL.iter().find(|(code, _)| *code == self).map_or("", |(_, word)| word)
     }
 
@@ -118,7 +118,7 @@ impl Refusal {
             }
             FailureKind::NameTaken | FailureKind::NoSuchContainer | FailureKind::Refused => Code::PullFailed,
         };
-        Self { code, error: failure.words }
+        Self { code, error: failure.message }
     }
 }
 
@@ -532,7 +532,7 @@ mod tests {
     fn codes_are_the_wires_words() {
         for (code, word) in Code::ALL {
             assert_eq!(Code::read(word), Some(code));
-            assert_eq!(code.word(), word);
+            assert_eq!(code.as_str(), word);
         }
         assert_eq!(Code::read("other"), None);
     }

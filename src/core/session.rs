@@ -7,8 +7,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::record::Identity;
-use super::wire::{Down, DownReason, LinkEvent, LinkId, LinkOrder, Registration};
+use super::identity::Identity;
+use super::link_api::{Down, DownReason, LinkCommand, LinkEvent, LinkId, Registration};
 use super::{Action, Core, End, Sample};
 use crate::protocol::{self, Inbound, OFFLINE_AFTER, Unusable};
 use crate::types::{NodeId, Secret};
@@ -374,12 +374,12 @@ impl Core {
             State::Idle(at) if *at <= now => self.attempt(now, out),
             State::Gathering(until) if *until <= now || self.node.facts_complete() => self.register(now, out),
             State::Registering(link, guard) | State::Dialing(link, guard) if *guard <= now => {
-                out.push(Action::Link(LinkOrder::Abandon(*link)));
+                out.push(Action::Link(LinkCommand::Abandon(*link)));
                 self.session.failures += 1;
                 self.try_later(now, false, None, "the attempt to connect hangs: given up", out);
             }
             State::Closing(link, until) if *until <= now => {
-                out.push(Action::Link(LinkOrder::Abandon(*link)));
+                out.push(Action::Link(LinkCommand::Abandon(*link)));
                 self.session.state = State::Over;
             }
             State::Up(up) => {
@@ -392,7 +392,7 @@ impl Core {
                         (false, _) => "the server did not name this node within 30 s",
                     };
                     let lived = now.saturating_duration_since(up.since);
-                    out.push(Action::Link(LinkOrder::Abandon(link)));
+                    out.push(Action::Link(LinkCommand::Abandon(link)));
                     if lived >= GOOD_LIFE {
                         self.session.failures = 0;
                     }
@@ -428,7 +428,7 @@ impl Core {
                 let node = node.clone();
                 let credential = self.session.node_token.clone().or_else(|| token.clone());
                 let link = self.session.next_link();
-                out.push(Action::Link(LinkOrder::Dial { link, node, credential }));
+                out.push(Action::Link(LinkCommand::Dial { link, node, credential }));
                 self.session.state = State::Dialing(link, now + DIAL_DEADLINE + DIAL_GUARD);
             }
         }
@@ -438,7 +438,7 @@ impl Core {
         let Some(token) = self.session.token.clone() else { return };
         let body = self.registration_body(now);
         let link = self.session.next_link();
-        out.push(Action::Link(LinkOrder::Register { link, token, body }));
+        out.push(Action::Link(LinkCommand::Register { link, token, body }));
         self.session.state = State::Registering(link, now + DIAL_DEADLINE + DIAL_GUARD);
     }
 
@@ -454,7 +454,7 @@ impl Core {
         };
         if inform {
             let text = protocol::write("system_info", self.system_info(now));
-            out.push(Action::Link(LinkOrder::Send(link, text)));
+            out.push(Action::Link(LinkCommand::Send(link, text)));
             self.set_informed(if complete { Informed::Wholly } else { Informed::Partly });
             self.node.take_info_wanted();
         }
@@ -469,19 +469,19 @@ impl Core {
             let results = self.outbox.take_unsent(link, up.pings + 1, gate);
             let ping = !results.is_empty() || up.ping_due <= now;
             for (kind, payload) in results {
-                out.push(Action::Link(LinkOrder::Send(link, protocol::write(kind, payload.into()))));
+                out.push(Action::Link(LinkCommand::Send(link, protocol::write(kind, payload.into()))));
             }
             if ping {
                 up.pings += 1;
                 up.ping_due = now + PING_EVERY;
-                out.push(Action::Link(LinkOrder::Ping(link, up.pings)));
+                out.push(Action::Link(LinkCommand::Ping(link, up.pings)));
             }
         } else if let State::Up(up) = &mut self.session.state
             && up.ping_due <= now
         {
             up.pings += 1;
             up.ping_due = now + PING_EVERY;
-            out.push(Action::Link(LinkOrder::Ping(link, up.pings)));
+            out.push(Action::Link(LinkCommand::Ping(link, up.pings)));
         }
     }
 
@@ -501,7 +501,7 @@ impl Core {
     pub(super) fn beat(&mut self, now: Instant, out: &mut Vec<Action>) {
         if let Some(link) = self.session.flowing() {
             let text = protocol::write("heartbeat", self.heartbeat(now));
-            out.push(Action::Link(LinkOrder::Send(link, text)));
+            out.push(Action::Link(LinkCommand::Send(link, text)));
             self.session.last_beat = Some(now);
         }
     }
@@ -511,11 +511,11 @@ impl Core {
         match &self.session.state {
             State::Up(up) => {
                 let link = up.link;
-                out.push(Action::Link(LinkOrder::Close { link, code: 1001, reason: "agent stops" }));
+                out.push(Action::Link(LinkCommand::Close { link, code: 1001, reason: "agent stops" }));
                 self.session.state = State::Closing(link, now + CLOSE_WITHIN);
             }
             State::Registering(link, _) | State::Dialing(link, _) => {
-                out.push(Action::Link(LinkOrder::Abandon(*link)));
+                out.push(Action::Link(LinkCommand::Abandon(*link)));
                 self.session.state = State::Over;
             }
             State::Idle(_) | State::Gathering(_) => self.session.state = State::Over,

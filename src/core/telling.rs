@@ -6,9 +6,9 @@ use log::Level;
 use serde_json::{Map, Value};
 
 use super::job::Failure;
+use super::link_api::LinkCommand;
 use super::outbox::{Entry, Kind};
 use super::replica::{Code, Deploy, Exit, Phase, Refusal, Replica, same_spec};
-use super::wire::LinkOrder;
 use super::{Action, Core};
 use crate::protocol::{self, Command};
 use crate::types::{ReplicaId, RequestId};
@@ -84,7 +84,7 @@ impl Core {
     /// Sends a result that there is no room to keep.
     fn send_unkept(&self, kind: Kind, payload: Map<String, Value>, out: &mut Vec<Action>) {
         if let Some(link) = self.session.flowing() {
-            out.push(Action::Link(LinkOrder::Send(link, protocol::write(kind.word(), payload.into()))));
+            out.push(Action::Link(LinkCommand::Send(link, protocol::write(kind.as_str(), payload.into()))));
         }
     }
 
@@ -274,7 +274,7 @@ impl Core {
     pub(super) fn tell_progress(&self, replica: &ReplicaId, status: &str, out: &mut Vec<Action>) {
         if let Some(link) = self.session.flowing() {
             let text = protocol::write("replica_status", payload(replica, status).into());
-            out.push(Action::Link(LinkOrder::Send(link, text)));
+            out.push(Action::Link(LinkCommand::Send(link, text)));
         }
     }
 
@@ -289,13 +289,13 @@ impl Core {
         let mut payload = Map::new();
         payload.insert("replica_id".into(), replica.as_str().into());
         let (lines, truncated) = result.unwrap_or_else(|failure| {
-            payload.insert("error".into(), failure.words.into());
+            payload.insert("error".into(), failure.message.into());
             (Vec::new(), false)
         });
         payload.insert("lines".into(), lines.into());
         payload.insert("truncated".into(), truncated.into());
         let payload = with_request(payload, request);
-        out.push(Action::Link(LinkOrder::Send(link, protocol::write("logs", payload.into()))));
+        out.push(Action::Link(LinkCommand::Send(link, protocol::write("logs", payload.into()))));
     }
 }
 
@@ -309,7 +309,7 @@ fn payload(replica: &ReplicaId, status: &str) -> Map<String, Value> {
 
 fn refusal_payload(replica: &ReplicaId, refusal: &Refusal) -> Map<String, Value> {
     let mut payload = payload(replica, "failed");
-    payload.insert("code".into(), refusal.code.word().into());
+    payload.insert("code".into(), refusal.code.as_str().into());
     payload.insert("error".into(), refusal.error.as_str().into());
     payload
 }

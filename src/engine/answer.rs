@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::cli::LABEL_NONE;
 use super::words;
-use crate::core::facts::GpuUse;
+use crate::core::inventory::GpuUse;
 use crate::core::job::{
     Failure, FailureKind, Inspected, InspectedState, Job, Listed, ListedStatus, Outcome, RunJob, Vendor,
 };
@@ -106,7 +106,7 @@ fn succeeded<'a>(job: &Job, result: &'a Result<Finished, Error>) -> Result<&'a F
     match result {
         Ok(finished) if finished.ended == Ended::Exit(0) => Ok(finished),
         Ok(finished) => Err(failure(job, finished)),
-        Err(error) => Err(Failure { kind: FailureKind::Unavailable, words: error.to_string() }),
+        Err(error) => Err(Failure { kind: FailureKind::Unavailable, message: error.to_string() }),
     }
 }
 
@@ -120,19 +120,19 @@ fn failure(job: &Job, finished: &Finished) -> Failure {
     match finished.ended {
         Ended::Deadline => Failure {
             kind: FailureKind::Deadline,
-            words: words::one_line(&ours(format!("{} did not finish within {seconds} s", verb(job)))),
+            message: words::one_line(&ours(format!("{} did not finish within {seconds} s", verb(job)))),
         },
         Ended::Cancelled => Failure {
             kind: FailureKind::Deadline,
-            words: format!("{} was cancelled after {seconds} s", verb(job)),
+            message: format!("{} was cancelled after {seconds} s", verb(job)),
         },
         Ended::Signal(signal) => Failure {
             kind: FailureKind::Refused,
-            words: words::one_line(&ours(format!("{} was ended by signal {signal}", verb(job)))),
+            message: words::one_line(&ours(format!("{} was ended by signal {signal}", verb(job)))),
         },
         Ended::Exit(code) => Failure {
             kind: kind(job, &bare),
-            words: if said.is_empty() {
+            message: if said.is_empty() {
                 format!("{} ended with status {code} and said nothing; see the engine's log", verb(job))
             } else {
                 said
@@ -217,7 +217,7 @@ fn values(run: &RunJob) -> Vec<&str> {
 fn unreadable(what: &str, why: &str) -> Failure {
     Failure {
         kind: FailureKind::Refused,
-        words: format!("cannot read what {what} printed: {why}; check the container CLI's version"),
+        message: format!("cannot read what {what} printed: {why}; check the container CLI's version"),
     }
 }
 
@@ -271,7 +271,7 @@ fn uses(finished: &Finished, vendor: Vendor) -> Result<Vec<GpuUse>, Failure> {
 fn removed(job: &Job, id: &ContainerId, result: &Result<Finished, Error>) -> Result<(), Failure> {
     let finished = match result {
         Ok(finished) => finished,
-        Err(error) => return Err(Failure { kind: FailureKind::Unavailable, words: error.to_string() }),
+        Err(error) => return Err(Failure { kind: FailureKind::Unavailable, message: error.to_string() }),
     };
     let echoed = String::from_utf8_lossy(&finished.stdout).lines().any(|line| line.trim() == id.as_str());
     if finished.ended == Ended::Exit(0) && echoed {
@@ -492,7 +492,7 @@ mod tests {
                 }
                 other => panic!("{other:?}"),
             };
-            assert_eq!((failure.kind, failure.words.as_str()), (kind, words), "{stderr}");
+            assert_eq!((failure.kind, failure.message.as_str()), (kind, words), "{stderr}");
         };
         use FailureKind::{NameTaken, NoImage, NoSuchContainer, Refused, Unavailable};
         let stop = Job::Stop(id(), Duration::ZERO);
@@ -559,7 +559,7 @@ mod tests {
     fn ended_from_outside() {
         let check = |ended, kind, words: &str| {
             let Outcome::Pulled(Err(failure)) = answer(&pull(), ended, "", "layer 1") else { panic!() };
-            assert_eq!((failure.kind, failure.words.as_str()), (kind, words));
+            assert_eq!((failure.kind, failure.message.as_str()), (kind, words));
         };
         check(Ended::Deadline, FailureKind::Deadline, "the engine's pull did not finish within 7 s: layer 1");
         check(Ended::Cancelled, FailureKind::Deadline, "the engine's pull was cancelled after 7 s");

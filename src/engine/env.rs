@@ -152,8 +152,8 @@ fn steers_the_host(name: &str) -> bool {
     prefixed || upper.ends_with("_PROXY") || RESERVED.contains(&upper.as_str())
 }
 
-fn impossible(words: String) -> Failure {
-    Failure { kind: FailureKind::Impossible, words }
+fn impossible(message: String) -> Failure {
+    Failure { kind: FailureKind::Impossible, message }
 }
 
 #[cfg(test)]
@@ -201,8 +201,8 @@ mod tests {
         let check = |name: &str, value: &str, why: &str| {
             let failure = one(name, value).unwrap_err();
             assert_eq!(failure.kind, FailureKind::Impossible);
-            assert!(failure.words.contains(name) && failure.words.contains(why), "{failure}");
-            assert!(!failure.words.contains("hunter2"), "{failure}");
+            assert!(failure.message.contains(name) && failure.message.contains(why), "{failure}");
+            assert!(!failure.message.contains("hunter2"), "{failure}");
         };
         for name in [
             "PATH",

@@ -220,9 +220,9 @@ impl Manager {
                 self.running.push((id, Running { lane, cancel, overdue, placed: true }));
             }
             Err(error) => {
-                let words =
+                let message =
                     format!("cannot start a thread for {shown}: {error}; raise the limit of processes");
-                (self.sink)(id, answer::failed(&shown, Failure { kind: FailureKind::Unavailable, words }));
+                (self.sink)(id, answer::failed(&shown, Failure { kind: FailureKind::Unavailable, message }));
             }
         }
     }
@@ -237,8 +237,8 @@ impl Manager {
         for lane in &mut self.lanes {
             if let Some(at) = lane.waiting.iter().position(|(waiting, _)| *waiting == id) {
                 let Some((id, job)) = lane.waiting.remove(at) else { return };
-                let words = format!("{job} was cancelled before it began");
-                (self.sink)(id, answer::failed(&job, Failure { kind: FailureKind::Deadline, words }));
+                let message = format!("{job} was cancelled before it began");
+                (self.sink)(id, answer::failed(&job, Failure { kind: FailureKind::Deadline, message }));
                 return;
             }
         }
@@ -306,8 +306,8 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
             Some(credentials)
         }
         Some(Err(error)) => {
-            let words = error.to_string();
-            return answer::failed(job, Failure { kind: FailureKind::Refused, words });
+            let message = error.to_string();
+            return answer::failed(job, Failure { kind: FailureKind::Refused, message });
         }
     };
     answer::outcome(job, &process::run(&program, &bounds, cancel))
@@ -437,7 +437,7 @@ mod tests {
         bench.pool.cancel(JobId(2));
         let (id, outcome) = bench.next();
         let Outcome::Pulled(Err(failure)) = outcome else { panic!() };
-        assert_eq!((id, failure.words.as_str()), (2, "pull bb:1 was cancelled before it began"));
+        assert_eq!((id, failure.message.as_str()), (2, "pull bb:1 was cancelled before it began"));
         bench.pool.cancel(JobId(1));
         let (id, outcome) = bench.next();
         let Outcome::Pulled(Err(failure)) = outcome else { panic!() };
@@ -456,7 +456,7 @@ mod tests {
         };
         bench.submit(1, pull(Some(auth)));
         let (_, Outcome::Pulled(Err(failure))) = bench.next() else { panic!() };
-        assert_eq!(failure.words, "bad ***");
+        assert_eq!(failure.message, "bad ***");
         let read = |name: &str| std::fs::read_to_string(bench.dir.join(name)).unwrap();
         assert!(read("config").contains("hunter2"));
         assert!(!std::path::Path::new(read("where").trim()).exists());

@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::cli::MARK;
-use crate::core::EarlierCall;
+use crate::core::LeftoverCall;
 use crate::core::job::{LABEL_DEPLOY, LABEL_GPUS, LABEL_REPLICA};
 use crate::types::{ContainerId, PciAddress, ReplicaId};
 
@@ -58,7 +58,7 @@ pub struct Orphan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
     /// `run`, for the deploy of this ID (its label).
-    Run(String, EarlierCall),
+    Run(String, LeftoverCall),
     /// Another one: the verb (`pull`, `stop`, `rm`, `ps`, …).
     Other(String),
 }
@@ -183,7 +183,7 @@ fn call_of(cmdline: &[u8], environ: impl FnOnce() -> Vec<u8>) -> Option<Call> {
     {
         let gpus = label(LABEL_GPUS).unwrap_or_default();
         let gpus = gpus.split('+').filter_map(|gpu| PciAddress::parse(gpu).ok()).collect();
-        return Some(Call::Run(deploy, EarlierCall { replica, gpus }));
+        return Some(Call::Run(deploy, LeftoverCall { replica, gpus }));
     }
     starting_with(&environ(), &mark).map(Call::Other)
 }
@@ -279,7 +279,7 @@ mod tests {
         };
         let run = |gpus: &[&str]| {
             let gpus = gpus.iter().map(|gpu| PciAddress::parse(gpu).unwrap()).collect();
-            Some(Call::Run("d1".into(), EarlierCall { replica: ReplicaId::new("r").unwrap(), gpus }))
+            Some(Call::Run("d1".into(), LeftoverCall { replica: ReplicaId::new("r").unwrap(), gpus }))
         };
         check(
             &["nerdctl", "run", "--label=vectorlay.replica=r", "--label=vectorlay.deploy=d1", "bb:1"],

@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use super::files;
 use super::handover::{self, Way};
 use super::yaml;
-use crate::core::facts::Gpu;
+use crate::core::inventory::Gpu;
 
 /// How many files of one folder are read. Tools write one for each kind.
 const FILES_MAX: usize = 64;

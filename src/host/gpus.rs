@@ -12,7 +12,7 @@ use super::iommu::{self, Iommu};
 use super::kernel_log;
 use super::lspci::{self, Named};
 use super::pci::{self, Function, Unreadable};
-use crate::core::facts::Gpu;
+use crate::core::inventory::Gpu;
 use crate::types::PciAddress;
 
 /// Corrected errors are counted in this time.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::pci::{self, AMD, NVIDIA};
 use super::sysfs;
-use crate::core::facts::{Gpu, Verdict};
+use crate::core::inventory::{Gpu, Verdict};
 use crate::types::PciAddress;
 
 /// The node that all of AMD's GPUs share for computing.

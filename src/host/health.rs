@@ -14,7 +14,7 @@ use std::path::Path;
 use super::kernel_log::{Finding, Weight};
 use super::pci::{self, Function};
 use super::sysfs;
-use crate::core::facts::Health;
+use crate::core::inventory::Health;
 
 /// The standard header of the config space, which everybody may read, in bytes.
 const CONFIG_HEADER: usize = 64;

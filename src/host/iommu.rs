@@ -12,7 +12,7 @@ use std::path::Path;
 use super::holders::Holders;
 use super::pci::Function;
 use super::sysfs;
-use crate::core::facts::Verdict;
+use crate::core::inventory::Verdict;
 
 /// The kernel's IOMMU, as far as devices can be handed out by it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -29,7 +29,7 @@ pub mod yaml;
 
 use std::path::Path;
 
-use crate::core::facts::{Gpu, Hardware};
+use crate::core::inventory::{Gpu, Hardware};
 
 /// What the machine is, with the GPUs that an inventory found. `machine_id` is empty when nothing tells the machine
 /// from others, a number 0 when the kernel does not tell it.

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use crate::core::facts::Storage;
+use crate::core::inventory::Storage;
 
 /// What statvfs(2) says, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::pci::{self, Function};
 use super::sysfs;
-use crate::core::facts::GpuUse;
+use crate::core::inventory::GpuUse;
 use crate::process::{self, Bounds, Ended, Program};
 use crate::types::PciAddress;
 

@@ -16,7 +16,7 @@ use super::tls::Stream;
 use super::upgrade::UNSENT_MAX;
 use super::wake::Wake;
 use super::{CLOSE_DEADLINE, broken};
-use crate::core::wire::{Down, DownReason, LinkEvent, LinkId};
+use crate::core::link_api::{Down, DownReason, LinkEvent, LinkId};
 use crate::protocol::MESSAGE_MAX;
 
 /// Messages read before the orders are looked at again.

@@ -273,7 +273,7 @@ fn tunnel(sock: &mut Sock, proxy: &Proxy, url: &Url, patience: &Patience) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::wire::LinkId;
+    use crate::core::link_api::LinkId;
     use crate::link::wake::Wake;
 
     #[test]

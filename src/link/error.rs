@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::dates;
-use crate::core::wire::{Down, DownReason};
+use crate::core::link_api::{Down, DownReason};
 
 /// Everything that can go wrong on the way to a connection.
 #[derive(Debug)]

@@ -46,7 +46,7 @@ use self::connection::{Connection, Turn};
 use self::dial::Dialer;
 use self::sock::Patience;
 use self::wake::Wake;
-use crate::core::wire::{Down, DownReason, LinkEvent, LinkId, LinkOrder, Registration};
+use crate::core::link_api::{Down, DownReason, LinkCommand, LinkEvent, LinkId, Registration};
 use crate::types::{NodeId, Secret};
 
 pub use self::dates::RETRY_AFTER_MAX;
@@ -80,7 +80,7 @@ pub struct Settings {
 /// first.
 #[derive(Debug)]
 pub struct Link {
-    orders: Sender<LinkOrder>,
+    orders: Sender<LinkCommand>,
     wake: Arc<Wake>,
 }
 
@@ -107,8 +107,8 @@ pub fn start(settings: Settings, emit: impl Fn(LinkId, LinkEvent) + Send + 'stat
 impl Link {
     /// Gives an order. Never blocks. The queue has no limit of its own: the core admits no more work than it can
     /// answer.
-    pub fn order(&self, order: LinkOrder) {
-        if let LinkOrder::Abandon(link) | LinkOrder::Close { link, .. } = order {
+    pub fn order(&self, order: LinkCommand) {
+        if let LinkCommand::Abandon(link) | LinkCommand::Close { link, .. } = order {
             // An attempt that is under way takes no orders; this is what it looks at.
             self.wake.give_up(link);
         }
@@ -130,7 +130,7 @@ struct Thread {
     url: Url,
     register_url: Url,
     dialer: Dialer,
-    orders: Receiver<LinkOrder>,
+    orders: Receiver<LinkCommand>,
     wake: Arc<Wake>,
     emit: Box<dyn Fn(LinkId, LinkEvent) + Send>,
     current: Option<Connection>,
@@ -179,9 +179,9 @@ impl Thread {
         true
     }
 
-    fn carry_out(&mut self, order: LinkOrder) {
+    fn carry_out(&mut self, order: LinkCommand) {
         match order {
-            LinkOrder::Dial { link, node, credential } => {
+            LinkCommand::Dial { link, node, credential } => {
                 self.end_current(broken("a new attempt took this connection's place"));
                 match self.dial(link, node.as_ref(), credential.as_ref()) {
                     Ok(connection) => {
@@ -191,27 +191,27 @@ impl Thread {
                     Err(error) => (self.emit)(link, LinkEvent::Down(error.down())),
                 }
             }
-            LinkOrder::Register { link, token, body } => {
+            LinkCommand::Register { link, token, body } => {
                 let answer = self.register(link, &token, body);
                 (self.emit)(link, LinkEvent::Registered(answer));
             }
-            LinkOrder::Send(link, text) => {
+            LinkCommand::Send(link, text) => {
                 if let Some(connection) = self.current(link) {
                     connection.send(text);
                 }
             }
-            LinkOrder::Ping(link, number) => {
+            LinkCommand::Ping(link, number) => {
                 if let Some(connection) = self.current(link) {
                     connection.ping(number);
                 }
             }
-            LinkOrder::Close { link, code, reason } => {
+            LinkCommand::Close { link, code, reason } => {
                 if let Some(mut connection) = self.current.take_if(|c| c.link() == link) {
                     let down = connection.close(code, reason, &self.emit, &self.wake);
                     (self.emit)(link, LinkEvent::Down(down));
                 }
             }
-            LinkOrder::Abandon(link) => {
+            LinkCommand::Abandon(link) => {
                 if self.current(link).is_some() {
                     self.end_current(broken("the connection was given up"));
                 }

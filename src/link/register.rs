@@ -18,7 +18,7 @@ use super::sock::Patience;
 use super::tls::Stream;
 use super::upgrade::{USER_AGENT, bearer, location, retry_after};
 use super::url::Url;
-use crate::core::wire::Registration;
+use crate::core::link_api::Registration;
 use crate::protocol::TOKEN_MAX;
 use crate::types::{NodeId, Secret};
 

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::error::Error;
 use super::wake::Wake;
-use crate::core::wire::LinkId;
+use crate::core::link_api::LinkId;
 
 /// How long an attempt may take, and who may end it sooner.
 #[derive(Debug, Clone)]

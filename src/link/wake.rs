@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::core::wire::LinkId;
+use crate::core::link_api::LinkId;
 
 /// The wake-up descriptor and the flag, shared by the thread and its handle.
 #[derive(Debug)]

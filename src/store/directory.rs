@@ -17,7 +17,8 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::identity;
-use crate::core::record::{Identity, RecordFile, STATE_MAX};
+use crate::core::identity::Identity;
+use crate::core::persistence::{RecordFile, STATE_MAX};
 use crate::types::Secret;
 
 /// The most bytes of `node.json`.

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::core::record::Identity;
+use crate::core::identity::Identity;
 use crate::protocol::TOKEN_MAX;
 use crate::types::{NodeId, Secret};
 

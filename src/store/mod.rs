@@ -16,7 +16,7 @@ use std::thread::Builder;
 
 pub use directory::{Directory, Error, Found, Step};
 
-use crate::core::record::{Record, RecordFile, StoreEvent};
+use crate::core::persistence::{Record, RecordFile, StoreEvent};
 use crate::types::Secret;
 
 /// A new key for the specifications' hash.
@@ -130,7 +130,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::core::record::Identity;
+    use crate::core::identity::Identity;
     use crate::types::NodeId;
 
     fn identity() -> Identity {

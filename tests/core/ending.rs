@@ -1,12 +1,12 @@
 //! SIGTERM: no new work, what is in flight within the grace time, the results, a proper close.
 
-use vectorlay::core::wire::{DownReason, LinkOrder};
+use vectorlay::core::link_api::{DownReason, LinkCommand};
 use vectorlay::core::{End, Event};
 
 use crate::rig::{Rig, SECOND, Start};
 
 fn closed(rig: &Rig) -> bool {
-    rig.orders.iter().any(|order| matches!(order, LinkOrder::Close { code: 1001, .. }))
+    rig.orders.iter().any(|order| matches!(order, LinkCommand::Close { code: 1001, .. }))
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use vectorlay::core::Event;
-use vectorlay::core::facts::GpuUse;
+use vectorlay::core::inventory::GpuUse;
 use vectorlay::core::job::{FailureKind, Outcome};
 use vectorlay::core::operator::Request;
 

@@ -1,6 +1,6 @@
 //! Room for images: between the marks the oldest go, one at a time, and never one that a container uses.
 
-use vectorlay::core::facts::{Storage, Usage};
+use vectorlay::core::inventory::{Storage, Usage};
 
 use crate::rig::{Rig, SECOND, Start};
 

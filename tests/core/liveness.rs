@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vectorlay::core::Event;
-use vectorlay::core::wire::{DownReason, LinkEvent, LinkOrder};
+use vectorlay::core::link_api::{DownReason, LinkCommand, LinkEvent};
 
 use crate::rig::{Rig, SECOND, Start, check, hardware};
 
@@ -11,7 +11,7 @@ use crate::rig::{Rig, SECOND, Start, check, hardware};
 fn pause(rig: &mut Rig) -> f32 {
     let began = rig.now;
     rig.orders.clear();
-    while !rig.orders.iter().any(|order| matches!(order, LinkOrder::Dial { .. })) {
+    while !rig.orders.iter().any(|order| matches!(order, LinkCommand::Dial { .. })) {
         rig.wait_in_silence(SECOND / 10);
         assert!(rig.now - began < 60 * SECOND, "it is not tried again");
     }
@@ -24,7 +24,7 @@ fn silence_for_15_s_ends_the_connection() {
     rig.wait_in_silence(14 * SECOND);
     assert!(rig.orders.is_empty());
     rig.wait_in_silence(SECOND);
-    assert!(matches!(rig.orders[..], [LinkOrder::Abandon(_)]));
+    assert!(matches!(rig.orders[..], [LinkCommand::Abandon(_)]));
     let pause = pause(&mut rig);
     assert!((4.0..=6.1).contains(&pause), "{pause}");
 }
@@ -76,7 +76,7 @@ fn a_refusal_of_a_known_node_is_tried_at_the_slowest_pace() {
 #[test]
 fn retry_after_is_honoured() {
     let mut rig = Rig::start(Start::default());
-    let down = vectorlay::core::wire::Down {
+    let down = vectorlay::core::link_api::Down {
         why: DownReason::Http(503),
         retry_after: Some(40 * SECOND),
         detail: "503".into(),
@@ -120,7 +120,7 @@ fn an_attempt_that_says_nothing_is_given_up() {
     let mut rig = Rig::start(Start::default());
     rig.orders.clear();
     rig.wait_in_silence(12 * SECOND);
-    assert!(matches!(rig.orders.first(), Some(LinkOrder::Abandon(_))));
+    assert!(matches!(rig.orders.first(), Some(LinkCommand::Abandon(_))));
     assert!(pause(&mut rig) <= 6.1);
 }
 
@@ -138,7 +138,7 @@ fn events_of_an_earlier_link_are_dropped() {
 #[test]
 fn a_heartbeat_is_sent_at_each_beat_and_a_ping_every_5_s() {
     let mut rig = Rig::online();
-    rig.event(Event::Beat);
+    rig.event(Event::HeartbeatDue);
     assert_eq!(rig.everything_sent(), ["heartbeat"]);
     rig.wait(26 * SECOND);
     assert_eq!(rig.pings.len(), 5);

@@ -1,6 +1,6 @@
 //! Commands that arrive twice, and results that are sent until they are known to have arrived.
 
-use vectorlay::core::wire::DownReason;
+use vectorlay::core::link_api::DownReason;
 
 use crate::rig::{Rig, SECOND};
 

@@ -1,7 +1,7 @@
 //! How a node gets its identity, keeps it, and loses it.
 
 use vectorlay::core::End;
-use vectorlay::core::wire::{DownReason, LinkEvent, LinkOrder, Registration};
+use vectorlay::core::link_api::{DownReason, LinkCommand, LinkEvent, Registration};
 use vectorlay::types::{NodeId, Secret};
 
 use crate::rig::{Rig, SECOND, Start};
@@ -12,7 +12,7 @@ fn new_node() -> Rig {
 
 fn dial(rig: &Rig) -> (Option<&str>, Option<&str>) {
     match rig.orders.last() {
-        Some(LinkOrder::Dial { node, credential, .. }) => {
+        Some(LinkCommand::Dial { node, credential, .. }) => {
             (node.as_ref().map(NodeId::as_str), credential.as_ref().map(Secret::expose))
         }
         other => panic!("no attempt to connect, but {other:?}"),
@@ -27,7 +27,7 @@ fn identity(rig: &Rig) -> (&str, Option<&str>) {
 #[test]
 fn over_http_then_it_connects_with_what_it_got() {
     let mut rig = new_node();
-    assert!(matches!(rig.orders[..], [LinkOrder::Register { .. }]));
+    assert!(matches!(rig.orders[..], [LinkCommand::Register { .. }]));
     let (node, token) = (NodeId::new("n7").unwrap(), Some(Secret::new("nt".into())));
     rig.link(LinkEvent::Registered(Registration::Done { node, token }));
     assert_eq!(identity(&rig), ("n7", Some("nt")));
@@ -60,7 +60,7 @@ fn a_server_that_does_not_name_the_node_is_left_after_30_s() {
     rig.wait(29 * SECOND);
     assert!(rig.orders.is_empty());
     rig.wait(SECOND);
-    assert!(matches!(rig.orders.first(), Some(LinkOrder::Abandon(_))));
+    assert!(matches!(rig.orders.first(), Some(LinkCommand::Abandon(_))));
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn a_removed_node_registers_again_if_it_can_and_its_replicas_stay() {
         rig.deploy("r", "q1");
         rig.down(why);
         rig.wait(7 * SECOND);
-        assert!(matches!(rig.orders.last(), Some(LinkOrder::Register { .. })), "{why:?}");
+        assert!(matches!(rig.orders.last(), Some(LinkCommand::Register { .. })), "{why:?}");
         assert_eq!(rig.up("r"), 1);
     }
     let mut rig = Rig::start(Start { token: None, ..Start::default() });
@@ -101,5 +101,5 @@ fn a_failed_registration_is_tried_again() {
     rig.link(LinkEvent::Registered(Registration::Failed { retry_after: None, detail: "503".into() }));
     rig.orders.clear();
     rig.wait(7 * SECOND);
-    assert!(matches!(rig.orders.last(), Some(LinkOrder::Register { .. })));
+    assert!(matches!(rig.orders.last(), Some(LinkCommand::Register { .. })));
 }

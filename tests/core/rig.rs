@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use vectorlay::core::facts::{Check, Gpu, Hardware, Health, Usage, Verdict};
+use vectorlay::core::identity::Identity;
+use vectorlay::core::inventory::{Check, Gpu, Hardware, Health, Usage, Verdict};
 use vectorlay::core::job::{Job, JobId, Outcome};
+use vectorlay::core::link_api::{Down, DownReason, LinkCommand, LinkEvent, LinkId};
 use vectorlay::core::operator::{ControlId, Request};
-use vectorlay::core::record::Identity;
-use vectorlay::core::wire::{Down, DownReason, LinkEvent, LinkId, LinkOrder};
-use vectorlay::core::{Action, Core, EarlierCall, End, Event, Limits, Origin, Sample};
+use vectorlay::core::{Action, Core, End, Event, LeftoverCall, Origin, Sample, Settings};
 use vectorlay::types::{ContainerId, NodeId, PciAddress, Secret};
 
 use crate::engine::{Engine, Fault, Mode, Status};
@@ -23,7 +23,7 @@ pub struct Start {
     pub token: Option<&'static str>,
     pub record: Option<String>,
     pub engine: Engine,
-    pub orphans: BTreeMap<String, EarlierCall>,
+    pub orphans: BTreeMap<String, LeftoverCall>,
     /// Calls of an earlier process can be looked for.
     pub searching: bool,
     pub gpus: usize,
@@ -63,7 +63,7 @@ pub struct Rig {
     pub started: Vec<String>,
     sent: Vec<String>,
     pub link: Option<LinkId>,
-    pub orders: Vec<LinkOrder>,
+    pub orders: Vec<LinkCommand>,
     pub pings: Vec<u64>,
     pub saving: bool,
     pub record: Option<String>,
@@ -71,7 +71,7 @@ pub struct Rig {
     pub sampling: bool,
     pub usage: Usage,
     pub gpus: usize,
-    pub orphans: BTreeMap<String, EarlierCall>,
+    pub orphans: BTreeMap<String, LeftoverCall>,
     pub searching: bool,
     pub watched: Vec<ContainerId>,
     pub other: Vec<String>,
@@ -85,7 +85,7 @@ impl Rig {
     /// A process that has just been started.
     pub fn start(start: Start) -> Self {
         let now = Instant::now();
-        let limits = Limits {
+        let settings = Settings {
             version: "0",
             runtime: "runc".into(),
             workers: 2,
@@ -112,7 +112,7 @@ impl Rig {
             seed: start.seed,
         };
         let mut out = Vec::new();
-        let core = Core::new(now, limits, origin, &mut out);
+        let core = Core::new(now, settings, origin, &mut out);
         let mut rig = Self {
             now,
             core,
@@ -176,8 +176,8 @@ impl Rig {
                 }
                 Action::Watch(container, _) => self.watched.push(container),
                 Action::Unwatch(container) => self.watched.retain(|watched| *watched != container),
-                Action::FindOrphans => {
-                    events.push(Event::Orphans(self.searching.then(|| self.orphans.clone())));
+                Action::FindLeftoverCalls => {
+                    events.push(Event::LeftoverCalls(self.searching.then(|| self.orphans.clone())));
                 }
                 Action::Sample(sample) if self.sampling => self.sample(sample, &mut events),
                 Action::Save(seq, text) if self.saving => {
@@ -191,9 +191,9 @@ impl Rig {
                 }
                 Action::Reply(_, reply) => self.reply = Some(reply),
                 Action::End(end) => self.end = Some(end),
-                Action::CancelJob(_) | Action::EndOrphan(_) => self.other.push(action.to_string()),
+                Action::CancelJob(_) | Action::EndLeftoverCalls(_) => self.other.push(action.to_string()),
                 Action::Log(level, text) => self.log.push(format!("{level} {text}")),
-                Action::Sample(_) | Action::Tidy(_) => {}
+                Action::Sample(_) | Action::CleanUp(_) => {}
             }
         }
         for event in events {
@@ -249,14 +249,14 @@ impl Rig {
         self.calls.iter().filter(|(_, job)| job.to_string().starts_with(name)).count()
     }
 
-    fn order(&mut self, order: LinkOrder) {
+    fn order(&mut self, order: LinkCommand) {
         match &order {
-            LinkOrder::Dial { link, .. } | LinkOrder::Register { link, .. } => self.link = Some(*link),
-            LinkOrder::Send(_, text) => self.sent.push(line(text)),
-            LinkOrder::Ping(_, number) => self.pings.push(*number),
-            LinkOrder::Close { .. } | LinkOrder::Abandon(_) => {}
+            LinkCommand::Dial { link, .. } | LinkCommand::Register { link, .. } => self.link = Some(*link),
+            LinkCommand::Send(_, text) => self.sent.push(line(text)),
+            LinkCommand::Ping(_, number) => self.pings.push(*number),
+            LinkCommand::Close { .. } | LinkCommand::Abandon(_) => {}
         }
-        if !matches!(order, LinkOrder::Send(..) | LinkOrder::Ping(..)) {
+        if !matches!(order, LinkCommand::Send(..) | LinkCommand::Ping(..)) {
             self.orders.push(order);
         }
     }
@@ -285,7 +285,7 @@ impl Rig {
     /// The attempt that is under way, or the next one, succeeds.
     pub fn connect(&mut self) {
         for _ in 0..60 {
-            if matches!(self.orders.last(), Some(LinkOrder::Dial { .. })) {
+            if matches!(self.orders.last(), Some(LinkCommand::Dial { .. })) {
                 self.orders.clear();
                 self.link(LinkEvent::Up);
                 return;
@@ -323,7 +323,7 @@ impl Rig {
 
     /// The heartbeat's timer fires.
     pub fn beat(&mut self) {
-        self.event(Event::Beat);
+        self.event(Event::HeartbeatDue);
     }
 
     /// Time passes, with a tick at each deadline; the peer stays alive.

@@ -106,7 +106,7 @@ fn a_foreign_container_with_our_name_is_left_alone() {
 fn too_little_space_refuses_a_pull_and_nothing_else() {
     let mut rig = Rig::online();
     rig.usage.free_bytes = Some(1);
-    rig.event(vectorlay::core::Event::Beat);
+    rig.event(vectorlay::core::Event::HeartbeatDue);
     rig.deploy_with("r", "q1", r#","image":"img:far""#);
     rig.deploy("s", "q2");
     assert_eq!(rig.sent(), ["deploy_result r failed:no_disk q1", "deploy_result s running q2"]);

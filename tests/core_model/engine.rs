@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vectorlay::core::facts::GpuUse;
+use vectorlay::core::inventory::GpuUse;
 use vectorlay::core::job::{
     Failure, FailureKind, Inspected, InspectedState, Job, LABEL_DEPLOY, LABEL_REPLICA, LABEL_SPEC, Listed,
     ListedStatus, Outcome, RunJob,
@@ -182,7 +182,7 @@ impl Engine {
     }
 
     fn run(&mut self, run: &RunJob, fault: Fault) -> Result<ContainerId, Failure> {
-        let failure = |kind, words: &str| Err(Failure { kind, words: words.to_owned() });
+        let failure = |kind, message: &str| Err(Failure { kind, message: message.to_owned() });
         match fault {
             Fault::Impossible => return failure(FailureKind::Impossible, "a variable cannot be carried"),
             Fault::Refused => return failure(FailureKind::Refused, "port is already allocated"),
@@ -241,8 +241,8 @@ pub fn guest_use(percent: u8) -> GpuUse {
     GpuUse { source: "guest", busy_percent: Some(percent), memory_mib: Some((20 * 1024, 80 * 1024)) }
 }
 
-pub fn failed(job: &Job, kind: FailureKind, words: &str) -> Outcome {
-    let failure = Failure { kind, words: words.to_owned() };
+pub fn failed(job: &Job, kind: FailureKind, message: &str) -> Outcome {
+    let failure = Failure { kind, message: message.to_owned() };
     match job {
         Job::Run(_) => Outcome::Ran(Err(failure)),
         Job::Pull(_) => Outcome::Pulled(Err(failure)),

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use vectorlay::core::link_api::DownReason;
 use vectorlay::core::operator::Request;
 use vectorlay::core::random::Random;
-use vectorlay::core::wire::DownReason;
 
 use crate::engine::{Fault, Mode, Status};
 use crate::server::{Kind, PLAIN, REPLICAS};

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use vectorlay::core::facts::{Check, Gpu, Hardware, Health, Storage, Usage, Verdict};
+use vectorlay::core::identity::Identity;
+use vectorlay::core::inventory::{Check, Gpu, Hardware, Health, Storage, Usage, Verdict};
 use vectorlay::core::job::{FailureKind, Job, JobId, Outcome, RunJob};
+use vectorlay::core::link_api::{Down, DownReason, LinkCommand, LinkEvent, LinkId, Registration};
 use vectorlay::core::operator::{ControlId, Request};
-use vectorlay::core::record::Identity;
-use vectorlay::core::wire::{Down, DownReason, LinkEvent, LinkId, LinkOrder, Registration};
-use vectorlay::core::{Action, Core, EarlierCall, End, Event, Limits, Origin, Sample};
+use vectorlay::core::{Action, Core, End, Event, LeftoverCall, Origin, Sample, Settings};
 use vectorlay::types::{ContainerId, NodeId, PciAddress, Secret};
 
 use crate::engine::{Engine, Fault, Mode, Status, failed};
@@ -79,7 +79,7 @@ pub struct World {
     pub server: Server,
     flights: Vec<Flight>,
     orphans: Vec<(RunJob, Instant)>,
-    scans: Vec<Option<BTreeMap<String, EarlierCall>>>,
+    scans: Vec<Option<BTreeMap<String, LeftoverCall>>>,
     pub link: Link,
     store: Store,
     identity: Option<Identity>,
@@ -105,8 +105,8 @@ pub struct World {
     pub calm: bool,
 }
 
-fn limits() -> Limits {
-    Limits {
+fn settings() -> Settings {
+    Settings {
         version: "0",
         runtime: "runc".into(),
         workers: WORKERS,
@@ -129,7 +129,7 @@ impl World {
             Identity { node_id: NodeId::new("node-1").unwrap(), node_token: None, spec_key: Some([7; 32]) };
         let identity = (!seed.is_multiple_of(4)).then_some(identity);
         let mut out = Vec::new();
-        let core = Core::new(now, limits(), Self::origin(identity.clone(), None, seed), &mut out);
+        let core = Core::new(now, settings(), Self::origin(identity.clone(), None, seed), &mut out);
         let mut world = Self {
             now,
             start: now,
@@ -226,7 +226,7 @@ impl World {
         self.seed = self.seed.wrapping_mul(6364136223846793005).wrapping_add(self.incarnation);
         let mut out = Vec::new();
         let origin = Self::origin(self.identity.clone(), self.store.saved.clone(), self.seed);
-        self.core = Core::new(self.now, limits(), origin, &mut out);
+        self.core = Core::new(self.now, settings(), origin, &mut out);
         for action in out {
             self.perform(action);
         }
@@ -242,11 +242,11 @@ impl World {
     fn hand(&mut self, event: Event) {
         self.say(|| format!("--> {event}{}", detail(&event)));
         self.events += 1;
-        let beat = matches!(event, Event::Beat);
+        let beat = matches!(event, Event::HeartbeatDue);
         let flowing = matches!(&self.link, Link::Up(up) if up.beaten && !up.closing);
         let mut out = Vec::new();
         self.core.handle(self.now, event, &mut out);
-        let beaten = |action: &Action| matches!(action, Action::Link(LinkOrder::Send(_, text)) if text.contains(r#""type":"heartbeat""#));
+        let beaten = |action: &Action| matches!(action, Action::Link(LinkCommand::Send(_, text)) if text.contains(r#""type":"heartbeat""#));
         if beat && flowing && !out.iter().any(beaten) {
             self.breaks("no heartbeat was sent when it was due".into());
         }
@@ -297,9 +297,9 @@ impl World {
                 self.watched.insert(container, pid);
             }
             Action::Unwatch(container) => _ = self.watched.remove(&container),
-            Action::FindOrphans => self.scans.push(None),
-            Action::EndOrphan(deploy) => self.end_orphan(&deploy, 1),
-            Action::Tidy(_) => {}
+            Action::FindLeftoverCalls => self.scans.push(None),
+            Action::EndLeftoverCalls(deploy) => self.end_orphan(&deploy, 1),
+            Action::CleanUp(_) => {}
             Action::Sample(Sample::Hardware) if self.reading.is_some() => self.reading_waits = true,
             Action::Sample(Sample::Hardware) => self.reading = Some(None),
             Action::Sample(sample) => {
@@ -363,17 +363,17 @@ impl World {
         self.flights.push(Flight { id, job, deadline: self.now + lasts, outcome: None });
     }
 
-    fn link_order(&mut self, order: LinkOrder) {
+    fn link_order(&mut self, order: LinkCommand) {
         match order {
-            LinkOrder::Dial { link, .. } | LinkOrder::Register { link, .. }
+            LinkCommand::Dial { link, .. } | LinkCommand::Register { link, .. }
                 if !matches!(self.link, Link::None) =>
             {
                 self.breaks(format!("{link} is tried while another lives"));
             }
-            LinkOrder::Dial { link, .. } => self.link = Link::Dialing(link),
-            LinkOrder::Register { link, .. } => self.link = Link::Registering(link),
-            LinkOrder::Send(link, text) => self.send(link, text),
-            LinkOrder::Ping(link, number) => match &mut self.link {
+            LinkCommand::Dial { link, .. } => self.link = Link::Dialing(link),
+            LinkCommand::Register { link, .. } => self.link = Link::Registering(link),
+            LinkCommand::Send(link, text) => self.send(link, text),
+            LinkCommand::Ping(link, number) => match &mut self.link {
                 Link::Up(up) if up.id == link => {
                     let again = number <= up.pings;
                     up.pings = number;
@@ -384,11 +384,11 @@ impl World {
                 }
                 _ => self.breaks(format!("a ping for {link}, which is not up")),
             },
-            LinkOrder::Close { link, .. } => match &mut self.link {
+            LinkCommand::Close { link, .. } => match &mut self.link {
                 Link::Up(up) if up.id == link => up.closing = true,
                 _ => self.breaks(format!("{link} is closed, which is not up")),
             },
-            LinkOrder::Abandon(link) => {
+            LinkCommand::Abandon(link) => {
                 if self.link_id() == Some(link) {
                     self.link = Link::None;
                 } else {
@@ -468,7 +468,7 @@ impl World {
             }
             if self.beat <= self.now {
                 self.beat += BEAT;
-                self.handle(Event::Beat);
+                self.handle(Event::HeartbeatDue);
             }
             self.tick();
             if self.calm {
@@ -602,11 +602,11 @@ impl World {
         if scan.is_none() {
             let name = |run: &RunJob| {
                 let gpus = run.gpus.iter().map(|(gpu, _)| *gpu).collect();
-                (run.labels[1].1.clone(), EarlierCall { replica: run.replica.clone(), gpus })
+                (run.labels[1].1.clone(), LeftoverCall { replica: run.replica.clone(), gpus })
             };
             *scan = Some(self.orphans.iter().map(|(run, _)| name(run)).collect());
         } else if let Some(found) = self.scans.remove(0) {
-            self.handle(Event::Orphans(Some(found)));
+            self.handle(Event::LeftoverCalls(Some(found)));
         }
     }
 
@@ -873,7 +873,7 @@ impl World {
 
     /// A heartbeat is due right now.
     pub fn beat(&mut self) {
-        self.handle(Event::Beat);
+        self.handle(Event::HeartbeatDue);
         self.progress();
     }
 
@@ -935,19 +935,19 @@ fn detail(event: &Event) -> String {
                 |c: &vectorlay::core::job::Listed| format!("{}={}:{:?}", c.id.short(), c.replica, c.status);
             format!(" {:?}", list.iter().map(one).collect::<Vec<_>>())
         }
-        Event::Orphans(orphans) => format!(" {orphans:?}"),
+        Event::LeftoverCalls(orphans) => format!(" {orphans:?}"),
         _ => String::new(),
     }
 }
 
 fn detail_of(action: &Action) -> String {
     match action {
-        Action::Link(LinkOrder::Send(_, text))
+        Action::Link(LinkCommand::Send(_, text))
             if text.contains("_result") || text.contains("replica_status") =>
         {
             format!(" {text}")
         }
-        Action::Link(LinkOrder::Send(_, text)) => format!(" {:.40}", text),
+        Action::Link(LinkCommand::Send(_, text)) => format!(" {:.40}", text),
         Action::Save(_, text) => format!(" {text}"),
         _ => String::new(),
     }

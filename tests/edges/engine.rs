@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use crate::support::skip::skip;
-use vectorlay::core::facts::GpuUse;
+use vectorlay::core::inventory::GpuUse;
 use vectorlay::core::job::{
     Failure, FailureKind, InspectedState, Job, JobId, LABEL_DEPLOY, LABEL_GPUS, LABEL_REPLICA, Listed,
     ListedStatus, Outcome, PullJob, RegistryAuth, RunJob, Spec, Vendor,
@@ -362,12 +362,12 @@ fn failures_are_told_apart() {
     let pull = Job::Pull(Box::new(PullJob { image: missing, auth: Some(auth), deadline: LONG }));
     let Outcome::Pulled(Err(failure)) = bench.ask(pull) else { panic!() };
     assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
-    assert!(failure.words.contains("connection refused"), "{failure}");
+    assert!(failure.message.contains("connection refused"), "{failure}");
 
     // A command that is not there: whatever is left is found by its label and removed by its ID.
     let failure = bench.run(bench.job("command", &["/no/such"])).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
-    assert!(failure.words.contains("/no/such"), "{failure}");
+    assert!(failure.message.contains("/no/such"), "{failure}");
     for listed in bench.list("command") {
         assert_eq!(bench.state(&listed.id), InspectedState::NoTask);
     }

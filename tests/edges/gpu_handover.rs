@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::support::host::Host;
-use vectorlay::core::facts::{Gpu, Verdict};
+use vectorlay::core::inventory::{Gpu, Verdict};
 use vectorlay::host::cdi;
 use vectorlay::host::gpus::Watch;
 use vectorlay::host::handover::{self, Way};

@@ -1,7 +1,7 @@
 //! What is read beside the GPUs themselves: how busy they are, and whether Kata would take them.
 
 use crate::support::host::Host;
-use vectorlay::core::facts::GpuUse;
+use vectorlay::core::inventory::GpuUse;
 use vectorlay::host::pci;
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::support::host::Host;
 use vectorlay::cli::{Form, VfioChange, VfioTarget};
 use vectorlay::commands::vfio::{self, Error, Failure};
-use vectorlay::core::facts::Verdict;
+use vectorlay::core::inventory::Verdict;
 use vectorlay::host::gpus::Watch;
 use vectorlay::host::health::Limits;
 use vectorlay::host::vfio::Step;

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::say;
-use crate::core::facts::{Health, Verdict};
+use crate::core::inventory::{Health, Verdict};
 use crate::host::gpus::{Inventory, Seen};
 use crate::host::health::Reset;
 use crate::host::sysfs;

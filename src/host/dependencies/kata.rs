@@ -11,7 +11,7 @@ use super::daemon::{self, Note, Searched};
 use super::hands::{self, Foreign, Own};
 use super::versions::{self, KataShim};
 use super::{Inputs, SERVICE_PATH, blank};
-use crate::core::facts::Check;
+use crate::core::inventory::Check;
 use crate::process;
 
 /// Whether `runtime` names Kata.

@@ -25,7 +25,7 @@ pub use daemon::Searched;
 pub use hands::Foreign;
 pub use kata::{Shim, shim, with_target};
 
-use crate::core::facts::Check;
+use crate::core::inventory::Check;
 use crate::process;
 use ask::Asker;
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::ask::Asker;
 use super::blank;
-use crate::core::facts::Check;
+use crate::core::inventory::Check;
 use crate::host::files;
 use crate::sorted::distinct;
 

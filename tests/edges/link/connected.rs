@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tungstenite::protocol::CloseFrame;
 use tungstenite::{Message, WebSocket};
-use vectorlay::core::wire::{DownReason, LinkEvent, LinkId, LinkOrder};
+use vectorlay::core::link_api::{DownReason, LinkCommand, LinkEvent, LinkId};
 use vectorlay::link::{CLOSE_DEADLINE, MESSAGE_MAX, UNSENT_MAX};
 
 use super::peers;
@@ -39,7 +39,7 @@ fn frames_and_what_becomes_of_them() {
     rig.up(1);
     rig.send(99, "for a link that is not");
     rig.send(1, "grüße");
-    rig.link.order(LinkOrder::Ping(LinkId(1), 7));
+    rig.link.order(LinkCommand::Ping(LinkId(1), 7));
     let mut words = Vec::new();
     loop {
         match rig.word(1) {
@@ -269,7 +269,7 @@ fn a_close_is_sent_after_what_was_ordered_before_it() {
     }));
     rig.up(1);
     rig.send(1, "last words");
-    rig.link.order(LinkOrder::Close { link: LinkId(1), code: 1001, reason: "shutting down" });
+    rig.link.order(LinkCommand::Close { link: LinkId(1), code: 1001, reason: "shutting down" });
     assert_eq!(rx.recv_timeout(LONG).unwrap(), Message::text("last words"));
     match rx.recv_timeout(LONG).unwrap() {
         Message::Close(Some(frame)) => {
@@ -295,7 +295,7 @@ fn a_close_without_an_answer_has_a_deadline() {
             rig.send(1, "x".repeat(1 << 20));
         }
         let began = Instant::now();
-        rig.link.order(LinkOrder::Close { link: LinkId(1), code: 1001, reason: "" });
+        rig.link.order(LinkCommand::Close { link: LinkId(1), code: 1001, reason: "" });
         assert_eq!(rig.down(1).why, DownReason::Broken);
         assert!(began.elapsed() < CLOSE_DEADLINE * 3, "{:?}", began.elapsed());
     }
@@ -311,12 +311,12 @@ fn abandoning_says_nothing_to_the_peer() {
         let _ = tx.send(rest);
     }));
     rig.up(1);
-    rig.link.order(LinkOrder::Abandon(LinkId(1)));
+    rig.link.order(LinkCommand::Abandon(LinkId(1)));
     assert_eq!(rig.down(1).why, DownReason::Broken);
     assert!(rx.recv_timeout(LONG).unwrap().is_empty());
     // Orders for it come too late.
     rig.send(1, "x");
-    rig.link.order(LinkOrder::Close { link: LinkId(1), code: 1000, reason: "" });
+    rig.link.order(LinkCommand::Close { link: LinkId(1), code: 1000, reason: "" });
     rig.up(2);
 }
 

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vectorlay::core::wire::{DownReason, Registration};
+use vectorlay::core::link_api::{DownReason, Registration};
 use vectorlay::link::DIAL_DEADLINE;
 
 use super::peers;

@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vectorlay::core::wire::{DownReason, LinkEvent, LinkId, LinkOrder};
+use vectorlay::core::link_api::{DownReason, LinkCommand, LinkEvent, LinkId};
 use vectorlay::link::RETRY_AFTER_MAX;
 
 use super::peers;
@@ -31,7 +31,7 @@ fn the_upgrade_says_who_asks() {
         assert!(head.contains(line), "{line:?} is not in {head}");
     }
     rig.down(1);
-    rig.link.order(LinkOrder::Dial { link: LinkId(2), node: None, credential: None });
+    rig.link.order(LinkCommand::Dial { link: LinkId(2), node: None, credential: None });
     let head = rx.recv_timeout(LONG).unwrap();
     assert!(!head.contains("authorization") && !head.contains("x-node-id"), "{head}");
 }
@@ -110,14 +110,14 @@ fn an_attempt_can_be_given_up() {
         let rig = Rig::new(&format!("{scheme}://{address}/"));
         for (link, close) in [(1, true), (2, false)] {
             let order = match close {
-                true => LinkOrder::Close { link: LinkId(link), code: 1001, reason: "" },
-                false => LinkOrder::Abandon(LinkId(link)),
+                true => LinkCommand::Close { link: LinkId(link), code: 1001, reason: "" },
+                false => LinkCommand::Abandon(LinkId(link)),
             };
             let began = Instant::now();
             rig.dial(link);
             thread::sleep(Duration::from_millis(50));
             // Not for this attempt: must not end it, nor keep the thread from sleeping.
-            rig.link.order(LinkOrder::Abandon(LinkId(link - 1)));
+            rig.link.order(LinkCommand::Abandon(LinkId(link - 1)));
             rig.link.order(order);
             let down = rig.down(link);
             assert_eq!(down.why, DownReason::Broken);
@@ -133,7 +133,7 @@ fn an_attempt_given_up_in_the_queue_never_begins() {
     // While the first dials, the second is ordered and given up again.
     rig.dial(1);
     rig.dial(2);
-    rig.link.order(LinkOrder::Abandon(LinkId(2)));
+    rig.link.order(LinkCommand::Abandon(LinkId(2)));
     rig.dial(3);
     let (mut ups, mut downs) = (Vec::new(), Vec::new());
     while ups.last() != Some(&3) {

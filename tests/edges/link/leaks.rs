@@ -7,7 +7,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vectorlay::core::wire::{DownReason, LinkEvent, LinkId, LinkOrder};
+use vectorlay::core::link_api::{DownReason, LinkCommand, LinkEvent, LinkId};
 use vectorlay::link::{Settings, Url, start};
 
 /// Set in the process of this test alone.
@@ -57,7 +57,7 @@ fn a_thousand_connections_leave_nothing_behind() {
     let link = start(settings, move |link, event| drop(tx.send((link, event)))).unwrap();
     let round = |number: u64| {
         let number = LinkId(number);
-        link.order(LinkOrder::Dial { link: number, node: None, credential: None });
+        link.order(LinkCommand::Dial { link: number, node: None, credential: None });
         loop {
             match events.recv_timeout(LONG).unwrap() {
                 (of, LinkEvent::Down(down)) => {

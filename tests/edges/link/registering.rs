@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vectorlay::core::wire::{LinkId, LinkOrder, Registration};
+use vectorlay::core::link_api::{LinkCommand, LinkId, Registration};
 use vectorlay::types::{NodeId, Secret};
 
 use super::certs::certs;
@@ -105,13 +105,13 @@ fn it_can_be_given_up() {
     let address = peers::tcp("127.0.0.1:0", |mut stream| drop(stream.read_to_end(&mut Vec::new())));
     let rig = at(address);
     let began = Instant::now();
-    rig.link.order(LinkOrder::Register {
+    rig.link.order(LinkCommand::Register {
         link: LinkId(1),
         token: Secret::new("t".into()),
         body: String::new(),
     });
     thread::sleep(Duration::from_millis(50));
-    rig.link.order(LinkOrder::Abandon(LinkId(1)));
+    rig.link.order(LinkCommand::Abandon(LinkId(1)));
     assert!(matches!(rig.registered(1), Registration::Failed { detail, .. } if detail.contains("given up")));
     assert!(began.elapsed() < Duration::from_secs(5));
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
-use vectorlay::core::wire::{Down, LinkEvent, LinkId, LinkOrder, Registration};
+use vectorlay::core::link_api::{Down, LinkCommand, LinkEvent, LinkId, Registration};
 use vectorlay::link::{Link, Proxy, Settings, Url, start};
 use vectorlay::types::{NodeId, Secret};
 
@@ -31,7 +31,7 @@ impl Rig {
     }
 
     pub fn dial(&self, link: u64) {
-        self.link.order(LinkOrder::Dial {
+        self.link.order(LinkCommand::Dial {
             link: LinkId(link),
             node: Some(NodeId::new("node-7").unwrap()),
             credential: Some(Secret::new("vtk_secret".into())),
@@ -39,7 +39,7 @@ impl Rig {
     }
 
     pub fn send(&self, link: u64, text: impl Into<String>) {
-        self.link.order(LinkOrder::Send(LinkId(link), text.into()));
+        self.link.order(LinkCommand::Send(LinkId(link), text.into()));
     }
 
     pub fn any(&self) -> (LinkId, LinkEvent) {
@@ -76,7 +76,7 @@ impl Rig {
     }
 
     pub fn register(&self, link: u64) -> Registration {
-        self.link.order(LinkOrder::Register {
+        self.link.order(LinkCommand::Register {
             link: LinkId(link),
             token: Secret::new("vtk_secret".into()),
             body: r#"{"machine_id":"m"}"#.into(),

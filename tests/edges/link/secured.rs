@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use tungstenite::Message;
-use vectorlay::core::wire::{DownReason, LinkEvent, LinkId, LinkOrder};
+use vectorlay::core::link_api::{DownReason, LinkCommand, LinkEvent, LinkId};
 use vectorlay::link::{Proxy, UNSENT_MAX};
 
 use super::certs::{Leaf, certs};
@@ -102,7 +102,7 @@ fn a_peer_that_reads_late_gets_everything_through_tls() {
     assert_eq!(rig.word(1), LinkEvent::Text("while".into()));
     go.send(()).unwrap();
     assert_eq!(rig.word(1), LinkEvent::Text((UNSENT_MAX / 2).to_string()));
-    rig.link.order(LinkOrder::Close { link: LinkId(1), code: 1001, reason: "" });
+    rig.link.order(LinkCommand::Close { link: LinkId(1), code: 1001, reason: "" });
     assert_eq!(rig.down(1).why, DownReason::Closed(1001));
 }
 

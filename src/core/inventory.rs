@@ -74,7 +74,7 @@ impl Gpu {
             ("driver", json!(self.driver)),
             ("iommu_group", json!(self.iommu_group)),
             ("numa_node", json!(self.numa_node)),
-            ("health", self.health.word().into()),
+            ("health", self.health.as_str().into()),
         ];
         let mut map = Map::new();
         map.extend(fields.map(|(name, value): (&str, Value)| (name.to_owned(), value)));
@@ -108,7 +108,7 @@ pub enum Health {
 
 impl Health {
     /// The wire's word.
-    pub fn word(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Suspect(_) => "suspect",

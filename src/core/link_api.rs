@@ -18,7 +18,7 @@ impl fmt::Display for LinkId {
 
 /// An order to the link thread. One for a link that is not the present one is dropped.
 #[derive(Debug, Clone)]
-pub enum LinkOrder {
+pub enum LinkCommand {
     /// Connect: names, addresses, proxy, TLS and upgrade under one deadline.
     Dial {
         /// The attempt.

@@ -1,26 +1,8 @@
-//! What the core has kept in the state directory, and what it hears of it.
+//! The files of the state directory: what the core has written to them, and what it hears of the writing.
 
 use std::fmt;
 
-use crate::types::{NodeId, Secret};
-
-/// Who this node is: the content of `node.json`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// The ID that the control plane gave it.
-    pub node_id: NodeId,
-    /// The node's own token, where the control plane issues one.
-    pub node_token: Option<Secret>,
-    /// The key of the specifications' hash. `None` only in a file that was written by hand: the agent then makes a
-    /// key and saves the identity again.
-    pub spec_key: Option<[u8; 32]>,
-}
-
-impl fmt::Debug for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Identity({})", self.node_id)
-    }
-}
+use super::identity::Identity;
 
 /// A file of the state directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,7 +38,7 @@ pub enum Record {
     State(String),
 }
 
-/// The most bytes of `state.json`.
+/// Maximum size of `state.json` in bytes.
 pub const STATE_MAX: usize = 4 * 1024 * 1024;
 
 impl Record {

@@ -11,7 +11,7 @@ const NAMED_FOR: u8 = 3;
 
 /// What the janitor is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tidy {
+pub struct Cleanup {
     /// The deploys whose logs are kept.
     pub deploys: BTreeSet<String>,
     /// Containers that were ours and are gone.
@@ -57,7 +57,7 @@ impl Core {
             self.ours.see(&container.id, began);
         }
         let gone = gone_before.into_iter().filter(|id| !listed.iter().any(|c| c.id == *id)).collect();
-        out.push(Action::Tidy(Tidy { deploys, gone }));
+        out.push(Action::CleanUp(Cleanup { deploys, gone }));
     }
 }
 
