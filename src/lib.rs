@@ -13,8 +13,7 @@
 //! In reading order:
 //!
 //! - [`types`]: values that are checked once and trusted afterwards; [`protocol`]: the wire
-//! - [`core`]: every decision; [`digest`]: the keyed hash that it compares specifications by;
-//!   [`sorted`]: sorting in few bytes
+//! - [`core`]: every decision; [`hmac`]: the keyed hash that it compares specifications by
 //! - [`agent`]: the threads and the main loop; [`setup`]: from the settings to what the edges need
 //! - the edges: [`link`] (the control plane), [`engine`] (the container CLI), [`host`] (what the machine is),
 //!   [`sampler`] (which reads it on threads that may hang), [`store`] (the state directory), [`control`] (the
@@ -26,8 +25,7 @@ pub mod types;
 pub mod protocol;
 
 pub mod core;
-pub mod digest;
-pub mod sorted;
+pub mod hmac;
 
 pub mod agent;
 pub mod setup;

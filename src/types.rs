@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use zeroize::Zeroizing;
+
 /// Why a value from outside was refused. `Display` says what was wrong with it, never the value itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
@@ -260,26 +262,17 @@ impl fmt::Display for PciAddress {
 
 /// A secret: prints as `***`, and its bytes are zeroed when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Takes `text` as a secret.
     pub fn new(text: String) -> Self {
-        Self(text)
+        Self(Zeroizing::new(text))
     }
 
     /// The secret itself, for the one place that needs it.
     pub fn expose(&self) -> &str {
         &self.0
-    }
-}
-
-impl Drop for Secret {
-    fn drop(&mut self) {
-        let mut bytes = std::mem::take(&mut self.0).into_bytes();
-        bytes.fill(0);
-        // The write is to memory that is about to be freed: without this the compiler may leave it out.
-        std::hint::black_box(&bytes);
     }
 }
 

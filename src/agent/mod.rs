@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use data_encoding::HEXLOWER;
 use serde_json::Value;
 
 use crate::cli::VERSION;
@@ -30,10 +31,10 @@ use crate::control::Control;
 use crate::core::operator::ControlId;
 use crate::core::persistence::{Record, RecordFile, StoreEvent};
 use crate::core::{self, Action, Core, End, Event, Origin};
-use crate::digest::{hex, keyed_hash};
 use crate::engine::cli::LogChoice;
 use crate::engine::watcher::{self, Watcher};
 use crate::engine::{self, Pool};
+use crate::hmac::keyed_hash;
 use crate::janitor::{self, Janitor};
 use crate::link::{self, Link, Proxy, Url};
 use crate::sampler::{self, Sampler, SamplerEvent};
@@ -166,7 +167,8 @@ fn link_settings(config: &Config) -> Result<link::Settings, Error> {
 
 /// A name for this agent's folder for credentials: agents with other state directories have others.
 fn scratch_name(state_dir: &Path) -> String {
-    hex(&keyed_hash(&[0; 32], state_dir.as_os_str().as_encoded_bytes()))[..16].to_owned()
+    let hash = keyed_hash(&[0; 32], state_dir.as_os_str().as_encoded_bytes());
+    HEXLOWER.encode(&hash[..8])
 }
 
 /// Makes the folder of log files, for root alone: tenants' output stands in it. One that is there stays as it is.

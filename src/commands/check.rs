@@ -7,7 +7,6 @@ use serde_json::{Map, Value, json};
 
 use crate::core::inventory::Check;
 use crate::host::dependencies::{self, Checker, Inputs, Shim};
-use crate::sorted::sorted;
 
 /// A line below the table: something that was chosen or found besides the dependencies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +24,7 @@ pub fn run(inputs: Inputs, remarks: &[Remark], as_json: bool, out: &mut dyn Writ
     let mut checks = Vec::new();
     Checker::new(Arc::clone(&inputs)).round(&mut |check| checks.push(check));
     let place = |check: &Check| dependencies::names().position(|name| name == check.name);
-    let checks = sorted(checks, |a, b| place(a) < place(b));
+    checks.sort_by_key(place);
     let mut all = vec![runtime(&inputs)];
     all.extend_from_slice(remarks);
     let ready = dependencies::ready(&checks);

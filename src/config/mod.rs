@@ -24,8 +24,6 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::sorted::sorted;
-
 pub use nearest::nearest;
 pub use show::{json, text};
 pub use table::{Config, GpuCdi, GpuHandover, LogDriver, LogFormat, Row, TABLE, row};
@@ -366,7 +364,9 @@ fn variables(all: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<(String
     const COMMON: [&str; 5] = ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "CREDENTIALS_DIRECTORY"];
     let named = all.into_iter().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
     let ours = named.filter(|(name, _)| name.starts_with(VARIABLE_PREFIX) || COMMON.contains(&name.as_str()));
-    sorted(ours, |a, b| a.0 < b.0)
+    let mut ours: Vec<_> = ours.collect();
+    ours.sort_by(|a, b| a.0.cmp(&b.0));
+    ours
 }
 
 /// Our words on the kernel command line. A host without that file (a test's folder) has none.

@@ -1,7 +1,9 @@
 //! Hashes of specifications: what says that two are the same, and nothing else of them.
 
+use data_encoding::HEXLOWER;
+
 use super::job::Spec;
-use crate::digest::{hex, keyed_hash};
+use crate::hmac::{KeyedHash, keyed_hash};
 
 /// The key of the hashes of specifications.
 #[derive(Debug)]
@@ -14,10 +16,10 @@ impl Key {
 
     /// `<key>.<hash>`: which key, and what it makes of the specification.
     pub(super) fn hash(&self, spec: &Spec) -> String {
-        let mut bytes = Vec::new();
+        let mut hash = KeyedHash::new(&self.0);
         let mut put = |field: &[u8]| {
-            bytes.extend((field.len() as u64).to_be_bytes());
-            bytes.extend(field);
+            hash.update(&(field.len() as u64).to_be_bytes());
+            hash.update(field);
         };
         put(spec.image.as_str().as_bytes());
         put(&spec.gpu_count.to_be_bytes());
@@ -39,9 +41,37 @@ impl Key {
             let [c1, c2] = port.container.to_be_bytes();
             put(&[h1, h2, c1, c2, u8::from(port.udp)]);
         }
-        let hash = hex(&keyed_hash(&self.0, &bytes));
-        bytes.fill(0);
-        std::hint::black_box(&bytes);
-        format!("{}.{}", &hex(&keyed_hash(&self.0, b"name of the key"))[..8], &hash[..32])
+        let name = keyed_hash(&self.0, b"name of the key");
+        format!("{}.{}", HEXLOWER.encode(&name[..4]), HEXLOWER.encode(&hash.finish()[..16]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::job::Port;
+    use super::*;
+    use crate::types::{EnvName, ImageRef, Secret};
+
+    #[test]
+    fn the_hash_of_a_specification_never_changes() {
+        // Containers that run carry these hashes. Made with Python's hmac module from the same fields.
+        let spec = Spec {
+            image: ImageRef::new("registry.example/app:1").unwrap(),
+            gpu_count: 2,
+            env: vec![
+                (EnvName::new("A").unwrap(), Secret::new("1".into())),
+                (EnvName::new("TOKEN").unwrap(), Secret::new("s3cret".into())),
+            ],
+            command: vec!["serve".into(), "--port=80".into()],
+            millicpus: Some(1500),
+            memory_mib: Some(4096),
+            shm_mib: None,
+            pids_limit: Some(512),
+            ports: vec![Port { host: 8080, container: 80, udp: false }],
+        };
+        assert_eq!(
+            Key(*b"0123456789abcdef0123456789abcdef").hash(&spec),
+            "568737a9.82c011e3d314483edf11ddb42c0e66aa"
+        );
     }
 }

@@ -14,7 +14,6 @@ use crate::core::job::{
     Failure, FailureKind, Inspected, InspectedState, Job, Listed, ListedStatus, Outcome, RunJob, Vendor,
 };
 use crate::process::{Ended, Error, Finished};
-use crate::sorted::sorted;
 use crate::types::{ContainerId, ImageRef, PciAddress};
 
 /// Most bytes of a log that are handed on.
@@ -363,7 +362,8 @@ fn inspected(finished: &Finished) -> Result<Inspected, Failure> {
 fn logs(finished: &Finished, most: u32) -> (Vec<String>, bool) {
     let out = String::from_utf8_lossy(&finished.stdout);
     let err = String::from_utf8_lossy(&finished.stderr);
-    let lines = sorted(out.lines().chain(err.lines()).filter_map(timed), |a, b| a.0 < b.0);
+    let mut lines: Vec<_> = out.lines().chain(err.lines()).filter_map(timed).collect();
+    lines.sort_by(|a, b| a.0.cmp(&b.0));
     let lines: Vec<&str> = lines.iter().map(|(_, line)| *line).collect();
     let (lines, cut) = last_lines(&lines, most);
     (lines, cut || finished.stdout_cut || finished.stderr_cut)

@@ -13,7 +13,6 @@ use crate::core::job::{
     Failure, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC, PullJob, RunJob, Vendor,
 };
 use crate::process::{Bounds, Program};
-use crate::sorted::distinct;
 use crate::types::ContainerId;
 
 /// The PATH of the CLI where no other is configured.
@@ -342,7 +341,9 @@ impl Cli {
     }
 
     fn gpu_flags(&self, job: &RunJob, flag: &mut dyn FnMut(&str, &str)) {
-        let mut nodes = distinct(job.gpus.iter().map(|(_, node)| node.as_str()));
+        let mut nodes: Vec<&str> = job.gpus.iter().map(|(_, node)| node.as_str()).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
         // The container device file gives no GPU and opens the IOMMU's interface.
         nodes.retain(|node| *node != "/dev/vfio/vfio");
         // A CDI name says by itself how the device is handed over.

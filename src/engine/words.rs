@@ -1,8 +1,6 @@
 //! Makes one readable line out of what a CLI printed when it failed: its last error, unquoted, without secrets,
 //! control characters and colours, cut to a length.
 
-use crate::sorted::sorted;
-
 /// Longest line that leaves here, in bytes: it goes into results and logs.
 pub const WORDS_MAX: usize = 300;
 /// Shortest secret that is looked for, in bytes: a shorter one would blacken half of every text.
@@ -46,9 +44,8 @@ pub fn without_secrets(text: &str, secrets: &[&str]) -> String {
     }
     shapes.retain(|shape| shape.len() >= SECRET_MIN);
     // The longest first: a secret may be a part of another one.
-    sorted(shapes, |a, b| a.len() > b.len())
-        .iter()
-        .fold(text.to_owned(), |text, shape| text.replace(shape.as_str(), "***"))
+    shapes.sort_by_key(|shape| std::cmp::Reverse(shape.len()));
+    shapes.iter().fold(text.to_owned(), |text, shape| text.replace(shape.as_str(), "***"))
 }
 
 /// `text` as one line of at most [`WORDS_MAX`] bytes: colours dropped, white space and control characters made one

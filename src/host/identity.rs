@@ -13,8 +13,10 @@
 
 use std::path::Path;
 
+use data_encoding::HEXLOWER;
+
 use super::files;
-use crate::digest::{HASH_BYTES, hex, keyed_hash};
+use crate::hmac::{HASH_BYTES, keyed_hash};
 
 /// Makes the hash this application's own. Changing it gives every machine a new identity.
 const KEY: &[u8; HASH_BYTES] = b"vectorlay-agent machine id, v1 \0";
@@ -30,7 +32,7 @@ pub fn machine_id(root: &Path) -> Option<String> {
         .or_else(|| os_machine_id(root).map(|value| ("machine-id", value)))
         .or_else(|| lowest_mac(root).map(|value| ("mac", value)))?;
     let hash = keyed_hash(KEY, format!("{kind}\0{value}").as_bytes());
-    Some(hex(&hash[..FINGERPRINT_BYTES]))
+    Some(HEXLOWER.encode(&hash[..FINGERPRINT_BYTES]))
 }
 
 /// The kernel's ID of this boot; empty when it cannot be read.

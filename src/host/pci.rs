@@ -9,7 +9,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::sysfs;
-use crate::sorted::sorted;
 use crate::types::PciAddress;
 
 /// NVIDIA's PCI vendor ID.
@@ -145,7 +144,8 @@ pub fn functions(root: &Path) -> Result<Vec<Function>, Unreadable> {
         let entry = entry.map_err(|source| Unreadable { path: path.clone(), source })?;
         functions.extend(read(&entry.path()));
     }
-    Ok(sorted(functions, |a, b| a.address < b.address))
+    functions.sort_by_key(|function| function.address);
+    Ok(functions)
 }
 
 /// Reads one function's folder.

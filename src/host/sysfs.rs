@@ -5,8 +5,6 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-use crate::sorted::distinct;
-
 /// The longest attribute, in bytes: sysfs has no longer ones than a page.
 const ATTRIBUTE_MAX: u64 = 4096;
 
@@ -41,5 +39,7 @@ pub fn link_name(path: &Path) -> Option<String> {
 /// The names in a folder, sorted; empty when it cannot be listed.
 pub fn names(path: &Path) -> Vec<String> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    distinct(entries.filter_map(|e| e.file_name().into_string().ok()))
+    let mut names: Vec<_> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
+    names.sort_unstable();
+    names
 }

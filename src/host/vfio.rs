@@ -17,7 +17,6 @@ use super::holders::{self, Holder};
 use super::iommu::{self, Iommu};
 use super::pci::{self, Function};
 use super::sysfs;
-use crate::sorted::distinct;
 use crate::types::PciAddress;
 
 /// The driver that devices are bound to.
@@ -272,7 +271,9 @@ fn groups(all: &[Function], wanted: &[PciAddress]) -> Result<Vec<u32>, Refusal> 
         let device = all.iter().find(|f| f.address == *address).ok_or(Refusal::Missing(*address))?;
         groups.extend(device.group);
     }
-    Ok(distinct(groups))
+    groups.sort_unstable();
+    groups.dedup();
+    Ok(groups)
 }
 
 fn lacks_isolation(root: &Path, all: &[Function], address: PciAddress) -> bool {
@@ -307,7 +308,10 @@ fn may_take(device: &Function, force: bool) -> Result<(), Refusal> {
 }
 
 fn nobody_holds(root: &Path, devices: &[&Function]) -> Result<(), Refusal> {
-    let nodes = distinct(devices.iter().flat_map(|d| iommu::vfio_nodes(d).chain(host_nodes(root, d))));
+    let mut nodes: Vec<_> =
+        devices.iter().flat_map(|d| iommu::vfio_nodes(d).chain(host_nodes(root, d))).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
     let holders = holders::find(root, &nodes);
     match nodes.into_iter().find_map(|node| Some((holders.of(&node)?.clone(), node))) {
         Some((holder, node)) => Err(Refusal::Held { node, holder }),

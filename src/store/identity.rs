@@ -1,9 +1,11 @@
 //! The text of `node.json`: `{"node_id": …, "node_token"?: …, "spec_key": 64 hexadecimal digits}`. Other keys are
 //! ignored, and a file written by hand needs `node_id` alone.
 
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use serde_json::{Map, Value};
 
 use crate::core::identity::Identity;
+use crate::hmac::HASH_BYTES;
 use crate::protocol::TOKEN_MAX;
 use crate::types::{NodeId, Secret};
 
@@ -15,7 +17,7 @@ pub(super) fn write(identity: &Identity) -> Secret {
         object.insert("node_token".to_owned(), token.expose().into());
     }
     if let Some(key) = &identity.spec_key {
-        object.insert("spec_key".to_owned(), hex(key).into());
+        object.insert("spec_key".to_owned(), HEXLOWER.encode(key).into());
     }
     Secret::new(format!("{}\n", Value::Object(object)))
 }
@@ -46,24 +48,14 @@ pub(super) fn read(text: &str) -> Result<Identity, String> {
     };
     let spec_key = match text_of("spec_key")? {
         None => None,
-        Some(digits) => Some(from_hex(digits).ok_or("its spec_key is not 64 hexadecimal digits")?),
+        Some(digits) => Some(key(digits).ok_or("its spec_key is not 64 hexadecimal digits")?),
     };
     Ok(Identity { node_id, node_token, spec_key })
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn from_hex(digits: &str) -> Option<[u8; 32]> {
-    let mut key = [0; 32];
-    if digits.len() != 2 * key.len() || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (byte, pair) in key.iter_mut().zip(digits.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(key)
+/// 64 hexadecimal digits of either case.
+fn key(digits: &str) -> Option<[u8; HASH_BYTES]> {
+    HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).ok()?.try_into().ok()
 }
 
 #[cfg(test)]

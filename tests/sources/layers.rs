@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What has no edge at all: pure.
-const PURE: [&str; 5] = ["types", "digest", "sorted", "protocol", "core"];
+const PURE: [&str; 4] = ["types", "hmac", "protocol", "core"];
 /// What touches the world. None of them knows another but [`EDGES_MAY`].
 const EDGES: [&str; 8] = ["control", "engine", "host", "janitor", "link", "process", "sampler", "store"];
 /// Who may know what besides itself and [`PURE`]: programs are started by `process` for everyone, and two threads do
@@ -91,7 +91,7 @@ fn may(room: &str, other: &str) -> bool {
         return true;
     }
     match room {
-        "types" | "digest" | "sorted" => false,
+        "types" | "hmac" => false,
         // The wire's shapes turn into the core's checked values, and the core says what goes out.
         "protocol" => ["core", "types"].contains(&other),
         "core" => PURE.contains(&other),

@@ -8,7 +8,6 @@ use super::{Error, say};
 use crate::cli::VfioTarget;
 use crate::host::gpus::Inventory;
 use crate::host::{pci, sysfs};
-use crate::sorted::distinct;
 use crate::types::PciAddress;
 
 /// Where `bind --persist` notes the devices, below the root: a line `0000:41:00.0 10de:2204` each.
@@ -45,7 +44,9 @@ pub(super) fn wanted(
             }
             // A card that was taken out is no reason not to bind the others.
             wanted.retain(|a| inventory.functions.iter().any(|f| f.address == *a));
-            Ok(distinct(wanted))
+            wanted.sort_unstable();
+            wanted.dedup();
+            Ok(wanted)
         }
     }
 }
@@ -83,7 +84,9 @@ pub(super) fn note(
         let function = inventory.functions.iter().find(|f| f.address == *a)?;
         Some(format!("{a} {}\n", ids_of(function)))
     };
-    let text: String = distinct(noted).iter().filter_map(line).collect();
+    noted.sort_unstable();
+    noted.dedup();
+    let text: String = noted.iter().filter_map(line).collect();
     let new = path.with_extension("new");
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(failed)?;

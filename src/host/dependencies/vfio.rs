@@ -1,12 +1,12 @@
 //! VFIO: the kernel's modules, and whether there is an IOMMU for them to work with. Only files are read.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::ask::Asker;
 use super::blank;
 use crate::core::inventory::Check;
 use crate::host::files;
-use crate::sorted::distinct;
 
 /// The check. Modules are counted that are loaded or built in.
 pub(super) fn check(asker: &Asker<'_>) -> Check {
@@ -74,7 +74,8 @@ fn modules(root: &Path) -> Vec<String> {
     let shown: &[&str] = if driver { &["vfio", "vfio_pci"] } else { &[] };
     let found = loaded.into_iter().chain(builtin).map(|name| name.replace('-', "_"));
     let of_vfio = |name: &String| name.starts_with("vfio") || name.ends_with("vfio_pci") || name == "iommufd";
-    distinct(found.filter(of_vfio).chain(shown.iter().map(|name| (*name).to_owned())))
+    let all: BTreeSet<_> = found.filter(of_vfio).chain(shown.iter().map(|name| (*name).to_owned())).collect();
+    all.into_iter().collect()
 }
 
 #[cfg(test)]
