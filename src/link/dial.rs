@@ -67,7 +67,7 @@ impl Dialer {
     pub(super) fn open(&self, url: &Url, patience: &Patience) -> Result<Stream, Error> {
         // First, so that a bad file costs no connection.
         let config = if url.secure() { Some(tls::config(self.ca_file.as_deref())?) } else { None };
-        let proxy = self.proxy.as_ref().filter(|proxy| proxy.serves(url.host()));
+        let proxy = self.proxy.as_ref().filter(|proxy| proxy.serves(url.host(), url.port()));
         let (host, port) = proxy.map_or((url.host(), url.port()), |proxy| (proxy.host(), proxy.port()));
         let called = |text: String| match proxy {
             Some(_) => format!("the proxy {text} (setting proxy)"),

@@ -5,6 +5,10 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
+use data_encoding::BASE64;
+use percent_encoding::percent_decode_str;
+use zeroize::Zeroizing;
+
 use super::url::{BadUrl, Host, split_port};
 use crate::types::Secret;
 
@@ -15,30 +19,37 @@ pub struct Proxy {
     port: u16,
     /// `user:password`, in base64.
     credentials: Option<Secret>,
-    direct: Vec<Direct>,
+    exceptions: Vec<Exception>,
 }
 
-/// An entry of the list of hosts that are reached without the proxy.
+/// An entry of `NO_PROXY`: hosts that are reached without the proxy, on every port or on one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Direct {
-    Everything,
+struct Exception {
+    hosts: Hosts,
+    port: Option<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Hosts {
+    All,
     /// The name and all names under it.
     Domain(String),
-    /// Addresses whose first bits are these.
+    /// Addresses that share the first bits of this one.
     Network(IpAddr, u8),
 }
 
 impl Proxy {
     /// Reads `[http://][user:password@]host[:port]` (port 80 by default, user and password percent-encoded), and
-    /// `no_proxy`: names, addresses, networks (`10.0.0.0/8`) or `*`, separated by commas. Entries of the list that
-    /// are none of these are ignored, as every other program does.
+    /// `no_proxy`: a list of domains, addresses, networks (`10.0.0.0/8`) or `*`, separated by commas or white space;
+    /// all but networks may end with `:port`. A domain stands for the names under it too, with or without a dot or
+    /// `*.` before it. An entry of another form is ignored, as curl and Go's net/http do.
     ///
     /// # Errors
     /// [`BadUrl`] when the proxy has another form or scheme.
     pub fn new(proxy: &str, no_proxy: &str) -> Result<Self, BadUrl> {
         let rest = match proxy.split_once("://") {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
-            Some(_) => return Err(BadUrl("is no HTTP proxy: write http://[user:password@]host:port")),
+            Some(_) => return Err(BadUrl("is not an HTTP proxy: write http://[user:password@]host:port")),
             None => proxy,
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
@@ -50,15 +61,21 @@ impl Proxy {
         let host = Host::parse(host)?;
         let credentials = match user {
             Some(user) => {
-                let decoded = percent_decoded(user)
-                    .ok_or(BadUrl("has a '%' in its user or password that begins no %XX"))?;
-                let decoded = if decoded.contains(&b':') { decoded } else { [&decoded[..], b":"].concat() };
-                Some(Secret::new(base64(&decoded)))
+                if !percent_encoded(user) {
+                    return Err(BadUrl(
+                        "has a '%' in its user or password that is not followed by two hex digits",
+                    ));
+                }
+                let mut decoded = Zeroizing::new(percent_decode_str(user).collect::<Vec<u8>>());
+                if !decoded.contains(&b':') {
+                    decoded.push(b':');
+                }
+                Some(Secret::new(BASE64.encode(&decoded)))
             }
             None => None,
         };
-        let direct = no_proxy.split([',', ' ']).filter_map(|entry| Direct::parse(entry.trim())).collect();
-        Ok(Self { host, port, credentials, direct })
+        let entries = no_proxy.split(|c: char| c == ',' || c.is_whitespace());
+        Ok(Self { host, port, credentials, exceptions: entries.filter_map(Exception::parse).collect() })
     }
 
     /// Its host.
@@ -71,9 +88,9 @@ impl Proxy {
         self.port
     }
 
-    /// Whether `host` is reached through it. This machine itself never is.
-    pub fn serves(&self, host: &Host) -> bool {
-        !host.is_loopback() && !self.direct.iter().any(|direct| direct.covers(host))
+    /// Whether `host:port` is reached through it. This machine itself never is.
+    pub fn serves(&self, host: &Host, port: u16) -> bool {
+        !host.is_loopback() && !self.exceptions.iter().any(|exception| exception.covers(host, port))
     }
 
     /// The request that opens a tunnel to `host:port`.
@@ -87,70 +104,76 @@ impl Proxy {
     }
 }
 
-impl Direct {
+impl Exception {
     fn parse(entry: &str) -> Option<Self> {
-        if entry == "*" {
-            return Some(Self::Everything);
+        if let Some((address, bits)) = entry.split_once('/') {
+            let network = Hosts::network(address, Some(bits.parse().ok()?))?;
+            return Some(Self { hosts: network, port: None });
         }
-        let (address, bits) = match entry.split_once('/') {
-            Some((address, bits)) => (address, Some(bits.parse::<u8>().ok()?)),
+        if let Some(address) = Hosts::network(entry, None) {
+            return Some(Self { hosts: address, port: None });
+        }
+        let (host, port) = match entry.rsplit_once(':') {
+            Some((host, port)) => (host, Some(port.parse().ok()?)),
             None => (entry, None),
         };
-        if let Ok(address) = address.trim_matches(['[', ']']).parse::<IpAddr>() {
-            let longest = if address.is_ipv4() { 32 } else { 128 };
-            return Some(Self::Network(address, bits.unwrap_or(longest).min(longest)));
-        }
-        // `.example.com`, `*.example.com` and `example.com` all mean the domain and what is under it.
-        let name = entry.trim_start_matches('*').trim_start_matches('.');
-        (!name.is_empty() && bits.is_none()).then(|| Self::Domain(name.to_ascii_lowercase()))
+        let hosts = if host == "*" {
+            Hosts::All
+        } else if let Some(address) = Hosts::network(host, None) {
+            address
+        } else {
+            let name = host.trim_start_matches('*').trim_start_matches('.').trim_end_matches('.');
+            if name.is_empty() || name.contains([':', '[', ']']) {
+                return None;
+            }
+            Hosts::Domain(name.to_ascii_lowercase())
+        };
+        Some(Self { hosts, port })
     }
 
-    fn covers(&self, host: &Host) -> bool {
+    fn covers(&self, host: &Host, port: u16) -> bool {
+        self.port.is_none_or(|only| only == port) && self.hosts.cover(host)
+    }
+}
+
+impl Hosts {
+    /// The addresses that share the first `bits` of `address` (all of them by default), which may stand in brackets.
+    fn network(address: &str, bits: Option<u8>) -> Option<Self> {
+        let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+        let address: IpAddr = bare.parse().ok()?;
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        let bits = bits.unwrap_or(longest);
+        (bits <= longest).then_some(Self::Network(address, bits))
+    }
+
+    fn cover(&self, host: &Host) -> bool {
         match (self, host) {
-            (Self::Everything, _) => true,
+            (Self::All, _) => true,
             (Self::Domain(domain), Host::Name(name)) => {
                 name.strip_suffix(domain.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
             }
-            (Self::Network(IpAddr::V4(net), bits), Host::Address(IpAddr::V4(address))) => {
-                let differ = u32::from(*net) ^ u32::from(*address);
-                differ.checked_shr(32 - u32::from(*bits)).unwrap_or(0) == 0
-            }
-            (Self::Network(IpAddr::V6(net), bits), Host::Address(IpAddr::V6(address))) => {
-                let differ = u128::from(*net) ^ u128::from(*address);
-                differ.checked_shr(128 - u32::from(*bits)).unwrap_or(0) == 0
-            }
-            (Self::Domain(_), Host::Address(_)) | (Self::Network(..), _) => false,
+            (Self::Network(network, bits), Host::Address(address)) => match (network, address.to_canonical())
+            {
+                (IpAddr::V4(network), IpAddr::V4(address)) => {
+                    let differ = u32::from(*network) ^ u32::from(address);
+                    differ.checked_shr(32 - u32::from(*bits)).unwrap_or(0) == 0
+                }
+                (IpAddr::V6(network), IpAddr::V6(address)) => {
+                    let differ = u128::from(*network) ^ u128::from(address);
+                    differ.checked_shr(128 - u32::from(*bits)).unwrap_or(0) == 0
+                }
+                _ => false,
+            },
+            (Self::Domain(_), Host::Address(_)) | (Self::Network(..), Host::Name(_)) => false,
         }
     }
 }
 
-fn percent_decoded(text: &str) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte == b'%' {
-            let digit = |b: Option<u8>| char::from(b?).to_digit(16);
-            let value = digit(bytes.next())? * 16 + digit(bytes.next())?;
-            out.push(u8::try_from(value).ok()?);
-        } else {
-            out.push(byte);
-        }
-    }
-    Some(out)
-}
-
-/// RFC 4648, section 4.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for chunk in bytes.chunks(3) {
-        let group = chunk.iter().enumerate().fold(0u32, |acc, (i, b)| acc | u32::from(*b) << (16 - 8 * i));
-        for i in 0..4 {
-            let index = (group >> (18 - 6 * i)) as usize & 63;
-            out.push(if i <= chunk.len() { char::from(ALPHABET[index]) } else { '=' });
-        }
-    }
-    out
+/// Whether each `%` begins a `%XX`.
+fn percent_encoded(text: &str) -> bool {
+    let two_digits =
+        |rest: &str| rest.as_bytes().get(..2).is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit));
+    text.split('%').skip(1).all(two_digits)
 }
 
 #[cfg(test)]
@@ -183,25 +206,51 @@ mod tests {
 
     #[test]
     fn some_hosts_are_reached_directly() {
-        let check = |no_proxy: &str, host: &str, serves: bool| {
+        let check = |no_proxy: &str, authority: &str, serves: bool| {
             let proxy = Proxy::new("http://p", no_proxy).unwrap();
-            assert_eq!(proxy.serves(&Host::parse(host).unwrap()), serves, "{no_proxy:?} {host}");
+            let (host, port) = split_port(authority, 443).unwrap();
+            assert_eq!(proxy.serves(&Host::parse(host).unwrap(), port), serves, "{no_proxy:?} {authority}");
         };
         check("", "a.example.com", true);
         check("", "localhost", false);
         check("", "127.0.0.9", false);
         check("*", "a.example.com", false);
-        for list in ["example.com", ".example.com", "*.example.com", "x, EXAMPLE.com"] {
+        for list in ["example.com", ".example.com", "*.example.com", "x, EXAMPLE.com", "x\texample.com."] {
             check(list, "a.example.com", false);
+            check(list, "example.com:8443", false);
             check(list, "badexample.com", true);
         }
         check("10.0.0.0/8,[2001:db8::]/32", "10.9.9.9", false);
         check("10.0.0.0/8,2001:db8::/32", "11.9.9.9", true);
         check("10.0.0.0/8,2001:db8::/32", "[2001:db8::9]", false);
         check("10.0.0.0/8,2001:db8::/32", "[2001:db9::9]", true);
+        check("10.0.0.0/8", "[::ffff:10.1.2.3]", false);
         check("10.1.2.3", "10.1.2.3", false);
         check("10.1.2.3", "10.1.2.4", true);
         check("0.0.0.0/0", "10.1.2.4", false);
-        check("10.0.0.0/99,/,a/b,10.0.0.0/x,,", "10.1.2.4", true);
+        check("::/0", "10.1.2.4", true);
+        check("10.0.0.0/99,/,a/b,10.0.0.0/x,,:,:80,*:x", "10.1.2.4", true);
+    }
+
+    #[test]
+    fn an_exception_can_be_for_one_port() {
+        for (list, authority) in [
+            ("cp.example.com:8443", "cp.example.com:8443"),
+            (".example.com:8443", "cp.example.com:8443"),
+            ("*.example.com:8443", "cp.example.com:8443"),
+            ("10.1.2.3:8443", "10.1.2.3:8443"),
+            ("[2001:db8::1]:8443", "[2001:db8::1]:8443"),
+            ("*:8443", "anything.example:8443"),
+        ] {
+            let proxy = Proxy::new("http://p", list).unwrap();
+            let (host, port) = split_port(authority, 443).unwrap();
+            let host = Host::parse(host).unwrap();
+            assert!(!proxy.serves(&host, port), "{list} {authority}");
+            assert!(proxy.serves(&host, 443), "{list} {host}:443");
+        }
+        // Without brackets the last group of an IPv6 address is not a port.
+        let proxy = Proxy::new("http://p", "2001:db8::1:443").unwrap();
+        assert!(proxy.serves(&Host::parse("[2001:db8::1]").unwrap(), 443));
+        assert!(!proxy.serves(&Host::parse("[2001:db8::1:443]").unwrap(), 8443));
     }
 }
