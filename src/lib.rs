@@ -17,7 +17,8 @@
 //! - [`agent`]: the threads and the main loop; [`setup`]: from the settings to what the edges need
 //! - the edges: [`link`] (the control plane), [`engine`] (the container CLI), [`host`] (what the machine is),
 //!   [`sampler`] (which reads it on threads that may hang), [`store`] (the state directory), [`control`] (the
-//!   operator's socket), [`janitor`] (housekeeping), and [`process`], the only place that starts a program
+//!   operator's socket), [`janitor`] (housekeeping), [`process`], the only place that starts a
+//!   program, and [`wait`], with which they wait for descriptors
 //! - what a person meets: [`cli`], [`config`], [`commands`], [`logging`]
 
 pub mod types;
@@ -38,6 +39,7 @@ pub mod link;
 pub mod process;
 pub mod sampler;
 pub mod store;
+pub mod wait;
 
 pub mod cli;
 pub mod commands;

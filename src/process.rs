@@ -18,12 +18,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use crate::wait::{Wakeup, poll_until};
 
 /// Read from one pipe at one wake-up, in bytes: a program that prints without end cannot hide the deadline.
 const PUMP: usize = 64 * 1024;
@@ -185,7 +187,7 @@ impl std::error::Error for Error {
 
 /// A flag that ends a program from another thread. Clones are the same flag; once raised it stays so.
 #[derive(Debug, Clone)]
-pub struct Cancel(Arc<OwnedFd>);
+pub struct Cancel(Wakeup);
 
 impl Cancel {
     /// A flag that is not raised.
@@ -193,14 +195,12 @@ impl Cancel {
     /// # Errors
     /// [`Error::Input`] without a free descriptor.
     pub fn new() -> Result<Self, Error> {
-        let flag = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        flag.map(|fd| Self(Arc::new(fd))).map_err(|e| Error::Input { source: e.into() })
+        Wakeup::new().map(Self).map_err(|source| Error::Input { source })
     }
 
     /// Raises the flag; never blocks.
     pub fn cancel(&self) {
-        // It can fail only when the counter is full, and then the flag is up.
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+        self.0.wake();
     }
 }
 
@@ -368,13 +368,7 @@ fn wait(
         read(streams.out.fd().unwrap_or(pidfd)),
         read(streams.err.fd().unwrap_or(pidfd)),
     ];
-    let left = limit.saturating_duration_since(Instant::now());
-    let timeout =
-        Timespec { tv_sec: left.as_secs().min(1 << 31) as i64, tv_nsec: left.subsec_nanos().into() };
-    match poll(&mut fds, Some(&timeout)) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => {}
-        Err(errno) => return Err(errno.into()),
-    }
+    poll_until(&mut fds, Some(limit))?;
     let ready = |at: usize| !fds[at].revents().is_empty();
     Ok(Wake { dead: ready(0), cancelled: cancel.is_some() && ready(1) })
 }

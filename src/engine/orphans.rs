@@ -18,13 +18,14 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::cli::MARK;
 use crate::core::LeftoverCall;
 use crate::core::job::{LABEL_DEPLOY, LABEL_GPUS, LABEL_REPLICA};
 use crate::types::{ContainerId, PciAddress, ReplicaId};
+use crate::wait::poll_until;
 
 /// The agent's name in /proc/PID/comm (at most 15 bytes there, as many as it has).
 const AGENT: &str = "vectorlay-agent";
@@ -146,14 +147,13 @@ pub fn wait(target: Process, patience: Duration) -> io::Result<bool> {
     let Some(fd) = open(target)? else { return Ok(true) };
     let until = Instant::now() + patience;
     loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let timeout =
-            Timespec { tv_sec: left.as_secs().min(1 << 31) as i64, tv_nsec: left.subsec_nanos().into() };
-        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)) {
-            Ok(0) if left.is_zero() => return Ok(false),
-            Ok(0) | Err(rustix::io::Errno::INTR) => {}
-            Ok(_) => return Ok(true),
-            Err(errno) => return Err(errno.into()),
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        poll_until(&mut fds, Some(until))?;
+        if !fds[0].revents().is_empty() {
+            return Ok(true);
+        }
+        if Instant::now() >= until {
+            return Ok(false);
         }
     }
 }

@@ -7,14 +7,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::types::ContainerId;
+use crate::wait::{Wakeup, poll_until};
 
 /// Most containers watched at once; each takes a descriptor.
 pub const WATCH_MAX: usize = 4096;
@@ -39,7 +39,7 @@ enum Order {
 #[derive(Debug)]
 pub struct Watcher {
     orders: Sender<Order>,
-    wake: Arc<OwnedFd>,
+    wake: Wakeup,
 }
 
 impl Watcher {
@@ -48,7 +48,7 @@ impl Watcher {
     /// # Errors
     /// The kernel's, when it gives no descriptor or no thread.
     pub fn start(events: impl Fn(Event) + Send + 'static) -> io::Result<Self> {
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let wake = Wakeup::new()?;
         let (orders, inbox) = channel();
         let woken = wake.clone();
         std::thread::Builder::new().name("watcher".into()).spawn(move || watch(&inbox, &woken, &events))?;
@@ -66,9 +66,9 @@ impl Watcher {
     }
 
     fn order(&self, order: Order) {
-        // The thread ends only with this handle, and a full counter wakes it as well.
+        // The thread ends only with this handle.
         let _ = self.orders.send(order);
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        self.wake.wake();
     }
 }
 
@@ -78,16 +78,14 @@ impl Drop for Watcher {
     }
 }
 
-fn watch(inbox: &Receiver<Order>, wake: &OwnedFd, events: &dyn Fn(Event)) {
+fn watch(inbox: &Receiver<Order>, wake: &Wakeup, events: &dyn Fn(Event)) {
     let mut watched: BTreeMap<ContainerId, OwnedFd> = BTreeMap::new();
     loop {
         let mut fds = vec![PollFd::new(wake, PollFlags::IN)];
         fds.extend(watched.values().map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
         // No deadline: it waits for orders and ends alike, and has nothing else to do.
-        if let Err(errno) = poll(&mut fds, None)
-            && errno != Errno::INTR
-        {
-            log::error!("cannot watch containers: {errno}; they are only looked at from time to time now");
+        if let Err(error) = poll_until(&mut fds, None) {
+            log::error!("cannot watch containers: {error}; they are only looked at from time to time now");
             return;
         }
         let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
@@ -101,8 +99,7 @@ fn watch(inbox: &Receiver<Order>, wake: &OwnedFd, events: &dyn Fn(Event)) {
         if !woken {
             continue;
         }
-        // Emptied before the orders are read: one that comes in between wakes it again.
-        let _ = rustix::io::read(wake, &mut [0u8; 8]);
+        wake.clear();
         for order in inbox.try_iter() {
             match order {
                 Order::Watch(id, pid) => match open(pid, watched.len()) {

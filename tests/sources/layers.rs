@@ -7,11 +7,19 @@ use std::path::{Path, PathBuf};
 /// What has no edge at all: pure.
 const PURE: [&str; 4] = ["types", "hmac", "protocol", "core"];
 /// What touches the world. None of them knows another but [`EDGES_MAY`].
-const EDGES: [&str; 8] = ["control", "engine", "host", "janitor", "link", "process", "sampler", "store"];
-/// Who may know what besides itself and [`PURE`]: programs are started by `process` for everyone, and two threads do
-/// nothing but call a room that may hang.
-const EDGES_MAY: [(&str, &str); 4] =
-    [("engine", "process"), ("host", "process"), ("sampler", "host"), ("janitor", "engine")];
+const EDGES: [&str; 9] =
+    ["control", "engine", "host", "janitor", "link", "process", "sampler", "store", "wait"];
+/// Who may know what besides itself and [`PURE`]: programs are started by `process` for everyone, whoever waits for
+/// descriptors does it by `wait`, and two threads do nothing but call a room that may hang.
+const EDGES_MAY: [(&str, &str); 7] = [
+    ("engine", "process"),
+    ("engine", "wait"),
+    ("host", "process"),
+    ("janitor", "engine"),
+    ("link", "wait"),
+    ("process", "wait"),
+    ("sampler", "host"),
+];
 /// What chooses and shows. Nothing below knows them.
 const TOP: [&str; 6] = ["agent", "cli", "commands", "config", "logging", "setup"];
 /// What those among them that are no more than tables may know besides [`PURE`].
