@@ -1,22 +1,28 @@
-//! The wire, version 1 of the protocol: what the server says, read and checked; and the envelope of what the agent
-//! says. Wire shapes stay here: the core works on the checked values.
+//! Version 1 of the wire protocol: messages from the server, read and checked, and the envelope of the agent's own.
+//! The shapes of the wire stay here: the core works on the checked values.
 //!
-//! Every message is one JSON object `{"type": string, "payload": object}`. Unknown fields are ignored. Whatever is
-//! merely wrong is described by [`Unusable`] and never ends the connection.
+//! Every message is one JSON object `{"type": string, "payload": object}`. Unknown fields are ignored. A message that
+//! cannot be acted on is described by [`Unusable`]; it does not end the connection.
+//!
+//! A message may be hostile. Reading one takes time in proportion to its length, and little memory beside it: fields
+//! are found in the text as it is, unknown ones are skipped where they stand, and lists stop at their limits. (A tree
+//! of `serde_json::Value` can take thirty times the bytes of its text.)
 
-use std::collections::BTreeMap;
+mod fields;
+
+use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::core::job::{Port, RegistryAuth, Spec};
-use crate::types::{EnvName, ImageRef, NodeId, ReplicaId, RequestId, Secret};
+use self::fields::{Fields, parse};
+use crate::types::{EnvName, ImageRef, NodeId, Port, RegistryAuth, ReplicaId, RequestId, Secret, Spec};
 
 /// The protocol's version, sent in `system_info`.
 pub const PROTOCOL_VERSION: u32 = 1;
-/// The longest message that is read, in bytes; a longer one closes the connection with 1009.
+/// The longest message that is read, in bytes; a longer one closes the connection with code 1009.
 pub const MESSAGE_MAX: usize = 4 * 1024 * 1024;
 /// The server marks a node offline after this long without a heartbeat.
 pub const OFFLINE_AFTER: Duration = Duration::from_secs(60);
@@ -28,10 +34,8 @@ pub const LIST_MAX: usize = 4096;
 pub const SPEC_MAX: usize = 2_000_000;
 /// The longest token, in bytes: it has to fit into a header.
 pub const TOKEN_MAX: usize = 4096;
-/// The most lines that `logs` gives.
+/// The most lines in an answer to `logs`.
 pub const LOG_LINES_MAX: u64 = 1000;
-/// The most bytes that `logs` gives.
-pub const LOG_BYTES_MAX: usize = 256 * 1024;
 /// The longest timeout that a command can ask for: a day.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
@@ -161,16 +165,10 @@ pub enum Unusable {
 
 #[derive(Deserialize)]
 struct Envelope<'a> {
-    #[serde(rename = "type")]
-    kind: String,
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
     #[serde(borrow)]
     payload: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct RawEnv<'a> {
-    #[serde(borrow, default)]
-    env_vars: Option<BTreeMap<String, &'a RawValue>>,
 }
 
 /// Reads a message.
@@ -178,8 +176,8 @@ struct RawEnv<'a> {
 /// # Errors
 /// [`Unusable`] when it is not one that can be acted on.
 pub fn read(text: &str) -> Result<Inbound, Unusable> {
-    let envelope: Envelope = serde_json::from_str(text).map_err(|_| Unusable::NotAMessage)?;
-    let kind = match envelope.kind.as_str() {
+    let envelope: Envelope<'_> = parse(text).ok_or(Unusable::NotAMessage)?;
+    let kind = match envelope.kind.as_ref() {
         "deploy" => "deploy",
         "stop" => "stop",
         "registration_success" => "registration_success",
@@ -189,15 +187,12 @@ pub fn read(text: &str) -> Result<Inbound, Unusable> {
         "logs" => "logs",
         _ => return Err(Unusable::UnknownType),
     };
-    let raw = envelope.payload.map_or("null", RawValue::get);
-    let payload = match serde_json::from_str(raw) {
-        Ok(Value::Object(map)) => Payload(map),
-        Ok(_) | Err(_) => {
-            return Err(Unusable::Malformed { kind, owed: None, why: "the payload is not an object".into() });
-        }
+    let Some(fields) = envelope.payload.and_then(|raw| parse(raw.get())) else {
+        return Err(Unusable::Malformed { kind, owed: None, why: "the payload is not an object".into() });
     };
+    let payload = Payload(fields);
     let read = match kind {
-        "deploy" => payload.deploy(raw).map(|deploy| Inbound::Deploy(Box::new(deploy))),
+        "deploy" => payload.deploy().map(|deploy| Inbound::Deploy(Box::new(deploy))),
         "stop" => payload.stop().map(Inbound::Stop),
         "logs" => payload.logs(),
         _ => payload.registered(),
@@ -206,9 +201,9 @@ pub fn read(text: &str) -> Result<Inbound, Unusable> {
 }
 
 /// A payload under reading. Errors are sentences for the result's `error`, without the value.
-struct Payload(Map<String, Value>);
+struct Payload<'a>(Fields<'a>);
 
-impl Payload {
+impl Payload<'_> {
     fn owed(&self, kind: &str) -> Option<(Command, ReplicaId, Option<RequestId>)> {
         let command = match kind {
             "deploy" => Command::Deploy,
@@ -218,22 +213,16 @@ impl Payload {
         Some((command, self.replica().ok()?, self.request().ok().flatten()))
     }
 
-    /// The field, unless it is absent or `null`.
-    fn get(&self, name: &str) -> Option<&Value> {
-        self.0.get(name).filter(|value| !value.is_null())
-    }
-
-    fn text(&self, name: &str) -> Result<Option<&str>, String> {
-        self.get(name)
-            .map(|value| value.as_str().ok_or_else(|| format!("{name} is not a string")))
-            .transpose()
+    fn text(&self, name: &str) -> Result<Option<String>, String> {
+        let Some(raw) = self.0.get(name) else { return Ok(None) };
+        parse(raw).ok_or_else(|| format!("{name} is not a string")).map(Some)
     }
 
     fn whole(&self, name: &str, least: u64, most: u64) -> Result<Option<u64>, String> {
-        let Some(value) = self.get(name) else { return Ok(None) };
+        let Some(raw) = self.0.get(name) else { return Ok(None) };
         // A server that computes in floating point may write 2.0.
-        let whole = value.as_u64().or_else(|| {
-            value.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0 && *f < 9e15).map(|f| f as u64)
+        let whole = parse::<u64>(raw).or_else(|| {
+            parse::<f64>(raw).filter(|f| f.fract() == 0.0 && *f >= 0.0 && *f < 9e15).map(|f| f as u64)
         });
         match whole {
             Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
@@ -242,8 +231,8 @@ impl Payload {
     }
 
     fn seconds(&self, name: &str) -> Result<Option<Duration>, String> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        match value.as_f64().map(Duration::try_from_secs_f64) {
+        let Some(raw) = self.0.get(name) else { return Ok(None) };
+        match parse(raw).map(Duration::try_from_secs_f64) {
             Some(Ok(time)) if time <= TIMEOUT_MAX => Ok(Some(time)),
             _ => Err(format!("{name} is not a number of seconds from 0 to {}", TIMEOUT_MAX.as_secs())),
         }
@@ -251,25 +240,26 @@ impl Payload {
 
     fn replica(&self) -> Result<ReplicaId, String> {
         let text = self.text("replica_id")?.ok_or("replica_id is missing")?;
-        ReplicaId::new(text).map_err(|e| e.to_string())
+        ReplicaId::new(&text).map_err(|e| e.to_string())
     }
 
     fn request(&self) -> Result<Option<RequestId>, String> {
-        self.text("request_id")?.map(|text| RequestId::new(text).map_err(|e| e.to_string())).transpose()
+        self.text("request_id")?.map(|text| RequestId::new(&text).map_err(|e| e.to_string())).transpose()
     }
 
     fn registered(&self) -> Result<Inbound, String> {
-        let node =
-            NodeId::new(self.text("node_id")?.ok_or("node_id is missing")?).map_err(|e| e.to_string())?;
+        let node = self.text("node_id")?.ok_or("node_id is missing")?;
+        let node = NodeId::new(&node).map_err(|e| e.to_string())?;
         Ok(Inbound::Registered { node, token: self.token()? })
     }
 
     fn token(&self) -> Result<Option<Secret>, String> {
-        let Some(token) = self.text("node_token")? else { return Ok(None) };
-        if token.is_empty() || token.len() > TOKEN_MAX || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        let Some(token) = self.text("node_token")?.map(Secret::new) else { return Ok(None) };
+        let text = token.expose();
+        if text.is_empty() || text.len() > TOKEN_MAX || !text.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(format!("node_token is not printable ASCII of at most {TOKEN_MAX} bytes"));
         }
-        Ok(Some(Secret::new(token.to_owned())))
+        Ok(Some(token))
     }
 
     fn stop(&self) -> Result<Stop, String> {
@@ -285,9 +275,9 @@ impl Payload {
         })
     }
 
-    fn deploy(&self, raw: &str) -> Result<Deploy, String> {
+    fn deploy(&self) -> Result<Deploy, String> {
         let image = self.text("image")?.ok_or("image is missing")?;
-        let pull = match self.text("pull")? {
+        let pull = match self.text("pull")?.as_deref() {
             None | Some("missing") => Pull::Missing,
             Some("always") => Pull::Always,
             Some("never") => Pull::Never,
@@ -298,9 +288,9 @@ impl Payload {
             replica: self.replica()?,
             request: self.request()?,
             spec: Spec {
-                image: ImageRef::new(image).map_err(|e| e.to_string())?,
+                image: ImageRef::new(&image).map_err(|e| e.to_string())?,
                 gpu_count: small(self.whole("gpu_count", 0, GPU_COUNT_MAX)?).unwrap_or(0),
-                env: self.env(raw)?,
+                env: self.env()?,
                 command: self.command()?,
                 millicpus: self.millicpus()?,
                 memory_mib: self.whole("memory_mb", 1, 1 << 30)?,
@@ -320,51 +310,52 @@ impl Payload {
     }
 
     fn millicpus(&self) -> Result<Option<u64>, String> {
-        let Some(value) = self.get("cpus") else { return Ok(None) };
-        match value.as_f64() {
+        let Some(raw) = self.0.get("cpus") else { return Ok(None) };
+        match parse::<f64>(raw) {
             Some(cpus) if (0.001..=4096.0).contains(&cpus) => Ok(Some((cpus * 1000.0).round() as u64)),
             _ => Err("cpus is not a number from 0.001 to 4096".into()),
         }
     }
 
-    fn list(&self, name: &str) -> Result<&[Value], String> {
-        match self.get(name) {
-            None => Ok(&[]),
-            Some(Value::Array(list)) if list.len() <= LIST_MAX => Ok(list),
-            Some(_) => Err(format!("{name} is not an array of at most {LIST_MAX}")),
-        }
+    fn list(&self, name: &str) -> Result<Vec<&RawValue>, String> {
+        let Some(raw) = self.0.get(name) else { return Ok(Vec::new()) };
+        let list = parse::<fields::List<'_, LIST_MAX>>(raw);
+        Ok(list.ok_or_else(|| format!("{name} is not an array of at most {LIST_MAX}"))?.0)
     }
 
     fn command(&self) -> Result<Vec<String>, String> {
-        let read = |value: &Value| match value.as_str() {
-            Some(text) if !text.contains('\0') => Ok(text.to_owned()),
+        let read = |raw: &RawValue| match parse::<String>(raw.get()) {
+            Some(text) if !text.contains('\0') => Ok(text),
             _ => Err("command is not an array of strings without NUL".to_owned()),
         };
-        self.list("command")?.iter().map(read).collect()
+        self.list("command")?.into_iter().map(read).collect()
     }
 
     fn ports(&self) -> Result<Vec<Port>, String> {
-        let read = |value: &Value| {
-            let number = |name: &str| {
-                value.get(name).and_then(Value::as_u64).and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0)
+        let read = |raw: &RawValue| {
+            let port: Fields<'_> = parse(raw.get())?;
+            let number = |name: &str| parse::<u16>(port.get(name)?).filter(|number| *number > 0);
+            let udp = match port.get("protocol").map(parse::<String>) {
+                None => false,
+                Some(protocol) => match protocol?.as_str() {
+                    "tcp" => false,
+                    "udp" => true,
+                    _ => return None,
+                },
             };
-            let udp = match value.get("protocol").map(Value::as_str) {
-                None | Some(Some("tcp")) => Some(false),
-                Some(Some("udp")) => Some(true),
-                Some(_) => None,
-            };
-            Some(Port { host: number("host")?, container: number("container")?, udp: udp? })
+            Some(Port { host: number("host")?, container: number("container")?, udp })
         };
         let wrong =
             "ports is not an array of {host, container, protocol} with ports from 1 to 65535 and tcp or udp";
-        self.list("ports")?.iter().map(|value| read(value).ok_or_else(|| wrong.to_owned())).collect()
+        self.list("ports")?.into_iter().map(|raw| read(raw).ok_or_else(|| wrong.to_owned())).collect()
     }
 
     fn auth(&self) -> Result<Option<RegistryAuth>, String> {
-        let Some(auth) = self.get("registry_auth") else { return Ok(None) };
+        let Some(raw) = self.0.get("registry_auth") else { return Ok(None) };
+        let auth: Fields<'_> = parse(raw).unwrap_or_default();
         let text = |name: &str| {
             auth.get(name)
-                .and_then(Value::as_str)
+                .and_then(parse::<String>)
                 .filter(|text| !text.chars().any(char::is_control))
                 .ok_or_else(|| format!("registry_auth has no usable {name}"))
         };
@@ -372,36 +363,32 @@ impl Payload {
         if server.is_empty() || !server.bytes().all(|b| b.is_ascii_graphic()) {
             return Err("registry_auth has no usable server".into());
         }
-        Ok(Some(RegistryAuth {
-            server: server.to_owned(),
-            username: text("username")?.to_owned(),
-            password: Secret::new(text("password")?.to_owned()),
-        }))
+        let username = text("username")?;
+        Ok(Some(RegistryAuth { server, username, password: Secret::new(text("password")?) }))
     }
 
     /// `env_vars`, by name. Numbers keep the text that stands in the message: 1e3 stays 1e3.
-    fn env(&self, raw: &str) -> Result<Vec<(EnvName, Secret)>, String> {
+    fn env(&self) -> Result<Vec<(EnvName, Secret)>, String> {
         let wrong = || "env_vars is not an object of strings, numbers, booleans and nulls".to_owned();
-        match self.get("env_vars") {
-            None => return Ok(Vec::new()),
-            Some(Value::Object(map)) if map.len() <= LIST_MAX => {}
-            Some(Value::Object(_)) => return Err(format!("env_vars has more than {LIST_MAX} variables")),
-            Some(_) => return Err(wrong()),
+        let Some(raw) = self.0.get("env_vars") else { return Ok(Vec::new()) };
+        let read: fields::Entries<'_, LIST_MAX> = parse(raw).ok_or_else(wrong)?;
+        if read.too_many {
+            return Err(format!("env_vars has more than {LIST_MAX} variables"));
         }
-        let read: RawEnv = serde_json::from_str(raw).map_err(|_| wrong())?;
         let one = |(name, value): (String, &RawValue)| {
             let value = match value.get().as_bytes()[0] {
-                b'"' => serde_json::from_str::<String>(value.get()).map_err(|_| wrong())?,
+                b'"' => parse::<String>(value.get()).ok_or_else(wrong)?,
                 b'n' => String::new(),
                 b'{' | b'[' => return Err(wrong()),
                 _ => value.get().to_owned(),
             };
-            if value.contains('\0') {
+            let value = Secret::new(value);
+            if value.expose().contains('\0') {
                 return Err("a variable's value has a NUL character".to_owned());
             }
-            Ok((EnvName::new(&name).map_err(|e| e.to_string())?, Secret::new(value)))
+            Ok((EnvName::new(&name).map_err(|e| e.to_string())?, value))
         };
-        read.env_vars.unwrap_or_default().into_iter().map(one).collect()
+        read.entries.into_iter().map(one).collect()
     }
 }
 
@@ -503,5 +490,44 @@ mod tests {
         }
         assert_eq!(read(r#"{"type":"reboot","payload":{}}"#), Err(Unusable::UnknownType));
         assert_eq!(read(r#"{"type":"drain"}"#), Ok(Inbound::Drain));
+    }
+
+    #[test]
+    fn hostile_messages_are_refused_at_their_limits() {
+        let refused = |payload: &str, says: &str| {
+            let why = deploy(payload).expect_err("it was read");
+            assert!(why.contains(says), "{why}");
+        };
+        let list = |entry: &str, count: usize| [entry].repeat(count).join(",");
+        let vars =
+            |count: usize| (0..count).map(|i| format!(r#""V{i}":"#) + "1").collect::<Vec<_>>().join(",");
+        let with = |field: &str| format!(r#"{{"replica_id":"r","image":"i",{field}}}"#);
+        refused(
+            &with(&format!(r#""command":[{}]"#, list(r#""x""#, LIST_MAX + 1))),
+            "command is not an array",
+        );
+        refused(&with(&format!(r#""ports":[{}]"#, list("[]", 200_000))), "ports is not an array");
+        refused(&with(&format!(r#""env_vars":{{{}}}"#, vars(LIST_MAX + 1))), "more than 4096 variables");
+        refused(
+            &with(&format!(r#""env_vars":{}"#, "[".repeat(100_000) + &"]".repeat(100_000))),
+            "env_vars is not",
+        );
+        refused(&with(&format!(r#""registry_auth":[{}]"#, list("1", 200_000))), "registry_auth");
+        assert_eq!(
+            deploy(&with(&format!(r#""env_vars":{{{}}}"#, vars(LIST_MAX)))).unwrap().spec.env.len(),
+            LIST_MAX
+        );
+        // What the agent does not know may be as long as a message.
+        let unknown = with(&format!(r#""later":[{}],{}"#, list("{}", 200_000), vars(100_000)));
+        assert_eq!(deploy(&unknown).unwrap().replica.as_str(), "r");
+    }
+
+    #[test]
+    fn where_a_name_stands_twice_the_last_one_counts() {
+        let read =
+            deploy(r#"{"image":"a","replica_id":"r","image":"b","env_vars":{"A":"1","A":"2"}}"#).unwrap();
+        assert_eq!(read.spec.image.as_str(), "b");
+        assert_eq!(env(r#"{"A":"1","\u0041":2}"#), [("A".into(), "2".into())]);
+        assert_eq!(read.spec.env.len(), 1);
     }
 }

@@ -3,9 +3,13 @@
 //! Nothing here does I/O. Each type's constructor is its whole check; whoever holds the value need not check it
 //! again, and none of them can be mistaken for a flag by a command line that it is put on.
 
+mod spec;
+
 use std::fmt;
 
 use zeroize::Zeroizing;
+
+pub use spec::{Port, RegistryAuth, Spec};
 
 /// Why a value from outside was refused. `Display` says what was wrong with it, never the value itself.
 #[derive(Debug, Clone, PartialEq, Eq)]

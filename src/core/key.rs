@@ -2,8 +2,8 @@
 
 use data_encoding::HEXLOWER;
 
-use super::job::Spec;
 use crate::hmac::{KeyedHash, keyed_hash};
+use crate::types::Spec;
 
 /// The key of the hashes of specifications.
 #[derive(Debug)]
@@ -48,9 +48,8 @@ impl Key {
 
 #[cfg(test)]
 mod tests {
-    use super::super::job::Port;
     use super::*;
-    use crate::types::{EnvName, ImageRef, Secret};
+    use crate::types::{EnvName, ImageRef, Port, Secret};
 
     #[test]
     fn the_hash_of_a_specification_never_changes() {

@@ -19,10 +19,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::job::{Failure, FailureKind, JobId, RegistryAuth, Spec};
+use super::job::{Failure, FailureKind, JobId};
 use super::outbox::Gate;
 use crate::protocol::Pull;
-use crate::types::{ContainerId, PciAddress, ReplicaId, RequestId};
+use crate::types::{ContainerId, PciAddress, RegistryAuth, ReplicaId, RequestId, Spec};
 
 /// The most request IDs that one outcome answers.
 pub const REQUESTS_MAX: usize = 64;

@@ -383,8 +383,8 @@ fn timed(line: &str) -> Option<(String, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::job::{PullJob, RegistryAuth, Spec};
-    use crate::types::{EnvName, ImageRef, ReplicaId, Secret};
+    use crate::core::job::PullJob;
+    use crate::types::{EnvName, ImageRef, RegistryAuth, ReplicaId, Secret, Spec};
     use std::time::Duration;
 
     fn id() -> ContainerId {

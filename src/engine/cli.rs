@@ -432,8 +432,7 @@ fn joined(flag: &str, value: &OsStr) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::job::{Port, Spec};
-    use crate::types::{EnvName, ImageRef, PciAddress, ReplicaId, Secret};
+    use crate::types::{EnvName, ImageRef, PciAddress, Port, ReplicaId, Secret, Spec};
 
     fn cli(flavour: Flavour) -> Cli {
         Cli {

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::core::job::{JobId, RegistryAuth};
+use crate::core::job::JobId;
+use crate::types::RegistryAuth;
 
 /// How the folders' names begin.
 const PREFIX: &str = "pull-";

@@ -317,9 +317,8 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
 mod tests {
     use super::*;
     use crate::core::job::PullJob;
-    use crate::core::job::RegistryAuth;
     use crate::process::{Bounds, Program};
-    use crate::types::{ContainerId, ImageRef, Secret};
+    use crate::types::{ContainerId, ImageRef, RegistryAuth, Secret};
     use cli::{DEFAULT_PATH, Flavour, Handover};
     use std::sync::mpsc::SyncSender;
     use std::sync::mpsc::sync_channel;

@@ -13,14 +13,14 @@ use crate::support::skip::skip;
 use vectorlay::core::inventory::GpuUse;
 use vectorlay::core::job::{
     Failure, FailureKind, InspectedState, Job, JobId, LABEL_DEPLOY, LABEL_GPUS, LABEL_REPLICA, Listed,
-    ListedStatus, Outcome, PullJob, RegistryAuth, RunJob, Spec, Vendor,
+    ListedStatus, Outcome, PullJob, RunJob, Vendor,
 };
 use vectorlay::engine::cli::{Cli, DEFAULT_PATH, Flavour, Handover, LogChoice, cdi_obstacle};
 use vectorlay::engine::watcher::{Event, Watcher};
 use vectorlay::engine::{OVERDUE, Pool, Settings};
 use vectorlay::host::cdi::Devices;
 use vectorlay::process::{self, Bounds, Program};
-use vectorlay::types::{ContainerId, EnvName, ImageRef, PciAddress, ReplicaId, Secret};
+use vectorlay::types::{ContainerId, EnvName, ImageRef, PciAddress, RegistryAuth, ReplicaId, Secret, Spec};
 
 const LONG: Duration = Duration::from_secs(120);
 
