@@ -4,11 +4,6 @@
 //! "0000:41:00.0"}`), a line of JSON out (the core's answer, or `{"error": …}`). Only root and the agent's own user
 //! are heard. It decides nothing: the request becomes an event, the core's answer comes back by [`Control::reply`].
 
-#![allow(
-    clippy::disallowed_methods,
-    reason = "it starts its one thread, and a conversation's deadline needs a clock"
-)]
-
 use std::fmt;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, Read, Write};

@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "has a thread of its own, as what it reads may hang")]
 //! Housekeeping: what an earlier process left at work, the size of log files, helpers of containers that are gone.
 //!
 //! It reads /proc and the log folder, which may hang: it has a thread of its own, and nobody waits for it but the

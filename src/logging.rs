@@ -61,7 +61,6 @@ pub fn start(level: LevelFilter, format: LogFormat) {
             }
         });
     let (lines, received) = sync_channel(LINES_MAX);
-    #[allow(clippy::disallowed_methods, reason = "the log has a thread of its own")]
     let thread = Builder::new().name("log".into()).spawn(move || write_lines(&received));
     // Without a thread (there are none left) lines are written where they come about.
     if thread.is_ok() && LINES.set(lines.clone()).is_ok() {
@@ -112,7 +111,6 @@ fn write_lines(lines: &Receiver<Line>) {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "a line of the log carries the time")]
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

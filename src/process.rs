@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "this room starts programs and ends them at a deadline")]
 //! Runs a program: the only place that starts one.
 //!
 //! A program gets a process group of its own, an environment that is wholly ours, and no descriptor but the three

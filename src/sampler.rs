@@ -1,7 +1,3 @@
-#![allow(
-    clippy::disallowed_methods,
-    reason = "each kind of sample has a thread of its own, and readings a deadline"
-)]
 //! Looks at the host when told to, and never keeps anybody waiting: what it reads may hang.
 //!
 //! Each kind of sample has its own thread, so that a GPU driver that hangs does not hide the dependencies; within a

@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "a deadline is compared with the clock before each wait")]
 //! Waiting for descriptors: poll(2) up to a deadline, and a descriptor with which one thread wakes another that waits.
 
 use std::io;

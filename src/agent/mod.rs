@@ -1,7 +1,3 @@
-#![allow(
-    clippy::disallowed_methods,
-    reason = "reads the clock for the core, and starts the timer and signal threads"
-)]
 //! The running agent: starts the threads, then takes events, hands each to the core with the time, and carries out
 //! what the core answers. It decides nothing.
 //!

@@ -1,7 +1,3 @@
-#![allow(
-    clippy::disallowed_methods,
-    reason = "the heartbeat's schedule and the signals have threads of their own"
-)]
 //! What happens by itself: the heartbeat's time, and signals.
 
 use std::io;

@@ -1,7 +1,5 @@
 //! Command lines, and the texts made from the tables.
 
-#![allow(clippy::disallowed_methods, reason = "the completion is tried in a real bash")]
-
 use std::os::unix::ffi::OsStringExt;
 use std::process::Command as Process;
 

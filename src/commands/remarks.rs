@@ -17,7 +17,6 @@ use crate::setup::{self, Setup};
 pub fn all(config: &Config, setup: &Setup) -> Vec<Remark> {
     let remark = |about: &str, text: String| Remark { about: about.to_owned(), text };
     let mut remarks = vec![remark("logs", setup.log_reason.to_owned())];
-    #[allow(clippy::disallowed_methods, reason = "an inventory has a time")]
     let now = Instant::now();
     let inventory =
         Watch::new(&config.root, setup::health_limits(config)).read(now, &mut || lspci::run(&config.root));

@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "starts the threads that wait for the CLI, and times them")]
 //! The container engine, by its CLI: jobs in, outcomes out.
 //!
 //! ```text

@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "waits for processes, which needs a clock")]
 //! Processes that a dead agent left: calls of the CLI that are still at work, and helpers of containers that are gone.
 //!
 //! How a call is recognised: a `run` by the label `vectorlay.deploy=…` on its argv, which says whose it is; every

@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "starts the one thread that watches the containers' processes")]
 //! Knows within a millisecond when a container's process has ended: one thread, one pidfd for each container.
 //!
 //! A process number from the engine may be another process's by the time the pidfd is opened: whoever asked for the

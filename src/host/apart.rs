@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "each reading that may hang has a thread of its own")]
 //! A reading on a thread of its own, so that one that hangs holds up no other.
 
 use std::io;

@@ -78,7 +78,6 @@ mod tests {
     }
 
     #[test]
-    #[allow(clippy::disallowed_methods, reason = "the test compares with the program itself")]
     fn real_file_systems_read_as_df_prints_them() {
         let args = ["--output=size,used,avail,pcent", "-B1"];
         let df = |path: &str| {

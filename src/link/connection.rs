@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "says that the peer is alive once a second at most")]
 //! An established connection: frames in and out without ever blocking, and the ways in which it can end.
 
 use std::io::{self, Read};

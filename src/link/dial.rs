@@ -1,7 +1,3 @@
-#![allow(
-    clippy::disallowed_methods,
-    reason = "starts the lookup's thread, and reads the clock for the next address"
-)]
 //! From a URL to a stream: name, addresses, proxy and TLS, and from there to a WebSocket, all under one deadline.
 //!
 //! ```text

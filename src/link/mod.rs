@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "starts the link thread")]
 //! The connection to the control plane: one thread that owns the socket.
 //!
 //! It makes one attempt when told to, reports each thing that happens, and never tries again by itself: when to dial,

@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "a deadline is compared with the clock at each read")]
 //! A TCP connection that never blocks the kernel's way: its socket is non-blocking, and waiting is poll(2).
 //!
 //! While a [`Patience`] is set, reads and writes wait for it at most, all of them together: a peer that drips single

@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "a date in Retry-After is compared with the wall clock")]
 //! The WebSocket upgrade over an open stream, and the limits of what comes of it.
 
 use std::io;

@@ -4,8 +4,6 @@
 //! failed save is the core's business: the store tries once and reports. It never overwrites a file whose content
 //! it did not understand, and never writes anything else than these two files.
 
-#![allow(clippy::disallowed_methods, reason = "the store starts its one thread")]
-
 mod directory;
 mod identity;
 

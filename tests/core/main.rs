@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "one instant is read, from which virtual time counts")]
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 #![allow(missing_docs)]
 //! The core's promises one by one, as lists of events and what must come of them. `core_model` plays random ones.

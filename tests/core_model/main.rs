@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "one instant is read, from which virtual time counts")]
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 #![allow(missing_docs)]
 //! Random worlds around the pure core: whatever the network, the engine, the disk and the process itself do, every

@@ -1,7 +1,3 @@
-#![allow(
-    clippy::disallowed_methods,
-    reason = "programs are started here, clocks read, and files watched in threads"
-)]
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 #![allow(clippy::print_stderr, reason = "says what was skipped and measured")]
 #![allow(missing_docs)]

@@ -1,7 +1,3 @@
-#![allow(
-    clippy::disallowed_methods,
-    reason = "servers run in threads here, programs are started, and real containers waited for"
-)]
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 #![allow(missing_docs)]
 //! The rooms that touch the world, each by itself: the host on folders of made-up files, the link against servers on

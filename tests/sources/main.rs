@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "starts systemd's own check of the unit")]
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 #![allow(missing_docs)]
 //! What the sources and the documents say of each other.

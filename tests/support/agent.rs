@@ -11,7 +11,6 @@
 //! ```
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(
-    clippy::disallowed_methods,
     clippy::print_stdout,
     clippy::unwrap_used,
     reason = "tests start programs, read clocks, show logs, and fail"

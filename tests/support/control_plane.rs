@@ -8,11 +8,7 @@
 //! plane.api_post(&format!("/nodes/{id}/deploy"), &json!({"replica_id": "a", "image": "bb:1"}));
 //! ```
 #![allow(dead_code, reason = "each test file uses a part of it")]
-#![allow(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    reason = "tests start programs, read clocks, and fail"
-)]
+#![allow(clippy::unwrap_used, reason = "tests start programs, read clocks, and fail")]
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};

@@ -3,7 +3,6 @@
 //! containers and leaves it so. The faults, whose agents see their own containers alone, share their turn.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(
-    clippy::disallowed_methods,
     clippy::print_stderr,
     clippy::unwrap_used,
     reason = "tests start programs, say what they skip, and fail"

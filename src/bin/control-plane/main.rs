@@ -19,10 +19,6 @@
 //! how a node gets in. It is no production server: one process, one file, one lock.
 
 // Clocks and threads are kept to few rooms in the agent. Here only `fleet` and what is below it has none.
-#![allow(
-    clippy::disallowed_methods,
-    reason = "a program of its own: its edges read the clock and start threads"
-)]
 
 mod agents;
 mod api;

@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "waits for a node in /dev that udev makes")]
 //! `vectorlay-agent vfio status|bind|unbind`: prepares a host so that its GPUs can be handed to microVMs.
 //!
 //! Nothing is bound unless asked. `--dry-run` prints each step as a shell line. Each write is done by the agent's own

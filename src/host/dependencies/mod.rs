@@ -1,4 +1,3 @@
-#![allow(clippy::disallowed_methods, reason = "each probe has a thread of its own, and the round a deadline")]
 //! What the node needs to do its work, checked: containerd, nerdctl, kata-runtime, virtiofsd, vfio.
 //!
 //! The probes run side by side. Each result is handed on as soon as it is known; what has not answered at the round's

@@ -1,10 +1,5 @@
 //! The state directory on real file systems, and on a model of one that loses power.
 
-#![allow(
-    clippy::disallowed_methods,
-    reason = "the tests mount file systems and start themselves as another user"
-)]
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::CommandExt;
