@@ -19,7 +19,7 @@
 //!   [`sampler`] (which reads it on threads that may hang), [`store`] (the state directory), [`control`] (the
 //!   operator's socket), [`janitor`] (housekeeping), [`process`], the only place that starts a
 //!   program, and [`wait`], with which they wait for descriptors
-//! - what a person meets: [`cli`], [`config`], [`commands`], [`logging`]
+//! - what a person uses: [`cli`], [`config`], [`commands`], [`logging`]
 
 pub mod types;
 

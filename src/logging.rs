@@ -1,7 +1,7 @@
-//! The log: one line for each message, on standard error.
+//! The log: one line per message, on standard error.
 //!
-//! A thread of its own writes it, for whoever reads standard error may stop: then lines are dropped, and counted, and
-//! nobody waits.
+//! A thread writes it, because the reader of standard error may stop reading: lines are then dropped and counted, and
+//! nobody blocks.
 
 use std::io::{self, Write};
 use std::sync::OnceLock;
@@ -16,26 +16,25 @@ use serde_json::json;
 use crate::config::LogFormat;
 use crate::link::dates;
 
-/// Lines that wait to be written; past it they are dropped.
+/// Lines that wait to be written; more are dropped.
 const LINES_MAX: usize = 1024;
-/// How long the last lines may take at the end of the process.
+/// How long writing the last lines may take at the end of the process.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
-/// Lines that were dropped and not yet spoken of.
+/// Dropped lines not yet reported.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 /// To the thread that writes.
 static LINES: OnceLock<SyncSender<Line>> = OnceLock::new();
 
 enum Line {
     Text(Vec<u8>),
-    /// All before it is written: say so.
+    /// Confirms that everything before it is written.
     Flush(SyncSender<()>),
 }
 
 /// Starts the log.
 ///
-/// Under the journal, which has its own, lines carry no time. tungstenite's lines below `info` are left out whatever
-/// is asked for: it writes whole requests, credentials included.
+/// tungstenite and ureq never log below `info`: they would write whole requests, credentials included.
 pub fn start(level: LevelFilter, format: LogFormat) {
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let mut builder = env_logger::Builder::new();
@@ -62,25 +61,25 @@ pub fn start(level: LevelFilter, format: LogFormat) {
         });
     let (lines, received) = sync_channel(LINES_MAX);
     let thread = Builder::new().name("log".into()).spawn(move || write_lines(&received));
-    // Without a thread (there are none left) lines are written where they come about.
+    // If no thread can be started, lines are written by the thread that logs.
     if thread.is_ok() && LINES.set(lines.clone()).is_ok() {
         builder.target(env_logger::Target::Pipe(Box::new(ToThread(lines))));
     }
-    // A second start (a test in the same process) keeps the first one's settings.
+    // A second start (in a test) keeps the first one's settings.
     drop(builder.try_init());
 }
 
-/// Waits for the lines that are to be written, but not for long.
+/// Waits until all lines are written, at most [`FLUSH_WITHIN`].
 pub fn flush() {
     let Some(lines) = LINES.get() else { return };
     let (done, written) = sync_channel(1);
     if lines.try_send(Line::Flush(done)).is_ok() {
-        // Whoever reads standard error may have stopped: the process ends all the same.
+        // The reader of standard error may have stopped: the process ends all the same.
         let _ = written.recv_timeout(FLUSH_WITHIN);
     }
 }
 
-/// Hands lines to the thread, and never waits.
+/// Passes lines to the thread, and never blocks.
 struct ToThread(SyncSender<Line>);
 
 impl Write for ToThread {
@@ -100,9 +99,9 @@ fn write_lines(lines: &Receiver<Line>) {
     let mut out = io::stderr();
     for line in lines {
         let dropped = DROPPED.swap(0, Ordering::Relaxed);
-        // What cannot be written cannot be spoken of either.
+        // There is nowhere to report that a line cannot be written.
         if dropped > 0 {
-            let _ = writeln!(out, "{dropped} lines of the log were dropped: nobody read it");
+            let _ = writeln!(out, "{dropped} log lines dropped: standard error was not read");
         }
         match line {
             Line::Text(line) => _ = out.write_all(&line),

@@ -1,5 +1,5 @@
-//! From the settings to what the edges need: which CLI, which way for logs and GPUs, what is looked at. The agent and
-//! the commands that a person runs make the same choices, for the same reasons.
+//! From the settings to what the edges need: which CLI, where logs go, how GPUs are passed, what is checked. The agent and
+//! the commands that a person runs make the same choices.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -14,34 +14,32 @@ use crate::host::dependencies::{self, Inputs, Places};
 use crate::host::{cdi, gpus, handover, health, lspci, pci, utilization};
 use crate::process::{self, Bounds, Program};
 
-/// How long a program may take to say its version.
+/// How long `--version` may take.
 const VERSION_DEADLINE: Duration = Duration::from_secs(5);
-/// How much of that is read.
+/// Bytes read of its output.
 const VERSION_BYTES: usize = 4096;
-/// How many files one container's log is spread over with the engine's own logger.
+/// Files per container of the engine's own logger.
 const LOG_FILES: u32 = 3;
 
-/// What was chosen, and why.
 #[derive(Debug)]
 pub struct Setup {
-    /// The container CLI.
     pub cli: Cli,
-    /// Why logs go where they go.
+    /// For a person.
     pub log_reason: &'static str,
-    /// How GPUs are handed over, for a person.
+    /// For a person.
     pub handover_reason: String,
-    /// Whether GPUs are handed over by their CDI names, where the host has such.
+    /// Whether GPUs that have a CDI name are passed by it.
     pub cdi: bool,
-    /// How GPUs are handed over; `None`: not at all.
+    /// How GPUs are passed to containers; `None`: deploys with GPUs are refused.
     pub handover: Option<Handover>,
-    /// What the dependency checks depend on.
+    /// For the dependency checks.
     pub inputs: Inputs,
-    /// Whose space is reported.
+    /// The path whose disk usage is reported.
     pub data_path: PathBuf,
 }
 
 impl Setup {
-    /// Chooses. Asks the CLI for its version where its name does not tell its kind.
+    /// Runs the CLI's `--version` if its name does not tell its kind.
     pub fn new(config: &Config) -> Self {
         let search_path = std::env::var_os("PATH").filter(|path| !path.is_empty());
         let search_path = search_path.unwrap_or_else(|| OsString::from(DEFAULT_PATH));
@@ -100,7 +98,7 @@ fn ask_version(path: &Path, env: &[(OsString, OsString)]) -> Option<String> {
     Some(String::from_utf8_lossy(&finished.stdout).into_owned())
 }
 
-/// Why GPUs are not handed over by CDI names.
+/// Why GPUs are not passed by CDI name.
 fn no_cdi(config: &Config, flavour: Flavour, inputs: &Inputs) -> Option<String> {
     if config.gpu_cdi == GpuCdi::Never {
         return Some("as configured".to_owned());
@@ -131,7 +129,7 @@ fn choose_logs(config: &Config, flavour: Flavour, inputs: &Inputs) -> (LogChoice
     (choice, reason)
 }
 
-/// Which shim the runtime's name leads to. What calls itself Kata's may be a link to another.
+/// Which shim the runtime's name leads to: one with Kata's name may be a link to another.
 fn shim(inputs: &Inputs) -> Shim {
     let path = match dependencies::shim(inputs) {
         dependencies::Shim::Found(path) => path,
@@ -161,7 +159,7 @@ fn shim(inputs: &Inputs) -> Shim {
     }
 }
 
-/// How GPUs are handed over, and why. A plain runtime's way goes by the vendor, not by the driver: that may be loaded
+/// How GPUs are passed, and why. With a runtime other than Kata the vendor decides, not the driver, which may be loaded
 /// after the agent has started.
 fn choose_handover(config: &Config) -> (Option<Handover>, String) {
     let auto = || {
@@ -193,7 +191,7 @@ fn choose_handover(config: &Config) -> (Option<Handover>, String) {
     (Some(chosen), format!("{how} ({why})"))
 }
 
-/// The way in which GPUs are handed over if it is not by VFIO.
+/// How GPUs are passed, unless by VFIO.
 pub fn plain_handover(config: &Config) -> Option<handover::Way> {
     match choose_handover(config).0 {
         Some(Handover::Vfio) => None,
@@ -212,7 +210,6 @@ fn data_path(flavour: Flavour) -> PathBuf {
     ["/data", engine].map(PathBuf::from).into_iter().find(|path| path.is_dir()).unwrap_or_else(|| "/".into())
 }
 
-/// What makes a GPU suspect or failed.
 pub fn health_limits(config: &Config) -> health::Limits {
     health::Limits {
         link_width_percent: config.gpu_link_width_percent,
@@ -224,8 +221,8 @@ pub fn health_limits(config: &Config) -> health::Limits {
     }
 }
 
-/// Makes of `gpus`, as an inventory found them, what they are for this node's way to hand them over: judged for it, and
-/// with `cdi` named by CDI. `plain` is [`plain_handover`].
+/// Judges `gpus` by the way in which this node passes them, and with `cdi` gives them their CDI names. `plain` is
+/// [`plain_handover`].
 pub fn hand_over(root: &Path, plain: Option<handover::Way>, cdi: bool, gpus: &mut [Gpu]) {
     if let Some(way) = plain {
         handover::apply(root, way, gpus);
@@ -235,7 +232,7 @@ pub fn hand_over(root: &Path, plain: Option<handover::Way>, cdi: bool, gpus: &mu
     }
 }
 
-/// Takes the GPUs' inventory again and again; `None` when the bus could not be read. `cdi`: [`Setup::cdi`].
+/// Reads the GPUs at each call; `None` if the bus cannot be read. `cdi`: [`Setup::cdi`].
 pub fn gpu_reader(config: &Config, cdi: bool) -> impl FnMut() -> Option<Vec<Gpu>> + Send + 'static {
     let root = config.root.clone();
     let plain = plain_handover(config);
@@ -256,7 +253,7 @@ pub fn gpu_reader(config: &Config, cdi: bool) -> impl FnMut() -> Option<Vec<Gpu>
     }
 }
 
-/// Reads the use of the GPUs that the host can see.
+/// Reads the utilization of the GPUs that the host can read.
 pub fn utilization_reader(config: &Config) -> impl FnMut() -> Vec<GpuUse> + Send + 'static {
     let root = config.root.clone();
     move || {

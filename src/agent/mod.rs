@@ -148,7 +148,7 @@ fn core_settings(config: &Config) -> core::Settings {
 
 fn link_settings(config: &Config) -> Result<link::Settings, Error> {
     let wrong = |setting: &str, why: &dyn fmt::Display| Error::Settings(format!("setting {setting}: {why}"));
-    let url = config.required_url().map_err(|e| Error::Settings(e.to_string()))?;
+    let url = config.required_url().map_err(Error::Settings)?;
     let url = Url::websocket(url, config.allow_insecure).map_err(|e| wrong("url", &e))?;
     let register_url = match &config.register_url {
         Some(text) => Url::http(text, config.allow_insecure).map_err(|e| wrong("register_url", &e))?,
@@ -185,7 +185,7 @@ fn make_log_dir(dir: &Path) {
 
 /// Takes the state directory's lock and reads what is in it.
 fn open_state(config: &Config) -> Result<(Directory, Origin), Error> {
-    let state = |e: store::Error| Error::State(e.to_string());
+    let state = Error::State;
     let mut directory = Directory::open(&config.state_dir).map_err(state)?;
     let file = config.state_dir.join(RecordFile::Node.name());
     let ways = format!(
@@ -217,8 +217,8 @@ fn open_state(config: &Config) -> Result<(Directory, Origin), Error> {
             None
         }
     };
-    let seed = store::new_key().map_err(state)?;
-    let fresh_key = store::new_key().map_err(state)?;
+    let seed = store::random_bytes().map_err(state)?;
+    let fresh_key = store::random_bytes().map_err(state)?;
     let seed = seed.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte));
     Ok((directory, Origin { identity, fresh_key, token: None, record, seed }))
 }
@@ -316,7 +316,7 @@ impl Edges {
         let send = to_main(events);
         let control =
             Control::start(&config.control_socket, move |id, request| send(Event::Control(id, request)));
-        let control = control.inspect_err(|error| log::warn!("no operator's socket: {error}")).ok();
+        let control = control.inspect_err(|error| log::warn!("{error}")).ok();
         Ok(Self { link, pool, watcher, sampler, store, janitor, control })
     }
 

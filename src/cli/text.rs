@@ -1,25 +1,24 @@
 //! Help, man page and shell completion, made from the tables of commands and settings.
 
-use super::{COMMANDS, CONFIG, CommandRow, FLAGS, Flag, HELP, PROGRAM, SHOW_VERSION, Takes, VERSION};
-use crate::config::{Kind, Row, TABLE};
+use super::table::{COMMANDS, CONFIG, FLAGS, Flag, HELP, Row, Takes, VERSION as VERSION_FLAG};
+use super::{PROGRAM, VERSION};
+use crate::config::{Kind, Setting, TABLE};
 
-const PURPOSE: &str = "the VectorLay node agent: bridges a GPU host to the control plane";
-const SOURCES: &str = "A setting comes from its flag, else from the environment (VECTORLAY_STATE_DIR), else from the\n\
+const PURPOSE: &str = "the VectorLay node agent: runs a control plane's deploys on this GPU host";
+const SOURCES: &str = "A setting is taken from its flag, else from the environment (VECTORLAY_STATE_DIR), else from the\n\
      kernel command line (vectorlay.state_dir=), else from the configuration file (\"state_dir\").\n";
 const EXIT_STATUS: &[(&str, &str)] = &[
-    ("0", "a clean end"),
-    ("1", "a failure while running; `check`: not ready"),
-    ("2", "a wrong command line"),
-    ("3", "a wrong configuration, no identity, or another agent holds the lock"),
+    ("0", "success"),
+    ("1", "failure; `check`: not ready"),
+    ("2", "invalid command line"),
+    ("3", "invalid configuration, no identity, or another agent holds the lock"),
     ("4", "the control plane refuses the token"),
 ];
 
-/// `vectorlay-agent 0.1.0`.
 pub(super) fn version() -> String {
     format!("{PROGRAM} {VERSION}\n")
 }
 
-/// The whole help.
 pub(super) fn help() -> String {
     let mut text =
         format!("{PROGRAM} {VERSION}, {PURPOSE}\n\nUsage: {PROGRAM} [FLAGS] [COMMAND]\n\nCommands:\n");
@@ -27,27 +26,26 @@ pub(super) fn help() -> String {
     text.push_str("\nFlags:\n");
     columns(&mut text, general_flags());
     text.push_str("\nSettings:\n");
-    columns(&mut text, TABLE.iter().map(|row| (setting(row), setting_doc(row))).collect());
+    columns(&mut text, TABLE.iter().map(|setting| (setting_flag(setting), setting_doc(setting))).collect());
     text.push_str(&format!("\n{SOURCES}\nExit status:\n"));
     columns(&mut text, EXIT_STATUS.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect());
     text
 }
 
-/// The help for one command.
-pub(super) fn help_for(row: &CommandRow) -> String {
+pub(super) fn help_for(row: &Row) -> String {
     let mut text = format!("{PROGRAM} {}\n\n{}.\n", synopsis(row), row.doc);
     if !row.flags.is_empty() {
         text.push_str("\nFlags:\n");
         columns(&mut text, row.flags.iter().map(|flag| described(flag)).collect());
     }
-    text.push_str(&format!("\nSettings can be given too: see `{PROGRAM} help`.\n"));
+    text.push_str(&format!("\nEvery command takes the settings' flags too: see `{PROGRAM} help`.\n"));
     text
 }
 
-/// The help for all commands that begin with this word.
+/// Help on all commands that begin with the word `first`.
 pub(super) fn help_for_group(first: &str) -> String {
     let mut text = format!("{PROGRAM} {first} COMMAND\n\nCommands:\n");
-    let rows = COMMANDS.iter().filter(|row| row.words.split(' ').next() == Some(first));
+    let rows = COMMANDS.iter().filter(|row| row.name.split(' ').next() == Some(first));
     columns(&mut text, rows.map(|row| (synopsis(row), row.doc.to_owned())).collect());
     text.push_str(&format!("\nThe flags of each: see `{PROGRAM} help {first} COMMAND`.\n"));
     text
@@ -63,13 +61,13 @@ pub(super) fn man() -> String {
         paragraph(&mut text, &format!("{}{}", synopsis(row), flags.concat()), row.doc);
     }
     text.push_str(".SH FLAGS\n");
-    let commands_own = FLAGS.iter().filter(|flag| flag.name != HELP.name && flag.name != SHOW_VERSION.name);
+    let commands_own = FLAGS.iter().filter(|flag| flag.name != HELP.name && flag.name != VERSION_FLAG.name);
     for (flag, doc) in commands_own.map(|flag| described(flag)).chain(general_flags()) {
         paragraph(&mut text, &flag, &doc);
     }
     text.push_str(&format!(".SH SETTINGS\n{}", roff(SOURCES)));
-    for row in TABLE {
-        paragraph(&mut text, &setting(row), &setting_doc(row));
+    for setting in TABLE {
+        paragraph(&mut text, &setting_flag(setting), &setting_doc(setting));
     }
     text.push_str(".SH EXIT STATUS\n");
     for (status, meaning) in EXIT_STATUS {
@@ -78,13 +76,13 @@ pub(super) fn man() -> String {
     text
 }
 
-/// The completion for bash, to be sourced.
+/// The completion script for bash, to be sourced.
 pub(super) fn bash() -> String {
     let mut cases = String::new();
     let (mut paths, mut others) = (vec![format!("--{}", CONFIG.name)], Vec::new());
-    for row in TABLE {
-        let flag = format!("--{}", row.flag());
-        match row.kind {
+    for setting in TABLE {
+        let flag = format!("--{}", setting.flag());
+        match setting.kind {
             Kind::Words(words) => {
                 cases.push_str(&format!("        {flag}) words='{}' ;;\n", words.join(" ")))
             }
@@ -97,14 +95,13 @@ pub(super) fn bash() -> String {
     cases.push_str(&format!("        {}) return ;;\n", others.join("|")));
     let mut firsts: Vec<&str> = Vec::new();
     for row in COMMANDS {
-        let (first, is_pair) =
-            row.words.split_once(' ').map_or((row.words, false), |(first, _)| (first, true));
+        let (first, is_pair) = row.name.split_once(' ').map_or((row.name, false), |(first, _)| (first, true));
         if firsts.contains(&first) {
             continue;
         }
         firsts.push(first);
         if is_pair {
-            let pairs = COMMANDS.iter().filter_map(|row| row.words.split_once(' '));
+            let pairs = COMMANDS.iter().filter_map(|row| row.name.split_once(' '));
             let seconds: Vec<&str> = pairs.filter(|(a, _)| *a == first).map(|(_, second)| second).collect();
             cases.push_str(&format!("        {first}) words='{}' ;;\n", seconds.join(" ")));
         }
@@ -132,7 +129,7 @@ pub(super) fn bash() -> String {
     )
 }
 
-/// Two columns; where the first is long, the second begins on a line of its own.
+/// Two columns. The second starts on a new line if the first is too wide.
 fn columns(text: &mut String, rows: Vec<(String, String)>) {
     const WIDTH: usize = 30;
     for (left, right) in rows {
@@ -144,8 +141,8 @@ fn columns(text: &mut String, rows: Vec<(String, String)>) {
     }
 }
 
-fn synopsis(row: &CommandRow) -> String {
-    format!("{} {}", row.words, row.takes.placeholder()).trim_end().to_owned()
+fn synopsis(row: &Row) -> String {
+    format!("{} {}", row.name, row.takes.placeholder()).trim_end().to_owned()
 }
 
 fn described(flag: &Flag) -> (String, String) {
@@ -154,15 +151,15 @@ fn described(flag: &Flag) -> (String, String) {
 
 fn general_flags() -> Vec<(String, String)> {
     let config = (format!("--{} PATH", CONFIG.name), CONFIG.doc.to_owned());
-    let (help, version) = (described(&HELP), described(&SHOW_VERSION));
+    let (help, version) = (described(&HELP), described(&VERSION_FLAG));
     vec![config, (format!("-h, {}", help.0), help.1), (format!("-V, {}", version.0), version.1)]
 }
 
-/// A setting's flag, or its name where it has none.
-fn setting(row: &Row) -> String {
-    let (flag, placeholder) = (row.flag(), row.kind.placeholder());
-    match row.kind {
-        Kind::Secret => row.variable(),
+/// A setting's flag, or its variable if it has no flag.
+fn setting_flag(setting: &Setting) -> String {
+    let (flag, placeholder) = (setting.flag(), setting.kind.placeholder());
+    match setting.kind {
+        Kind::Secret => setting.variable(),
         Kind::Bool => format!("--{flag}{placeholder}"),
         Kind::Text | Kind::Path | Kind::Whole { .. } | Kind::Words(_) | Kind::Proxy => {
             format!("--{flag} {placeholder}")
@@ -170,10 +167,10 @@ fn setting(row: &Row) -> String {
     }
 }
 
-fn setting_doc(row: &Row) -> String {
-    match row.default {
-        Some(default) => format!("{} [{default}]", row.doc),
-        None => row.doc.to_owned(),
+fn setting_doc(setting: &Setting) -> String {
+    match setting.default {
+        Some(default) => format!("{} [{default}]", setting.doc),
+        None => setting.doc.to_owned(),
     }
 }
 
@@ -181,7 +178,7 @@ fn paragraph(text: &mut String, head: &str, body: &str) {
     text.push_str(&format!(".TP\n.B {}\n{}\n", roff(head), roff(body)));
 }
 
-/// What has a meaning in roff, without it: backslashes, dashes, and dots and quotes at a line's start.
+/// Escapes what roff would interpret: backslashes, dashes, and dots and quotes at the start of a line.
 fn roff(text: &str) -> String {
     let escaped = text.replace('\\', "\\e").replace('-', "\\-").replace('…', "...");
     let lines = escaped

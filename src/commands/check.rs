@@ -1,50 +1,50 @@
-//! `vectorlay-agent check`: the dependencies, as a table or as JSON.
+//! `vectorlay-agent check`: the dependencies, and whether the node is ready.
 
-use std::io::Write;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use crate::cli::Form;
 use crate::core::inventory::Check;
 use crate::host::dependencies::{self, Checker, Inputs, Shim};
 
-/// A line below the table: something that was chosen or found besides the dependencies.
+/// A line below the table: a choice or finding besides the dependencies.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Remark {
-    /// What it is about (`log driver`).
-    pub about: String,
-    /// What was chosen or found, and why.
-    pub text: String,
+pub(super) struct Note {
+    /// For instance `log driver`.
+    pub(super) topic: String,
+    pub(super) text: String,
 }
 
-/// Checks everything once, writes what was found, and returns whether the node is ready. `remarks` are shown below the
-/// table; the runtime's own comes before them.
-pub fn run(inputs: Inputs, remarks: &[Remark], as_json: bool, out: &mut dyn Write) -> bool {
+/// Checks everything once. Returns what to print and whether the node is ready. `notes` follow the table, after the note
+/// about the runtime.
+pub(super) fn run(inputs: Inputs, notes: &[Note], form: Form) -> (String, bool) {
     let inputs = Arc::new(inputs);
     let mut checks = Vec::new();
     Checker::new(Arc::clone(&inputs)).round(&mut |check| checks.push(check));
     let place = |check: &Check| dependencies::names().position(|name| name == check.name);
     checks.sort_by_key(place);
     let mut all = vec![runtime(&inputs)];
-    all.extend_from_slice(remarks);
-    let ready = dependencies::ready(&checks);
-    let text = if as_json { render_json(&checks, &all) } else { render(&checks, &all) };
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    ready
+    all.extend_from_slice(notes);
+    let text = match form {
+        Form::Text => render(&checks, &all),
+        Form::Json => render_json(&checks, &all),
+    };
+    (text, dependencies::ready(&checks))
 }
 
-fn runtime(inputs: &Inputs) -> Remark {
+fn runtime(inputs: &Inputs) -> Note {
     let found = match dependencies::shim(inputs) {
-        Shim::None => "started by the engine as it is configured there".to_owned(),
+        Shim::None => "as configured in the engine".to_owned(),
         Shim::Found(path) => dependencies::with_target(&path),
         shim @ (Shim::Unsafe { .. } | Shim::Elsewhere { .. } | Shim::Missing { .. }) => {
             shim.obstacle().unwrap_or_default()
         }
     };
-    Remark { about: "runtime".to_owned(), text: format!("{}: {found}", inputs.runtime) }
+    Note { topic: "runtime".to_owned(), text: format!("{}: {found}", inputs.runtime) }
 }
 
-fn render(checks: &[Check], remarks: &[Remark]) -> String {
+fn render(checks: &[Check], notes: &[Note]) -> String {
     let versions: Vec<String> = checks.iter().map(version).collect();
     let width =
         |texts: &mut dyn Iterator<Item = &str>| texts.map(|text| text.chars().count()).max().unwrap_or(0);
@@ -63,9 +63,9 @@ fn render(checks: &[Check], remarks: &[Remark]) -> String {
         }
     }
     text.push('\n');
-    let about = width(&mut remarks.iter().map(|remark| remark.about.as_str()));
-    for remark in remarks {
-        text += &format!("{:about$}  {}\n", remark.about, remark.text);
+    let topics = width(&mut notes.iter().map(|note| note.topic.as_str()));
+    for note in notes {
+        text += &format!("{:topics$}  {}\n", note.topic, note.text);
     }
     let missing: Vec<&str> =
         checks.iter().filter(|check| check.required && !check.ok).map(|check| check.name).collect();
@@ -85,8 +85,8 @@ fn version(check: &Check) -> String {
     }
 }
 
-/// `ready` and `checks` as in `system_info`'s `dependencies`, and the remarks by what they are about.
-fn render_json(checks: &[Check], remarks: &[Remark]) -> String {
+/// `ready` and `checks` as in the `dependencies` of `system_info`, and the notes by topic.
+fn render_json(checks: &[Check], notes: &[Note]) -> String {
     let mut checks_by_name = Map::new();
     for check in checks {
         let mut fields = Map::new();
@@ -98,12 +98,12 @@ fn render_json(checks: &[Check], remarks: &[Remark]) -> String {
         fields.extend(check.modules.map(|modules| ("modules".to_owned(), modules.into())));
         checks_by_name.insert(check.name.to_owned(), Value::Object(fields));
     }
-    let mut remarks_by_topic = Map::new();
-    for remark in remarks {
-        remarks_by_topic.insert(remark.about.clone(), remark.text.as_str().into());
+    let mut notes_by_topic = Map::new();
+    for note in notes {
+        notes_by_topic.insert(note.topic.clone(), note.text.as_str().into());
     }
     let ready = dependencies::ready(checks);
-    format!("{:#}\n", json!({ "ready": ready, "checks": checks_by_name, "remarks": remarks_by_topic }))
+    format!("{:#}\n", json!({ "ready": ready, "checks": checks_by_name, "notes": notes_by_topic }))
 }
 
 #[cfg(test)]
@@ -111,7 +111,6 @@ mod tests {
     use super::*;
     use crate::host::dependencies::Places;
     use crate::host::files::fixture::Fixture;
-    use std::io;
 
     fn checks() -> Vec<Check> {
         let check =
@@ -134,7 +133,7 @@ mod tests {
 
     #[test]
     fn the_table_that_operators_know() {
-        let remarks = [Remark { about: "log driver".into(), text: "file".into() }];
+        let notes = [Note { topic: "log driver".into(), text: "file".into() }];
         let expected = "\
 containerd   ✓ 1.7.2      Container runtime
 kata-runtime ✗            MicroVM runtime
@@ -145,14 +144,14 @@ log driver  file
 
 not ready: kata-runtime
 ";
-        assert_eq!(render(&checks(), &remarks), expected);
+        assert_eq!(render(&checks(), &notes), expected);
         assert!(render(&checks()[..1], &[]).ends_with("containerd ✓ 1.7.2  Container runtime\n\n\nready\n"));
     }
 
     #[test]
     fn json_for_machines() {
-        let remarks = [Remark { about: "log driver".into(), text: "file".into() }];
-        let value: Value = serde_json::from_str(&render_json(&checks(), &remarks)).unwrap();
+        let notes = [Note { topic: "log driver".into(), text: "file".into() }];
+        let value: Value = serde_json::from_str(&render_json(&checks(), &notes)).unwrap();
         let expected = json!({
             "ready": false,
             "checks": {
@@ -162,22 +161,13 @@ not ready: kata-runtime
                 "vfio":
                     {"installed": false, "required": false, "ok": false, "detail": "not needed", "modules": 0},
             },
-            "remarks": {"log driver": "file"},
+            "notes": {"log driver": "file"},
         });
         assert_eq!(value, expected);
     }
 
     #[test]
-    fn a_reader_that_has_gone_is_no_error() {
-        struct Gone;
-        impl Write for Gone {
-            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-                Err(io::ErrorKind::BrokenPipe.into())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Err(io::ErrorKind::BrokenPipe.into())
-            }
-        }
+    fn a_host_that_has_all_of_it_is_ready() {
         let host = Fixture::new(&[
             ("/bin/nerdctl", "#!/bin/sh\necho '{\"Server\":{}}'\n"),
             ("/bin/containerd-shim-runc-v2", "#!/bin/sh\n"),
@@ -195,10 +185,10 @@ not ready: kata-runtime
             has_gpus: |_| false,
             places: Places { path: vec![host.path().join("bin")], kata: Vec::new(), virtiofsd: Vec::new() },
         };
-        let mut text = Vec::new();
-        assert!(run(inputs.clone(), &[], false, &mut text));
-        let text = String::from_utf8(text).unwrap();
-        assert!(text.contains("\nruntime  io.containerd.runc.v2: ") && text.ends_with("\nready\n"), "{text}");
-        assert!(run(inputs, &[], true, &mut Gone));
+        let (text, ready) = run(inputs, &[], Form::Text);
+        assert!(
+            ready && text.contains("\nruntime  io.containerd.runc.v2: ") && text.ends_with("\nready\n"),
+            "{text}"
+        );
     }
 }

@@ -1,18 +1,19 @@
 //! `vectorlay-agent info`: the hardware, for a person or as JSON.
 
-use std::io::Write;
-
 use serde_json::{Value, json};
 
+use crate::cli::Form;
 use crate::core::inventory::{Gpu, Hardware, Health, Storage, Verdict};
 
-/// Writes what the machine is. `storage` is `None` when the data path's file system could not be read.
-pub fn run(hardware: &Hardware, storage: Option<&Storage>, as_json: bool, out: &mut dyn Write) {
-    let text = if as_json { render_json(hardware, storage) } else { render(hardware, storage) };
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+/// `storage` is `None` if the data path's file system cannot be read.
+pub(super) fn render(hardware: &Hardware, storage: Option<&Storage>, form: Form) -> String {
+    match form {
+        Form::Text => render_text(hardware, storage),
+        Form::Json => render_json(hardware, storage),
+    }
 }
 
-fn render(hardware: &Hardware, storage: Option<&Storage>) -> String {
+fn render_text(hardware: &Hardware, storage: Option<&Storage>) -> String {
     let storage = storage.map_or_else(
         || "unknown".to_owned(),
         |s| format!("{}: {} of {} GiB used ({} %)", s.path, s.used_gb, s.total_gb, s.usage_percent),
@@ -20,7 +21,10 @@ fn render(hardware: &Hardware, storage: Option<&Storage>) -> String {
     let known = |text: &str| if text.is_empty() { "unknown".to_owned() } else { text.to_owned() };
     let rows = [
         ("hostname", hardware.hostname.clone()),
-        ("CPU", format!("{}, {} online", hardware.cpu_model, counted(hardware.cpu_cores, "CPU"))),
+        (
+            "CPU",
+            format!("{}, {} online", hardware.cpu_model, super::counted(hardware.cpu_cores as usize, "CPU")),
+        ),
         ("RAM", format!("{} GiB", hardware.ram_gib)),
         ("storage", storage),
         ("kernel", format!("{} ({})", hardware.kernel, hardware.arch)),
@@ -40,11 +44,7 @@ fn render(hardware: &Hardware, storage: Option<&Storage>) -> String {
     text
 }
 
-fn counted(number: u32, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
-/// The fields of `system_info`, as far as they tell of the hardware.
+/// The hardware's fields of `system_info`.
 fn render_json(hardware: &Hardware, storage: Option<&Storage>) -> String {
     let storage = storage.map(|s| {
         json!({
@@ -77,12 +77,12 @@ fn gpu_json(gpu: &Gpu) -> Value {
     described.into()
 }
 
-/// Whether it can be handed out: nothing stands in the way, and it is not known to be broken.
+/// Whether it can be allocated: no obstacle, and not failed.
 fn usable(gpu: &Gpu) -> bool {
     gpu.verdict == Verdict::Assignable && !matches!(gpu.health, Health::Failed(_))
 }
 
-/// What is wrong with it, in words.
+/// What is wrong with it.
 fn reason(gpu: &Gpu) -> Option<String> {
     match (&gpu.verdict, &gpu.health) {
         (Verdict::Obstructed(why) | Verdict::Held(why), _) => Some(why.clone()),
@@ -157,16 +157,13 @@ GPUs        4
   0000:44:00.0 ✗ D
                 bound to nouveau
 ";
-        let mut text = Vec::new();
-        run(&hardware(), Some(&storage()), false, &mut text);
-        assert_eq!(String::from_utf8(text).unwrap(), expected);
+        assert_eq!(render(&hardware(), Some(&storage()), Form::Text), expected);
     }
 
     #[test]
     fn the_fields_of_system_info() {
-        let mut text = Vec::new();
-        run(&hardware(), Some(&storage()), true, &mut text);
-        let value: Value = serde_json::from_slice(&text).unwrap();
+        let text = render(&hardware(), Some(&storage()), Form::Json);
+        let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&value["cpuCores"], &value["ramGb"]), (&json!(128), &json!(512)));
         assert_eq!(value["gpuInfo"][0], "41:00.0 VGA compatible controller: A");
         assert_eq!(
@@ -190,8 +187,7 @@ GPUs        4
         let first = &value["gpus"][0];
         assert_eq!((&first["pci_address"], &first["vendor_id"]), (&json!("0000:41:00.0"), &json!("10de")));
         assert_eq!((&first["device_id"], &first["class"]), (&json!("2204"), &json!("0300")));
-        let mut text = Vec::new();
-        run(&hardware(), None, true, &mut text);
-        assert_eq!(serde_json::from_slice::<Value>(&text).unwrap()["storage"], Value::Null);
+        let text = render(&hardware(), None, Form::Json);
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["storage"], Value::Null);
     }
 }

@@ -1,21 +1,22 @@
-//! `vectorlay-agent status`: how the running agent says the node is.
+//! `vectorlay-agent status`: the running agent's answer.
 
 use std::fmt::Write as _;
-use std::io::Write;
 
 use serde_json::Value;
 
-/// How long a line of a reason is, without what stands before it, in characters.
+use crate::cli::Form;
+
+/// Characters of a reason per line.
 const WIDTH: usize = 100;
 
-/// Writes the agent's answer, for people or as it is.
-pub fn run(answer: &Value, as_json: bool, out: &mut dyn Write) {
-    let text = if as_json { format!("{answer:#}\n") } else { render(answer) };
-    // A reader that has gone is no error.
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+pub(super) fn render(answer: &Value, form: Form) -> String {
+    match form {
+        Form::Text => render_text(answer),
+        Form::Json => format!("{answer:#}\n"),
+    }
 }
 
-fn render(answer: &Value) -> String {
+fn render_text(answer: &Value) -> String {
     let text = |name: &str| match answer.get(name) {
         Some(Value::String(text)) => text.clone(),
         None | Some(Value::Null) => "-".to_owned(),
@@ -57,7 +58,7 @@ fn render(answer: &Value) -> String {
     out
 }
 
-/// In lines of [`WIDTH`] characters at most, as far as its words are not longer.
+/// Lines of at most [`WIDTH`] characters, unless one word is longer.
 fn wrapped(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
@@ -103,9 +104,7 @@ mod tests {
             "gpus": [{"pci_address": "0000:41:00.0", "name": "H100", "assignable": true, "replica_id": "a"},
                      {"pci_address": "0000:42:00.0", "name": "H100", "assignable": false, "reason": "D3cold"}],
         });
-        let mut out = Vec::new();
-        run(&answer, false, &mut out);
-        let text = String::from_utf8(out).unwrap();
+        let text = render(&answer, Form::Text);
         for part in [
             "state        degraded\n             containerd: gone\n",
             "as of 3 s ago",
@@ -123,7 +122,7 @@ mod tests {
         let reason = format!("nerdctl: missing; {}kata-runtime: missing", "much more ".repeat(30));
         let answer =
             json!({"state": "degraded", "reason": reason, "link": "waiting", "containers_age_s": null});
-        let text = render(&answer);
+        let text = render(&answer, Form::Text);
         assert!(text.contains("containers   not listed yet\n"), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 13 + WIDTH), "{text}");
         let words: Vec<&str> = text.split_whitespace().collect();

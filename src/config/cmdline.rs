@@ -1,15 +1,14 @@
-//! The kernel command line's words that are ours: `vectorlay.state_dir=/mnt/state`.
+//! Settings on the kernel command line: `vectorlay.state_dir=/mnt/state`.
 //!
 //! The format (`Documentation/admin-guide/kernel-parameters.rst`): words separated by white space; double quotes
 //! keep white space together and stand either around the value (`k="a b"`) or around the whole word (`"k=a b"`);
 //! `-` and `_` in a name are the same; the last of several equal names wins; a name alone means `true`. The kernel
 //! shows the line as it was given, quotes included.
 
-/// What the names of all of our words begin with.
 const PREFIX: &str = "vectorlay.";
 
-/// Our words: each name once, without the prefix and with `_` for `-`, and its value.
-pub fn ours(line: &str) -> Vec<(String, String)> {
+/// Names and values of our parameters: each name once, without the prefix, with `_` for `-`.
+pub fn parameters(line: &str) -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = Vec::new();
     for word in words(line) {
         let (name, value) = word.split_once('=').unwrap_or((&word, "true"));
@@ -47,7 +46,7 @@ mod tests {
     fn words_of_ours() {
         let check = |line: &str, expected: &[(&str, &str)]| {
             let expected: Vec<_> = expected.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-            assert_eq!(ours(line), expected, "{line:?}");
+            assert_eq!(parameters(line), expected, "{line:?}");
         };
         check("", &[]);
         check("BOOT_IMAGE=/vmlinuz root=/dev/sda1 ro quiet\n", &[]);

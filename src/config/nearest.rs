@@ -1,7 +1,7 @@
-//! The known name that a mistyped one was probably meant to be.
+//! The known name closest to a mistyped one.
 
-/// The nearest of `known` to `word`, if one is near enough to be worth naming: it begins with `word`, or at most
-/// two letters differ (one in the shortest), or a third of the longer name's.
+/// The nearest of `known` to `word`, if it is near enough to be suggested: it begins with `word`, or at most two letters
+/// differ (one in the shortest), or a third of the longer name's.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Longer than any name of ours: the table below stays small whatever was typed.
     const LONGEST: usize = 64;

@@ -2,15 +2,15 @@
 
 use serde_json::{Map, json};
 
-use super::{Setting, Value};
+use super::{Effective, Value};
 
 /// An aligned table: name, value (`-` where there is none) and source.
-pub fn text(settings: &[Setting]) -> String {
+pub fn text(settings: &[Effective]) -> String {
     let rows: Vec<[String; 3]> = settings
         .iter()
-        .map(|setting| {
-            let shown = setting.value.as_ref().map_or_else(|| "-".to_owned(), |v| v.shown(setting.row.kind));
-            [setting.row.name.to_owned(), shown, setting.source.describe(setting.row)]
+        .map(|Effective { setting, value, source }| {
+            let shown = value.as_ref().map_or_else(|| "-".to_owned(), |value| value.shown(setting.kind));
+            [setting.name.to_owned(), shown, source.describe(setting)]
         })
         .collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -22,18 +22,17 @@ pub fn text(settings: &[Setting]) -> String {
     text
 }
 
-/// The same as a JSON object: by name, `value` and `source`.
-pub fn json(settings: &[Setting]) -> serde_json::Value {
+/// A JSON object: each setting's name with its `value` and `source`.
+pub fn json(settings: &[Effective]) -> serde_json::Value {
     let mut all = Map::new();
-    for setting in settings {
-        let value = match &setting.value {
+    for Effective { setting, value, source } in settings {
+        let shown = match value {
             None => serde_json::Value::Null,
             Some(Value::Bool(value)) => (*value).into(),
             Some(Value::Whole(number)) => (*number).into(),
-            Some(value @ (Value::Text(_) | Value::Secret(_))) => value.shown(setting.row.kind).into(),
+            Some(value @ (Value::Text(_) | Value::Secret(_))) => value.shown(setting.kind).into(),
         };
-        let source = setting.source.describe(setting.row);
-        all.insert(setting.row.name.to_owned(), json!({ "value": value, "source": source }));
+        all.insert(setting.name.to_owned(), json!({ "value": shown, "source": source.describe(setting) }));
     }
     all.into()
 }

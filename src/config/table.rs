@@ -1,25 +1,26 @@
 //! The table of settings: the one place where a setting's name, kind, default and purpose stand. [`Config`], the
-//! help, the man page and the shell completion are made from it.
+//! help, the man page and the shell completions are made from it.
 
 use std::path::PathBuf;
 
 use super::value::{Kind, Typed, Value};
 use crate::types::Secret;
 
-/// One setting.
+/// What the names of our environment variables begin with.
+pub const VARIABLE_PREFIX: &str = "VECTORLAY_";
+
 #[derive(Debug, PartialEq, Eq)]
-pub struct Row {
-    /// Its name, as it stands in the configuration file.
+pub struct Setting {
+    /// Its key in the configuration file.
     pub name: &'static str,
-    /// What it takes.
     pub kind: Kind,
-    /// Its default in the form that a flag takes; `None`: not set.
+    /// As a flag would give it; `None`: not set.
     pub default: Option<&'static str>,
-    /// What it is for, in one line.
+    /// One line of help.
     pub doc: &'static str,
 }
 
-impl Row {
+impl Setting {
     /// The flag, without the dashes.
     pub fn flag(&self) -> String {
         self.name.replace('_', "-")
@@ -27,36 +28,35 @@ impl Row {
 
     /// The environment variable.
     pub fn variable(&self) -> String {
-        format!("{}{}", super::VARIABLE_PREFIX, self.name.to_ascii_uppercase())
+        format!("{VARIABLE_PREFIX}{}", self.name.to_ascii_uppercase())
     }
 
-    /// Whether it has no flag, because a command line can be read by everyone.
+    /// Whether it has no flag, because everyone on the host can read a command line.
     pub fn is_secret(&self) -> bool {
         matches!(self.kind, Kind::Secret)
     }
 }
 
-/// The row of the setting `name`.
-pub fn row(name: &str) -> Option<&'static Row> {
-    TABLE.iter().find(|row| row.name == name)
+/// The setting with this name.
+pub fn setting(name: &str) -> Option<&'static Setting> {
+    TABLE.iter().find(|setting| setting.name == name)
 }
 
 /// Declares [`TABLE`] and [`Config`] from one list, so that no setting can be in one of them alone.
 macro_rules! settings {
     ($($(#[doc = $doc:literal])+ $name:ident: $type:ty, $kind:expr, $default:expr;)+) => {
-        /// The settings in force. Each field has its setting's name; what the name's ending says is its unit.
+        /// The settings in force. Each field has its setting's name, whose ending is the unit.
         #[derive(Debug, Clone, PartialEq)]
         pub struct Config {
             $($(#[doc = $doc])+ pub $name: $type,)+
         }
 
-        /// All settings.
-        pub const TABLE: &[Row] = &[
-            $(Row { name: stringify!($name), kind: $kind, default: $default, doc: concat!($($doc),+).trim_ascii() },)+
+        pub const TABLE: &[Setting] = &[
+            $(Setting { name: stringify!($name), kind: $kind, default: $default, doc: concat!($($doc),+).trim_ascii() },)+
         ];
 
         impl Config {
-            /// From checked values, asked for by name.
+            /// `value` returns a setting's checked value by name.
             pub(super) fn from_values<'a>(value: impl Fn(&str) -> Option<&'a Value>) -> Self {
                 Self { $($name: Typed::typed(value(stringify!($name))),)+ }
             }
@@ -74,7 +74,6 @@ macro_rules! words {
         }
 
         impl $name {
-            /// The words that the setting takes.
             pub const WORDS: &[&str] = &[$($word),+];
         }
 
@@ -90,49 +89,46 @@ macro_rules! words {
 }
 
 words! {
-    /// The form of the log.
     LogFormat {
-        /// Lines for people and the journal.
         Text = "text",
-        /// One JSON object a line.
+        /// One object per line.
         Json = "json",
     }
 }
 
 words! {
-    /// What keeps the containers' output.
+    /// Where the containers' output goes.
     LogDriver {
         /// `file` where the shim can write it, else `json-file`.
         Auto = "auto",
         /// The shim writes the file, the agent rotates it.
         File = "file",
-        /// The engine's own logger with a size limit.
+        /// The engine's logger with a size limit.
         JsonFile = "json-file",
     }
 }
 
 words! {
-    /// How GPUs are handed to a container.
+    /// How GPUs are passed to a container.
     GpuHandover {
         /// `vfio` for Kata, else what the GPU's driver calls for.
         Auto = "auto",
-        /// The VFIO group's device.
+        /// `--device /dev/vfio/N`, for Kata.
         Vfio = "vfio",
         /// `--gpus`, for plain runtimes.
         Nvidia = "nvidia",
         /// /dev/kfd and render nodes, for plain runtimes.
         Amd = "amd",
-        /// Not at all: deploys with GPUs are refused.
+        /// Deploys with GPUs are refused.
         None = "none",
     }
 }
 
 words! {
-    /// Whether GPUs are given to the CLI by their CDI names.
+    /// Whether GPUs are passed to the CLI by their CDI names.
     GpuCdi {
-        /// Where the host has them and the CLI takes them.
+        /// Where the host has them and the CLI supports them.
         Auto = "auto",
-        /// Never.
         Never = "never",
     }
 }
@@ -144,88 +140,88 @@ const fn whole(min: u64, max: u64) -> Kind {
 }
 
 settings! {
-    /// The control plane, wss://host/path
+    /// Control plane's URL, wss://host/path
     url: Option<String>, Kind::Text, None;
-    /// Where new nodes register; by default made from url
+    /// Registration URL; default derived from url
     register_url: Option<String>, Kind::Text, None;
-    /// The organisation's token (has no flag: a command line can be read by everyone)
+    /// Organisation token (no flag: everyone on the host can read a command line)
     token: Option<Secret>, Kind::Secret, None;
-    /// A file with the organisation's token; used when token is not set
+    /// File with the organisation token; used if token is not set
     token_file: Option<PathBuf>, Kind::Path, None;
-    /// PEM certificates to trust in addition to the built-in roots
+    /// PEM file of certificates to trust besides the built-in roots
     ca_file: Option<PathBuf>, Kind::Path, None;
     /// Permit ws:// to hosts other than this one
     allow_insecure: bool, Kind::Bool, Some("false");
-    /// The HTTP proxy to dial through; by default HTTPS_PROXY
+    /// HTTP proxy; default $HTTPS_PROXY
     proxy: Option<Secret>, Kind::Proxy, None;
-    /// Hosts that are dialled without the proxy; by default NO_PROXY
+    /// Hosts to reach without the proxy; default $NO_PROXY
     no_proxy: Option<String>, Kind::Text, None;
-    /// Where the node's identity and its records are kept
+    /// Directory of the node's identity and records
     state_dir: PathBuf, Kind::Path, Some("/var/lib/vectorlay");
-    /// The operator's socket
+    /// Unix socket for commands such as status and drain
     control_socket: PathBuf, Kind::Path, Some("/run/vectorlay/agent.sock");
-    /// Whose space is reported; by default /data, else the engine's root, else /
+    /// Path whose disk usage is reported; default /data, else the engine's root, else /
     data_path: Option<PathBuf>, Kind::Path, None;
-    /// The container CLI, by name or path: nerdctl or one of the same vocabulary (docker)
+    /// Container CLI, name or path: nerdctl, or one with the same commands (docker)
     container_cli: String, Kind::Text, Some("nerdctl");
-    /// The CLI's namespace; by default its own
+    /// containerd namespace; default the CLI's
     namespace: Option<String>, Kind::Text, None;
-    /// The containers' network; by default the CLI's own
+    /// Network of the containers; default the CLI's
     network: Option<String>, Kind::Text, None;
-    /// The containers' runtime
+    /// Container runtime
     runtime: String, Kind::Text, Some("io.containerd.kata.v2");
-    /// Deploys at once
+    /// Maximum concurrent deploys
     workers: usize, whole(1, 64), Some("8");
-    /// Deploys that may wait; past it they are refused as busy
+    /// Maximum queued deploys; more are refused as busy
     queue_limit: usize, whole(1, 4096), Some("256");
-    /// Seconds that commands under way get to finish when the agent is told to end
+    /// Seconds that running commands may take to finish at shutdown
     grace_s: u64, whole(0, 3600), Some("30");
     /// Seconds that an exited container and its log are kept
     retention_s: u64, whole(0, 604_800), Some("600");
-    /// Seconds between two comparisons of the replicas with the engine's containers
+    /// Seconds between comparisons of the replicas with the engine's containers
     reconcile_s: u64, whole(5, 3600), Some("60");
-    /// Seconds between two checks of the dependencies
+    /// Seconds between dependency checks
     check_s: u64, whole(10, 86_400), Some("300");
-    /// What keeps the containers' output
+    /// Log driver of the containers
     log_driver: LogDriver, Kind::Words(LogDriver::WORDS), Some("auto");
-    /// Where the containers' logs are written by the log driver file
+    /// Directory of the container logs that log driver file writes
     log_dir: PathBuf, Kind::Path, Some("/var/log/vectorlay");
-    /// MiB of log kept for each container
+    /// MiB of log kept per container
     log_size_mb: u64, whole(1, 102_400), Some("20");
-    /// GiB that must be free on the data path for a deploy that pulls; 0: no limit
+    /// GiB that must be free on the data path to pull an image; 0: no limit
     min_free_gb: u64, whole(0, 1_000_000), Some("5");
-    /// Use of the data path, in percent, above which unused images are removed; 0: never
+    /// Disk usage in percent above which unused images are removed; 0: never
     image_high_percent: u8, whole(0, 99), Some("0");
-    /// Use of the data path, in percent, down to which unused images are removed
+    /// Disk usage in percent at which removing unused images stops
     image_low_percent: u8, whole(0, 98), Some("0");
-    /// How GPUs are handed to containers
+    /// How GPUs are passed to containers
     gpu_handover: GpuHandover, Kind::Words(GpuHandover::WORDS), Some("auto");
-    /// Whether GPUs are handed over by CDI names, where the host and the CLI have them
+    /// Whether GPUs are passed by CDI name where host and CLI support it
     gpu_cdi: GpuCdi, Kind::Words(GpuCdi::WORDS), Some("auto");
-    /// Ask inside the containers for the use of GPUs that the host cannot see
+    /// Ask inside containers for the utilization of GPUs that the host cannot read
     gpu_guest_utilization: bool, Kind::Bool, Some("false");
-    /// Seconds until a failed GPU is tested again
+    /// Seconds before a failed GPU is tested again
     gpu_retest_s: u64, whole(10, 86_400), Some("600");
     // 8 a minute is where NVIDIA's own health check begins to warn of PCIe replays (DCGM).
-    /// Correctable PCIe errors in an hour that make a GPU suspect
+    /// Correctable PCIe errors per hour that make a GPU suspect
     gpu_aer_limit: u64, whole(1, 1_000_000), Some("480");
-    /// Uncorrected, not fatal PCIe errors between two readings that make a GPU suspect
+    /// Uncorrectable non-fatal PCIe errors between readings that make a GPU suspect
     gpu_nonfatal_limit: u64, whole(1, 1_000_000), Some("1");
-    /// Fatal PCIe errors between two readings that make a GPU failed
+    /// Fatal PCIe errors between readings that make a GPU failed
     gpu_fatal_limit: u64, whole(1, 1_000_000), Some("1");
-    /// Percent of its best width below which a PCIe link makes a GPU suspect; 0: never
+    /// Percent of its maximum PCIe link width below which a GPU is suspect; 0: never
     gpu_link_width_percent: u8, whole(0, 100), Some("100");
     // Idle cards slow their links down to save power, with a driver in a guest too, and are well.
-    /// Percent of its best speed below which a PCIe link makes a GPU suspect; 0: never
+    /// Percent of its maximum PCIe link speed below which a GPU is suspect; 0: never
     gpu_link_speed_percent: u8, whole(0, 100), Some("0");
-    /// Whether a GPU that cannot be reset by itself is failed instead of suspect
+    /// Treat a GPU that cannot be reset on its own as failed, not suspect
     gpu_require_reset: bool, Kind::Bool, Some("false");
-    /// GPUs for `vfio bind --saved`: PCI addresses joined by commas, or all
+    /// GPUs for `vfio bind --saved`: comma-separated PCI addresses, or all
     vfio_bind: Option<String>, Kind::Text, None;
-    /// Where /proc, /sys and /dev are read
+    /// Root of the /proc, /sys and /dev that are read
     root: PathBuf, Kind::Path, Some("/");
-    /// The least severe messages that are logged
+    /// Least severe level that is logged
     log: log::LevelFilter, Kind::Words(LEVELS), Some("info");
-    /// The form of the log
+    /// Log format
     log_format: LogFormat, Kind::Words(LogFormat::WORDS), Some("text");
 }

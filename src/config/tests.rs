@@ -4,12 +4,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::file::FILE_MAX;
 use super::*;
 
 /// A folder that is the host's root, with a kernel command line and a configuration file.
 struct Host {
     root: PathBuf,
-    flags: Vec<(&'static Row, String)>,
+    flags: Vec<(&'static Setting, String)>,
     environment: Vec<(OsString, OsString)>,
 }
 
@@ -19,7 +20,7 @@ impl Host {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let root = std::env::temp_dir().join(format!("vectorlay-{test}-{}-{count}", std::process::id()));
         fs::create_dir_all(root.join("proc")).unwrap();
-        let flags = vec![(row("root").unwrap(), root.to_str().unwrap().to_owned())];
+        let flags = vec![(setting("root").unwrap(), root.to_str().unwrap().to_owned())];
         Self { root, flags, environment: Vec::new() }.file("{}").cmdline("ro quiet")
     }
 
@@ -37,7 +38,7 @@ impl Host {
     }
 
     fn flag(mut self, name: &str, value: &str) -> Self {
-        self.flags.push((row(name).unwrap(), value.to_owned()));
+        self.flags.push((setting(name).unwrap(), value.to_owned()));
         self
     }
 
@@ -50,24 +51,24 @@ impl Host {
         self.root.join(name).to_str().unwrap().to_owned()
     }
 
-    fn load(&self) -> Result<Loaded, Error> {
+    fn load(&self) -> Result<Loaded, String> {
         self.load_for(Need::All)
     }
 
-    fn load_for(&self, need: Need) -> Result<Loaded, Error> {
+    fn load_for(&self, need: Need) -> Result<Loaded, String> {
         let overrides = Overrides { file: Some(self.root.join("agent.json")), flags: self.flags.clone() };
         load(&overrides, self.environment.clone(), need)
     }
 
     fn error(&self) -> String {
-        self.load().unwrap_err().to_string()
+        self.load().unwrap_err()
     }
 
     /// What is wrong with the token's file, which ends nothing but running.
     fn token_error(&self) -> String {
         let loaded = self.load().unwrap();
         assert_eq!(loaded.config.token, None);
-        loaded.token_error.unwrap().to_string()
+        loaded.token_error.unwrap()
     }
 }
 
@@ -78,7 +79,7 @@ impl Drop for Host {
 }
 
 fn source_of(loaded: &Loaded, name: &str) -> Source {
-    loaded.settings.iter().find(|s| s.row.name == name).unwrap().source.clone()
+    loaded.settings.iter().find(|s| s.setting.name == name).unwrap().source.clone()
 }
 
 #[test]
@@ -88,7 +89,7 @@ fn the_strongest_source_wins() {
         host = change(std::mem::replace(&mut host, Host::new("unused")));
         let loaded = host.load().unwrap();
         assert_eq!(loaded.config.workers, workers);
-        let described = source_of(&loaded, "workers").describe(row("workers").unwrap());
+        let described = source_of(&loaded, "workers").describe(setting("workers").unwrap());
         assert!(described.starts_with(source), "{described}");
         assert_eq!(loaded.warnings, Vec::<String>::new());
     };
@@ -133,8 +134,8 @@ fn wrong_values_name_setting_source_value_and_what_is_expected() {
     check(new().file(r#"{"wrokers":1}"#), &["\"wrokers\"", "agent.json", "did you mean workers?"]);
     check(new().file(r#"{"xyzzy":1}"#), &["\"xyzzy\"", "vectorlay-agent help"]);
     check(new().file("{\"workers\":1"), &["agent.json", "line 1"]);
-    check(new().file("[]"), &["agent.json", "not one object"]);
-    check(new().file(&" ".repeat(FILE_MAX as usize + 1)), &["agent.json", "more than 1048576 bytes"]);
+    check(new().file("[]"), &["agent.json", "must be one object"]);
+    check(new().file(&" ".repeat(FILE_MAX as usize + 1)), &["agent.json", "larger than 1048576 bytes"]);
     let docker = new().flag("namespace", "tenants").flag("container_cli", "/usr/bin/docker");
     check(docker, &["namespace", "docker"]);
     check(new().flag("image_high_percent", "80"), &["image_low_percent"]);
@@ -185,10 +186,10 @@ fn unknown_variables_and_kernel_words_only_warn() {
     assert_eq!(
         host.load().unwrap().warnings,
         [
-            "the environment's VECTORLAY_WORKRES is no setting; did you mean VECTORLAY_WORKERS?",
-            "vectorlay.ulr on the kernel command line is no setting; did you mean vectorlay.url?",
-            "vectorlay.root on the kernel command line has no effect: the line is read below root",
-            "vectorlay.xyzzy on the kernel command line is no setting",
+            "unknown environment variable VECTORLAY_WORKRES; did you mean VECTORLAY_WORKERS?",
+            "unknown kernel parameter vectorlay.ulr; did you mean vectorlay.url?",
+            "kernel parameter vectorlay.root has no effect: the command line is read below root",
+            "unknown kernel parameter vectorlay.xyzzy",
         ]
     );
 }
@@ -252,20 +253,20 @@ fn the_socket_is_found_whatever_the_file_is_like() {
         assert_eq!(loaded.config.workers, 3, "{file}");
         assert_eq!(loaded.warnings.len(), said.len(), "{:?}", loaded.warnings);
         for (warning, said) in loaded.warnings.iter().zip(said) {
-            assert!(warning.contains(said) && warning.ends_with("going on without it"), "{warning}");
+            assert!(warning.contains(said) && warning.ends_with("; ignored"), "{warning}");
         }
     };
     let usual = "/run/vectorlay/agent.sock";
     check("{}", usual, &[]);
-    check("{\"control_socket\": \"/x\"", usual, &["is no JSON object"]);
-    check("[]", usual, &["not one object"]);
+    check("{\"control_socket\": \"/x\"", usual, &["is not a JSON object"]);
+    check("[]", usual, &["must be one object"]);
     check(r#"{"control_socket": "/x", "wrokers": 1, "url": null}"#, "/x", &["did you mean workers?"]);
     check(r#"{"control_socket": "/x", "log": "loud", "workers": 0}"#, "/x", &["\"loud\"", "the number 0"]);
     check(r#"{"control_socket": 5}"#, usual, &["the number 5"]);
     check(r#"{"namespace": "x", "container_cli": "docker"}"#, usual, &[]);
     // A wrong flag is still a mistake: another socket may have been meant.
     let host = Host::new("socket").flag("control_socket", "");
-    assert!(host.load_for(Need::Socket).unwrap_err().to_string().contains("--control-socket"));
+    assert!(host.load_for(Need::Socket).unwrap_err().contains("--control-socket"));
     fs::remove_file(host.root.join("agent.json")).unwrap();
     let host = Host { flags: vec![], environment: vec![], root: host.root.clone() };
     assert!(host.load_for(Need::Socket).unwrap().warnings[0].contains("agent.json"));
@@ -325,36 +326,39 @@ fn what_is_shown_has_no_secret() {
 
 #[test]
 fn defaults_and_limits_fit_their_fields() {
-    for row in TABLE {
-        let values: Vec<String> = match row.kind {
+    for setting in TABLE {
+        let values: Vec<String> = match setting.kind {
             Kind::Whole { min, max } => vec![min.to_string(), max.to_string()],
             Kind::Words(words) => words.iter().map(|word| (*word).to_owned()).collect(),
             Kind::Bool => vec!["true".to_owned()],
             Kind::Text | Kind::Path | Kind::Secret | Kind::Proxy => vec!["/x".to_owned()],
         };
-        if row.name == "root" {
+        if setting.name == "root" {
             continue;
         }
         for value in values {
-            let host = Host::new("limits").flag(row.name, &value);
-            let host = match row.name {
+            let host = Host::new("limits").flag(setting.name, &value);
+            let host = match setting.name {
                 "image_high_percent" if value != "0" => host.flag("image_low_percent", "1"),
                 _ => host,
             };
             let loaded = host.load();
-            assert!(loaded.is_ok(), "{} {value}: {}", row.name, loaded.unwrap_err());
+            assert!(loaded.is_ok(), "{} {value}: {}", setting.name, loaded.unwrap_err());
         }
     }
 }
 
 #[test]
 fn the_table_is_in_order() {
-    for row in TABLE {
-        assert!(!row.doc.is_empty() && !row.doc.ends_with('.') && row.doc.len() <= 90, "{row:?}");
-        let plain = row.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
-        assert!(plain && TABLE.iter().filter(|other| other.name == row.name).count() == 1, "{row:?}");
-        if let Some(default) = row.default {
-            assert!(Value::read(row.kind, default).is_some(), "{row:?}");
+    for setting in TABLE {
+        assert!(
+            !setting.doc.is_empty() && !setting.doc.ends_with('.') && setting.doc.len() <= 90,
+            "{setting:?}"
+        );
+        let plain = setting.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        assert!(plain && TABLE.iter().filter(|other| other.name == setting.name).count() == 1, "{setting:?}");
+        if let Some(default) = setting.default {
+            assert!(Value::read(setting.kind, default).is_some(), "{setting:?}");
         }
     }
 }

@@ -1,14 +1,13 @@
-//! One setting's value: what it may be, how it is read from text and from JSON, and where it came from.
+//! One setting's value: what it may be, and how it is read from text and from JSON.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::table::Row;
 use crate::types::Secret;
 
 /// The longest value, in bytes.
 pub const VALUE_MAX: usize = 4096;
 
-/// What a setting takes.
+/// What values a setting takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Text without control characters that is not empty and does not begin with `-`.
@@ -17,23 +16,18 @@ pub enum Kind {
     Path,
     /// `true` or `false`; a flag alone means `true`.
     Bool,
-    /// A whole number in this range.
-    Whole {
-        /// The least.
-        min: u64,
-        /// The most.
-        max: u64,
-    },
+    /// A whole number from `min` to `max`.
+    Whole { min: u64, max: u64 },
     /// One of these words.
     Words(&'static [&'static str]),
-    /// Printable ASCII without spaces that is shown to nobody.
+    /// Printable ASCII without spaces, never shown.
     Secret,
-    /// An HTTP proxy's URL, which may have a password.
+    /// An HTTP proxy's URL, which may contain a password.
     Proxy,
 }
 
 impl Kind {
-    /// What stands for the value in the help.
+    /// Stands for the value in the help.
     pub fn placeholder(&self) -> String {
         match self {
             Self::Text => "TEXT".to_owned(),
@@ -46,13 +40,11 @@ impl Kind {
         }
     }
 
-    /// What is expected, to follow "is not".
+    /// What a value must be; completes "is not …".
     pub fn expected(&self) -> String {
         match self {
             Self::Text => {
-                format!(
-                    "text of 1 to {VALUE_MAX} bytes without control characters that does not begin with '-'"
-                )
+                format!("text of 1 to {VALUE_MAX} bytes without control characters and a leading '-'")
             }
             Self::Path => "an absolute path".to_owned(),
             Self::Bool => "true or false".to_owned(),
@@ -117,7 +109,7 @@ impl Value {
         }
     }
 
-    /// The value as it may be shown: a secret as `***`, a proxy without its user and password.
+    /// The value for display: a secret as `***`, a proxy without user and password.
     pub fn shown(&self, kind: Kind) -> String {
         match self {
             Self::Text(text) => text.clone(),
@@ -129,7 +121,7 @@ impl Value {
     }
 }
 
-/// Whether a proxy's URL has a user or a password in it.
+/// Whether a proxy's URL contains a user or a password.
 pub fn has_password(url: &str) -> bool {
     url.contains('@')
 }
@@ -144,48 +136,9 @@ fn without_password(url: &str) -> String {
     }
 }
 
-/// Where a value came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// The table.
-    Default,
-    /// A flag.
-    Flag,
-    /// `VECTORLAY_…`.
-    Environment,
-    /// `vectorlay.…=`.
-    KernelCommandLine,
-    /// A key of this configuration file.
-    File(PathBuf),
-    /// An environment variable that other programs know too (`HTTPS_PROXY`).
-    Variable(&'static str),
-    /// The content of this file (a token).
-    Content(PathBuf),
-    /// None: this file, from which a token was to come, cannot be used.
-    Unusable(PathBuf),
-}
-
-impl Source {
-    /// In words, for the setting `row`.
-    pub fn describe(&self, row: &Row) -> String {
-        let path = |path: &Path| path.display().to_string();
-        match self {
-            Self::Default => "default".to_owned(),
-            Self::Flag => format!("--{}", row.flag()),
-            Self::Environment => row.variable(),
-            Self::KernelCommandLine => format!("vectorlay.{} on the kernel command line", row.name),
-            Self::File(file) => format!("{} in {}", row.name, path(file)),
-            Self::Variable(name) => (*name).to_owned(),
-            Self::Content(file) => format!("the file {}", path(file)),
-            Self::Unusable(file) => format!("the file {}, which cannot be used", path(file)),
-        }
-    }
-}
-
-/// Makes a field of `Config` from a checked value. A type without `None` is only used for rows with a default, and
-/// only with the kind that belongs to it; `defaults_and_limits_fit_their_fields` tries every row.
+/// Makes a field of `Config` from a checked value. Only a setting with a default has a type without `None`, and each type
+/// belongs to one kind; the test `defaults_and_limits_fit_their_fields` tries every setting.
 pub(super) trait Typed {
-    /// Takes the value over.
     fn typed(value: Option<&Value>) -> Self;
 }
 

@@ -34,7 +34,7 @@ pub enum Request {
 }
 
 impl Request {
-    /// Its word on the socket.
+    /// Its name on the socket.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Status => "status",

@@ -1,5 +1,5 @@
 //! The text of `node.json`: `{"node_id": …, "node_token"?: …, "spec_key": 64 hexadecimal digits}`. Other keys are
-//! ignored, and a file written by hand needs `node_id` alone.
+//! ignored. A file written by hand needs only `node_id`.
 
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use serde_json::{Map, Value};
@@ -9,7 +9,6 @@ use crate::hmac::HASH_BYTES;
 use crate::protocol::TOKEN_MAX;
 use crate::types::{NodeId, Secret};
 
-/// The file's content.
 pub(super) fn write(identity: &Identity) -> Secret {
     let mut object = Map::new();
     object.insert("node_id".to_owned(), identity.node_id.as_str().into());
@@ -22,18 +21,16 @@ pub(super) fn write(identity: &Identity) -> Secret {
     Secret::new(format!("{}\n", Value::Object(object)))
 }
 
-/// Reads the file's content.
-///
 /// # Errors
 /// Says what is wrong with it, without quoting it.
 pub(super) fn read(text: &str) -> Result<Identity, String> {
-    let value: Value = serde_json::from_str(text).map_err(|error| format!("it is no JSON: {error}"))?;
+    let value: Value = serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))?;
     let text_of = |key: &str| match value.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.as_str())),
-        Some(_) => Err(format!("its {key} is not text")),
+        Some(_) => Err(format!("{key} is not text")),
     };
-    let node_id = text_of("node_id")?.ok_or("it has no node_id")?;
+    let node_id = text_of("node_id")?.ok_or("node_id is missing")?;
     let node_id = NodeId::new(node_id).map_err(|error| error.to_string())?;
     let node_token = match text_of("node_token")? {
         None => None,
@@ -44,11 +41,11 @@ pub(super) fn read(text: &str) -> Result<Identity, String> {
         {
             Some(Secret::new(token.to_owned()))
         }
-        Some(_) => return Err("its node_token is not printable ASCII".to_owned()),
+        Some(_) => return Err("node_token is not printable ASCII".to_owned()),
     };
     let spec_key = match text_of("spec_key")? {
         None => None,
-        Some(digits) => Some(key(digits).ok_or("its spec_key is not 64 hexadecimal digits")?),
+        Some(digits) => Some(key(digits).ok_or("spec_key is not 64 hexadecimal digits")?),
     };
     Ok(Identity { node_id, node_token, spec_key })
 }

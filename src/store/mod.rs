@@ -1,8 +1,7 @@
 //! The state directory's files: `node.json` (who this node is) and `state.json` (what the core must not forget).
 //!
-//! A thread of its own does the writing, so that a disk that hangs in fsync hangs nothing else. What to do about a
-//! failed save is the core's business: the store tries once and reports. It never overwrites a file whose content
-//! it did not understand, and never writes anything else than these two files.
+//! A thread does the writing, so that a disk that hangs in fsync hangs nothing else. The core decides what to do about a
+//! failed save: the store tries once and reports. It never overwrites a file whose content it did not understand.
 
 mod directory;
 mod identity;
@@ -12,20 +11,20 @@ use std::io::Read;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::Builder;
 
-pub use directory::{Directory, Error, Found, Step};
+pub use directory::{Directory, Found};
 
 use crate::core::persistence::{Record, RecordFile, StoreEvent};
 use crate::types::Secret;
 
-/// A new key for the specifications' hash.
+/// 32 random bytes, for instance a key for the hash of specifications.
 ///
 /// # Errors
-/// [`Error::Random`] when /dev/urandom cannot be read.
-pub fn new_key() -> Result<[u8; 32], Error> {
+/// When /dev/urandom cannot be read.
+pub fn random_bytes() -> Result<[u8; 32], String> {
     let mut key = [0; 32];
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut key))
-        .map_err(|source| Error::Random { source })?;
+        .map_err(|error| format!("cannot read /dev/urandom: {error}; mount /dev"))?;
     Ok(key)
 }
 
@@ -38,48 +37,47 @@ pub struct Store {
 
 impl Store {
     /// Starts the thread, which holds the directory and its lock until the store is dropped (or the process ends).
-    /// `emit` is called on the thread, once for each save.
+    /// `emit` is called on the thread, once per save.
     ///
     /// # Errors
-    /// [`Error::Thread`].
-    pub fn start(directory: Directory, emit: impl Fn(StoreEvent) + Send + 'static) -> Result<Self, Error> {
+    /// When the thread cannot be started.
+    pub fn start(directory: Directory, emit: impl Fn(StoreEvent) + Send + 'static) -> Result<Self, String> {
         // At most one order is under way: the channel is never full.
         let (orders, received) = sync_channel(1);
         Builder::new()
             .name("store".to_owned())
             .spawn(move || serve(directory, &received, &emit))
-            .map_err(|source| Error::Thread { source })?;
+            .map_err(|error| format!("cannot start the thread store: {error}; raise the limit of tasks"))?;
         Ok(Self { orders, waiting: Waiting::default() })
     }
 
-    /// Has `record` saved; `seq` comes back in the event. Never blocks. While a save is under way one record of each
-    /// file waits, the newest: an older one is dropped, as the newer holds all that it held.
+    /// Has `record` saved; the event carries `seq`. Never blocks. While a save is under way, only the newest record of each
+    /// file waits: it contains everything that an older one did.
     pub fn save(&mut self, record: Record, seq: u64) {
         self.waiting.put(record, seq);
-        self.hand_over();
+        self.send_next();
     }
 
-    /// To be called for each event that the thread emitted: the next record can go.
+    /// Call this for each event of the thread: it is ready for the next record.
     pub fn answered(&mut self) {
         self.waiting.under_way = false;
-        self.hand_over();
+        self.send_next();
     }
 
-    fn hand_over(&mut self) {
+    fn send_next(&mut self) {
         if let Some(order) = self.waiting.next() {
             self.orders.try_send(order).expect("the thread lives as long as the process, and one order fits");
         }
     }
 }
 
-/// A record on its way to the disk.
 #[derive(Debug)]
 struct Order {
     record: Record,
     seq: u64,
 }
 
-/// What waits for the thread: bounded, because a newer record takes the place of an older one of its file.
+/// What waits for the thread. Bounded, because a newer record replaces an older one of the same file.
 #[derive(Debug, Default)]
 struct Waiting {
     node: Option<Order>,
@@ -96,7 +94,7 @@ impl Waiting {
         *place = Some(Order { record, seq });
     }
 
-    /// The order that goes now, if one can. The identity goes first.
+    /// The next order, unless one is under way. The identity goes first.
     fn next(&mut self) -> Option<Order> {
         if self.under_way {
             return None;
@@ -176,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_differ() {
-        assert_ne!(new_key().unwrap(), new_key().unwrap());
+    fn random_bytes_differ() {
+        assert_ne!(random_bytes().unwrap(), random_bytes().unwrap());
     }
 }

@@ -79,7 +79,7 @@ fn run_with(
 }
 
 fn change(what: VfioTarget) -> VfioChange {
-    VfioChange { what, dry_run: false, force: false, persist: false }
+    VfioChange { target: what, dry_run: false, force: false, persist: false }
 }
 
 fn these(addresses: &[&str]) -> VfioChange {
@@ -241,7 +241,7 @@ fn a_failure_on_the_way_is_undone() {
 
     let (result, _) = run(&host, &bind(&["01:00.0"]), &fails_at("00.1/driver/unbind", said));
     let error = result.unwrap_err().to_string();
-    assert!(error.contains("busy") && error.ends_with("what was done before is undone"), "{error}");
+    assert!(error.contains("busy") && error.ends_with("earlier steps are undone"), "{error}");
     assert_eq!(state(&host), BEFORE);
 
     let (result, _) = run(&host, &bind(&["01:00.0"]), &fails_at("wait for", hung));
@@ -252,7 +252,7 @@ fn a_failure_on_the_way_is_undone() {
     let hangs = |step: &Step| step.to_string().contains("00.1/driver").then(hung);
     let (result, _) = run(&host, &bind(&["01:00.0"]), &hangs);
     let error = result.unwrap_err().to_string();
-    assert!(error.ends_with("what was done before is undone"), "{error}");
+    assert!(error.ends_with("earlier steps are undone"), "{error}");
     assert_eq!(state(&host), BEFORE);
 
     // What cannot be undone is told.
@@ -286,7 +286,7 @@ fn what_was_noted_is_bound_at_boot() {
     next.write(vfio::boot::SAVED, &noted());
     let (result, said) = run(&next, &saved, OK);
     result.unwrap();
-    assert!(said.starts_with("0000:02:00.0 10de:2684: no such device any more"), "{said}");
+    assert!(said.starts_with("0000:02:00.0 10de:2684: no such device; skipped"), "{said}");
     assert_eq!(state(&next), "pcieport vfio-pci vfio-pci - amdgpu free 1");
 
     let (result, _) = run(&host, &Request::Unbind(VfioChange { persist: true, ..these(&["01:00.0"]) }), OK);
@@ -310,9 +310,7 @@ fn what_was_noted_is_bound_at_boot() {
 
 /// What `vfio status` prints.
 fn status(host: &Host, form: Form) -> String {
-    let mut out = Vec::new();
-    vfio::status(host.root(), form, &mut out).unwrap();
-    String::from_utf8(out).unwrap()
+    vfio::status(host.root(), Limits::default(), form).unwrap()
 }
 
 #[test]

@@ -55,6 +55,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
             "process.rs",
             "sampler.rs",
             "setup.rs",
+            "wait.rs",
         ],
     ),
     ("SystemTime::now", &["link/upgrade.rs", "logging.rs"]),

@@ -1,4 +1,4 @@
-//! Which devices are meant, and the note of those that are to be bound at each boot.
+//! Which devices are to be bound, and the list of those to bind at each boot.
 
 use std::fs;
 use std::io::{self, Write};
@@ -13,7 +13,7 @@ use crate::types::PciAddress;
 /// Where `bind --persist` notes the devices, below the root: a line `0000:41:00.0 10de:2204` each.
 pub const SAVED: &str = "etc/vectorlay/vfio-bind";
 
-/// The devices that are meant. `setting` is the setting `vfio_bind`.
+/// The devices to bind. `setting` is the setting `vfio_bind`.
 pub(super) fn wanted(
     what: &VfioTarget,
     setting: Option<&str>,
@@ -36,13 +36,13 @@ pub(super) fn wanted(
                     for word in list.split(',').filter(|w| !w.is_empty()) {
                         match PciAddress::parse(word) {
                             Ok(address) => wanted.push(address),
-                            Err(e) => say(out, &format!("vfio_bind: {e}; left out")).map_err(Error::Print)?,
+                            Err(e) => say(out, &format!("vfio_bind: {e}; skipped")),
                         }
                     }
                 }
                 None => {}
             }
-            // A card that was taken out is no reason not to bind the others.
+            // A removed card must not keep the others from being bound.
             wanted.retain(|a| inventory.functions.iter().any(|f| f.address == *a));
             wanted.sort_unstable();
             wanted.dedup();
@@ -51,7 +51,7 @@ pub(super) fn wanted(
     }
 }
 
-/// The devices that are noted and still there.
+/// The noted devices that still exist.
 fn saved(root: &Path, inventory: &Inventory, out: &mut dyn Write) -> Result<Vec<PciAddress>, Error> {
     let mut found = Vec::new();
     let text = sysfs::text(&root.join(SAVED)).unwrap_or_default();
@@ -60,7 +60,7 @@ fn saved(root: &Path, inventory: &Inventory, out: &mut dyn Write) -> Result<Vec<
         let same = |f: &&pci::Function| f.address.to_string() == address && ids_of(f) == ids.trim();
         match inventory.functions.iter().find(same) {
             Some(function) => found.push(function.address),
-            None => say(out, &format!("{line}: no such device any more; left out")).map_err(Error::Print)?,
+            None => say(out, &format!("{line}: no such device; skipped")),
         }
     }
     Ok(found)
@@ -70,14 +70,14 @@ fn ids_of(f: &pci::Function) -> String {
     format!("{:04x}:{:04x}", f.vendor, f.device)
 }
 
-/// Changes the note for the boot: a new file is put in the old one's place.
+/// Changes the note for the next boot, atomically.
 pub(super) fn note(
     root: &Path,
     inventory: &Inventory,
     change: impl FnOnce(&mut Vec<PciAddress>),
 ) -> Result<(), Error> {
     let path = root.join(SAVED);
-    let failed = |source| Error::Note { path: path.clone(), source };
+    let failed = |source| Error::Note(path.clone(), source);
     let mut noted = saved(root, inventory, &mut io::sink())?;
     change(&mut noted);
     let line = |a: &PciAddress| {
@@ -97,12 +97,12 @@ pub(super) fn note(
         .map_err(failed)
 }
 
-/// What to do so that the note is used.
+/// How to have the note used at boot.
 pub(super) fn help(wanted: &[PciAddress]) -> String {
     let list: Vec<String> = wanted.iter().map(ToString::to_string).collect();
     format!(
-        "noted in /{SAVED}; at each boot, before the agent, run `vectorlay-agent vfio bind --saved`\n\
-         in an image without a disk the kernel parameter vectorlay.vfio_bind={} takes the note's place",
+        "noted in /{SAVED}; run `vectorlay-agent vfio bind --saved` at each boot, before the agent\n\
+         (on a host without a disk, use the kernel parameter vectorlay.vfio_bind={} instead)",
         list.join(",")
     )
 }

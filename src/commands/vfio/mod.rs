@@ -42,46 +42,34 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Kept of what a program says, in bytes.
 const OUTPUT_MAX: usize = 4096;
 
-/// Why the command could not do what was asked.
+/// Why the command failed.
 #[derive(Debug)]
 pub enum Error {
-    /// The devices could not be listed.
     Unreadable(pci::Unreadable),
-    /// The host must not, or need not, be changed so.
+    /// The host must not, or need not, be changed like this. Nothing was.
     Refused(Refusal),
-    /// A step failed.
     Step {
-        /// The step.
         step: Step,
-        /// Why.
         why: Failure,
-        /// What could not be undone, as shell lines; empty when all was.
+        /// What could not be undone, as shell lines; empty if everything was.
         left: Vec<String>,
     },
-    /// The note for the boot could not be written.
-    Note {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The result could not be printed.
-    Print(io::Error),
+    /// The devices are bound, but could not be noted in this file for the next boot.
+    Note(PathBuf, io::Error),
 }
 
-/// What performs a step.
+/// Performs a step.
 pub type Perform<'a> = dyn FnMut(&Step) -> Result<(), Failure> + 'a;
 
 /// Why a step failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// It did not end in time.
+    /// It did not end within this time.
     Hung(Duration),
-    /// The kernel, or the program that did it, said no.
+    /// The message of the kernel, or of the program that was run.
     Said(String),
-    /// The program that does it is missing.
     NoModprobe,
-    /// The program that does it could not be run.
+    /// The program could not be run.
     Program(process::Error),
 }
 
@@ -89,14 +77,11 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Hung(limit) => {
-                write!(
-                    f,
-                    "not done in {} s: something still uses the device; see the kernel's log",
-                    limit.as_secs()
-                )
+                let seconds = limit.as_secs();
+                write!(f, "not done within {seconds} s: the device is still in use; see the kernel's log")
             }
             Self::Said(text) => f.write_str(text),
-            Self::NoModprobe => f.write_str("there is no modprobe; install kmod, or load vfio-pci at boot"),
+            Self::NoModprobe => f.write_str("modprobe is missing; install kmod, or load vfio-pci at boot"),
             Self::Program(error) => error.fmt(f),
         }
     }
@@ -110,46 +95,32 @@ impl fmt::Display for Error {
             Self::Step { step, why, left } => {
                 write!(f, "`{step}` failed: {why}; ")?;
                 if left.is_empty() {
-                    f.write_str("what was done before is undone")
+                    f.write_str("earlier steps are undone")
                 } else {
                     write!(f, "undo by hand: {}", left.join("; "))
                 }
             }
-            Self::Note { path, source } => {
-                write!(f, "cannot note the devices in {}: {source}; see that it is writable", path.display())
+            Self::Note(path, error) => {
+                write!(f, "cannot note the devices in {}: {error}; make it writable", path.display())
             }
-            Self::Print(source) => write!(f, "cannot print the result: {source}"),
         }
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Unreadable(error) => Some(error),
-            Self::Refused(refusal) => Some(refusal),
-            Self::Note { source, .. } | Self::Print(source) => Some(source),
-            Self::Step { why: Failure::Program(error), .. } => Some(error),
-            Self::Step { .. } => None,
-        }
-    }
-}
-
-/// Shows each GPU and what stands in its way.
+/// Each GPU on the host under `root`, and why it cannot be allocated. `limits` are those of the settings.
 ///
 /// # Errors
-/// [`Error::Unreadable`], [`Error::Print`].
-pub fn status(root: &Path, form: Form, out: &mut dyn Write) -> Result<(), Error> {
-    let inventory = inventory(root)?;
-    match form {
-        Form::Text => status::print(&inventory, root, out),
-        Form::Json => status::print_json(&inventory, out),
-    }
-    .map_err(Error::Print)
+/// [`Error::Unreadable`].
+pub fn status(root: &Path, limits: Limits, form: Form) -> Result<String, Error> {
+    let inventory = inventory(root, limits)?;
+    Ok(match form {
+        Form::Text => status::text(&inventory, root),
+        Form::Json => status::json(&inventory),
+    })
 }
 
-/// Binds what is asked for to vfio-pci, on the host under `root`, and says on `out` what was done. `setting` is the
-/// value of the setting `vfio_bind`.
+/// Binds devices to vfio-pci on the host under `root`, and writes each step to `out`. `setting` is the value of the setting
+/// `vfio_bind`.
 ///
 /// # Errors
 /// [`Error`]; for a refusal nothing was changed.
@@ -162,7 +133,7 @@ pub fn bind(
     bind_with(change, setting, root, out, &mut perform)
 }
 
-/// The same with another way to perform a step.
+/// [`bind`] with steps performed by `perform`.
 ///
 /// # Errors
 /// As [`bind`].
@@ -173,19 +144,19 @@ pub fn bind_with(
     out: &mut dyn Write,
     perform: &mut Perform<'_>,
 ) -> Result<(), Error> {
-    let inventory = inventory(root)?;
-    let wanted = boot::wanted(&change.what, setting, &inventory, root, out)?;
+    let inventory = inventory(root, Limits::default())?;
+    let wanted = boot::wanted(&change.target, setting, &inventory, root, out)?;
     let steps = vfio::bind(root, &inventory.functions, &inventory.iommu, &wanted, change.force)
         .map_err(Error::Refused)?;
     carry_out(&steps, change.dry_run, root, out, perform)?;
     if change.persist && !change.dry_run {
         boot::note(root, &inventory, |noted| noted.extend(&wanted))?;
-        say(out, &boot::help(&wanted)).map_err(Error::Print)?;
+        say(out, &boot::help(&wanted));
     }
     Ok(())
 }
 
-/// Gives what is asked for back to the host's drivers.
+/// Returns devices to the host's drivers.
 ///
 /// # Errors
 /// As [`bind`].
@@ -193,7 +164,7 @@ pub fn unbind(change: &VfioChange, root: &Path, out: &mut dyn Write) -> Result<(
     unbind_with(change, root, out, &mut perform)
 }
 
-/// The same with another way to perform a step.
+/// [`unbind`] with steps performed by `perform`.
 ///
 /// # Errors
 /// As [`bind`].
@@ -203,8 +174,8 @@ pub fn unbind_with(
     out: &mut dyn Write,
     perform: &mut Perform<'_>,
 ) -> Result<(), Error> {
-    let inventory = inventory(root)?;
-    let wanted = boot::wanted(&change.what, None, &inventory, root, out)?;
+    let inventory = inventory(root, Limits::default())?;
+    let wanted = boot::wanted(&change.target, None, &inventory, root, out)?;
     let steps = vfio::unbind(root, &inventory.functions, &wanted, change.force).map_err(Error::Refused)?;
     carry_out(&steps, change.dry_run, root, out, perform)?;
     if change.persist && !change.dry_run {
@@ -213,8 +184,8 @@ pub fn unbind_with(
     Ok(())
 }
 
-/// Does the one write that this executable was started again for, if `arguments` (without the program's name) say so.
-/// `None`: they are an ordinary command line.
+/// Performs the one write for which this executable was started again. `None` if `arguments` (without the program's name)
+/// are an ordinary command line.
 pub fn as_writer(arguments: &[OsString]) -> Option<io::Result<()>> {
     match arguments {
         [command, path, value] if command == WRITE_COMMAND => Some(match value.to_str() {
@@ -225,16 +196,17 @@ pub fn as_writer(arguments: &[OsString]) -> Option<io::Result<()>> {
     }
 }
 
-fn inventory(root: &Path) -> Result<Inventory, Error> {
-    let mut watch = Watch::new(root, Limits::default());
+fn inventory(root: &Path, limits: Limits) -> Result<Inventory, Error> {
+    let mut watch = Watch::new(root, limits);
     watch.read(Instant::now(), &mut || lspci::run(root)).map_err(Error::Unreadable)
 }
 
-fn say(out: &mut dyn Write, line: &str) -> io::Result<()> {
-    writeln!(out, "{line}")
+/// Writes a line of progress. That it cannot be written must not leave a host half bound: the caller's `out` remembers.
+fn say(out: &mut dyn Write, line: &str) {
+    let _ = writeln!(out, "{line}");
 }
 
-/// Performs the steps, or prints them. After a failure it undoes what was done.
+/// Performs the steps, or only prints them. After a failure earlier steps are undone.
 fn carry_out(
     steps: &[Step],
     dry_run: bool,
@@ -243,11 +215,12 @@ fn carry_out(
     perform: &mut Perform<'_>,
 ) -> Result<(), Error> {
     if steps.is_empty() {
-        return say(out, "nothing to do").map_err(Error::Print);
+        say(out, "nothing to do");
+        return Ok(());
     }
     let mut touched = Vec::new();
     for step in steps {
-        say(out, &step.to_string()).map_err(Error::Print)?;
+        say(out, &step.to_string());
         if dry_run {
             continue;
         }
@@ -256,7 +229,7 @@ fn carry_out(
         }
         if let Err(why) = perform(step) {
             if let Step::Load { module, optional: true } = step {
-                say(out, &format!("going on without {module}: {why}")).map_err(Error::Print)?;
+                say(out, &format!("continuing without {module}: {why}"));
                 continue;
             }
             if let (Failure::Hung(_), Step::Write { device, .. }) = (&why, step) {
@@ -270,7 +243,7 @@ fn carry_out(
     Ok(())
 }
 
-/// Undoes what was done for `touched`. Returns the steps that failed.
+/// Undoes the steps on the devices `touched`. Returns those that failed.
 fn take_back(root: &Path, touched: &[PciAddress], perform: &mut Perform<'_>) -> Vec<String> {
     match pci::functions(root) {
         Ok(now) => {

@@ -1,51 +1,46 @@
-//! What `vfio status` prints.
+//! The output of `vfio status`.
 
-use std::io::{self, Write};
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::say;
 use crate::core::inventory::{Health, Verdict};
 use crate::host::gpus::{Inventory, Seen};
 use crate::host::health::Reset;
 use crate::host::sysfs;
 
-/// Prints the IOMMU's state and each GPU's.
-pub(super) fn print(inventory: &Inventory, root: &Path, out: &mut dyn Write) -> io::Result<()> {
-    match inventory.iommu.advice() {
-        None => say(out, "IOMMU: on")?,
-        Some(advice) => say(out, &format!("IOMMU: off; {advice}"))?,
-    }
+/// The IOMMU's state, then each GPU's.
+pub(super) fn text(inventory: &Inventory, root: &Path) -> String {
+    let mut lines = vec![match inventory.iommu.advice() {
+        None => "IOMMU: on".to_owned(),
+        Some(advice) => format!("IOMMU: off; {advice}"),
+    }];
     let missing = inventory.iommu.missing_parameters();
     if !missing.is_empty() {
-        say(out, &format!("missing kernel parameters: {missing}"))?;
+        lines.push(format!("missing kernel parameters: {missing}"));
     }
     let unsafe_interrupts = root.join("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts");
-    if sysfs::text(&unsafe_interrupts).is_some_and(|t| t == "Y") {
-        say(
-            out,
-            "warning: vfio_iommu_type1.allow_unsafe_interrupts lets a guest send interrupts to the host",
-        )?;
+    if sysfs::text(&unsafe_interrupts).is_some_and(|text| text == "Y") {
+        lines.push(
+            "warning: vfio_iommu_type1.allow_unsafe_interrupts lets a guest send interrupts to the host"
+                .to_owned(),
+        );
     }
     if !inventory.holders.complete {
-        say(out, "note: without root's rights it is not known which GPUs are in use")?;
+        lines.push("note: run this as root to see which GPUs are in use".to_owned());
     }
     if inventory.gpus.is_empty() {
-        say(out, "no GPU by NVIDIA or AMD was found")?;
+        lines.push("no NVIDIA or AMD GPU found".to_owned());
     }
-    for seen in &inventory.gpus {
-        say(out, &gpu_status(seen))?;
-    }
-    Ok(())
+    lines.extend(inventory.gpus.iter().map(gpu_status));
+    lines.join("\n") + "\n"
 }
 
-/// Prints the same for machines.
-pub(super) fn print_json(inventory: &Inventory, out: &mut dyn Write) -> io::Result<()> {
+/// The same as JSON.
+pub(super) fn json(inventory: &Inventory) -> String {
     let gpus: Vec<_> = inventory.gpus.iter().map(gpu_json).collect();
     let iommu = json!({"on": inventory.iommu.on, "advice": inventory.iommu.advice()});
-    let all = json!({"iommu": iommu, "complete": inventory.holders.complete, "gpus": gpus});
-    say(out, &format!("{all:#}"))
+    format!("{:#}\n", json!({"iommu": iommu, "complete": inventory.holders.complete, "gpus": gpus}))
 }
 
 fn gpu_json(seen: &Seen) -> Value {
@@ -82,7 +77,7 @@ fn gpu_json(seen: &Seen) -> Value {
     described.into()
 }
 
-/// A GPU in two lines: what it is and whether it can be handed out; what is known about it.
+/// A GPU in two lines: its verdict, then the details.
 fn gpu_status(seen: &Seen) -> String {
     let gpu = &seen.gpu;
     let verdict = match &gpu.verdict {

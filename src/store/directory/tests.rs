@@ -69,7 +69,10 @@ fn a_second_agent_is_told_who_holds_the_lock() {
     let first = place.open();
     let error = Directory::open(&place.0).unwrap_err().to_string();
     let path = place.0.display().to_string();
-    assert!(error.contains("lock") && error.contains(&path) && error.contains("state_dir"), "{error}");
+    assert!(
+        error.contains("locked by another agent") && error.contains(&path) && error.contains("state_dir"),
+        "{error}"
+    );
     drop(first);
     drop(place.open());
 }
@@ -94,7 +97,7 @@ fn what_is_no_directory_is_refused() {
     let place = Place::new("file");
     fs::write(&place.0, "x").unwrap();
     let error = Directory::open(&place.0).unwrap_err().to_string();
-    assert!(error.contains("Not a directory") && error.contains("see what is in its place"), "{error}");
+    assert!(error.contains("Not a directory") && error.contains("check what is in its place"), "{error}");
     fs::remove_file(&place.0).unwrap();
 }
 
@@ -128,10 +131,10 @@ fn a_damaged_file_that_cannot_be_kept_is_not_overwritten() {
     }
     let mut directory = place.open();
     assert!(
-        matches!(directory.load_state().unwrap(), Found::Damaged(why) if why.contains("nothing is saved"))
+        matches!(directory.load_state().unwrap(), Found::Damaged(why) if why.contains("not overwritten"))
     );
     let error = directory.save(RecordFile::State, &state("{}")).unwrap_err();
-    assert!(matches!(error, Error::KeepAside { .. }), "{error}");
+    assert!(error.contains("cannot rename the damaged"), "{error}");
     assert_eq!(fs::read(place.0.join("state.json")).unwrap(), b"precious");
     fs::remove_file(place.0.join("state.json.damaged-7")).unwrap();
     directory.save(RecordFile::State, &state("{}")).unwrap();
@@ -154,7 +157,7 @@ fn what_is_not_a_regular_file_is_unreadable_and_stays() {
     let mut directory = place.open();
     let error = directory.load_identity().unwrap_err().to_string();
     assert!(error.contains("node.json") && error.contains("not a regular file"), "{error}");
-    assert!(matches!(directory.load_state(), Err(Error::Unreadable { .. })));
+    assert!(directory.load_state().unwrap_err().contains("cannot read"));
     assert_eq!(place.names(), ["node.json", "state.json"]);
 }
 
@@ -164,7 +167,7 @@ fn too_large_a_state_is_not_saved() {
     let mut directory = place.open();
     directory.save(RecordFile::State, &state("1")).unwrap();
     let large = state(&" ".repeat(STATE_MAX + 1));
-    assert!(matches!(directory.save(RecordFile::State, &large), Err(Error::TooLarge { .. })));
+    assert!(directory.save(RecordFile::State, &large).unwrap_err().contains("would exceed"));
     assert_eq!(directory.load_state().unwrap(), Found::Good("1".to_owned()));
 }
 
@@ -229,7 +232,7 @@ fn a_read_only_disk_starts_and_loads() {
     let mut directory = place.open();
     assert_eq!(directory.load_state().unwrap(), Found::Good("{\"old\":1}".to_owned()));
     assert!(
-        matches!(directory.load_identity().unwrap(), Found::Damaged(why) if why.contains("stays where it is"))
+        matches!(directory.load_identity().unwrap(), Found::Damaged(why) if why.contains("stays in place"))
     );
     let error = directory.save(RecordFile::State, &state("{}")).unwrap_err().to_string();
     assert!(error.contains("Read-only file system") && error.contains("mount that"), "{error}");
@@ -268,7 +271,7 @@ fn as_another_user() {
     let error = directory.load_identity().unwrap_err();
     assert!(error.to_string().contains("Permission denied"), "{error}");
     let error = Directory::open(&folder.join("mine")).unwrap_err();
-    assert!(matches!(error, Error::Owner { owner: 0, we: 65_534, .. }), "{error}");
+    assert!(error.contains("belongs to user 0, but the agent runs as user 65534"), "{error}");
     let error = Directory::open(&folder.join("mine/below")).unwrap_err();
     assert!(error.to_string().contains("Permission denied"), "{error}");
 }

@@ -1,9 +1,9 @@
-//! What `check` says besides the dependencies: each GPU with what stands in its way, how it would be handed over,
-//! what Kata's configuration would refuse, and where logs go.
+//! What `check` reports besides the dependencies: each GPU's verdict, how GPUs are passed to containers, what Kata's
+//! configuration would refuse, and where logs go.
 
 use std::time::Instant;
 
-use super::check::Remark;
+use super::check::Note;
 use crate::config::Config;
 use crate::core::inventory::{Gpu, Health, Verdict};
 use crate::engine::cli::Handover;
@@ -13,20 +13,20 @@ use crate::host::kata_config::{self, Runtime};
 use crate::host::lspci;
 use crate::setup::{self, Setup};
 
-/// The remarks about this host and these settings.
-pub fn all(config: &Config, setup: &Setup) -> Vec<Remark> {
-    let remark = |about: &str, text: String| Remark { about: about.to_owned(), text };
-    let mut remarks = vec![remark("logs", setup.log_reason.to_owned())];
+/// The notes about this host with these settings.
+pub(super) fn all(config: &Config, setup: &Setup) -> Vec<Note> {
+    let note = |topic: &str, text: String| Note { topic: topic.to_owned(), text };
+    let mut notes = vec![note("logs", setup.log_reason.to_owned())];
     let now = Instant::now();
     let inventory =
         Watch::new(&config.root, setup::health_limits(config)).read(now, &mut || lspci::run(&config.root));
     match inventory {
-        Err(unreadable) => remarks.push(remark("GPUs", unreadable.to_string())),
+        Err(unreadable) => notes.push(note("GPUs", unreadable.to_string())),
         Ok(inventory) => {
             let mut gpus = inventory.facts();
             setup::hand_over(&config.root, setup::plain_handover(config), setup.cdi, &mut gpus);
             if gpus.is_empty() {
-                return remarks;
+                return notes;
             }
             let named = gpus.iter().filter(|gpu| gpu.cdi_name.is_some()).count();
             let mut how = setup.handover_reason.clone();
@@ -36,15 +36,15 @@ pub fn all(config: &Config, setup: &Setup) -> Vec<Remark> {
                     _ => format!("; by CDI names: {named} of {}", gpus.len()),
                 };
             }
-            remarks.push(remark("hand-over", how));
-            remarks.extend(gpus.iter().map(|gpu| remark(&format!("GPU {}", gpu.address), judge(gpu))));
+            notes.push(note("hand-over", how));
+            notes.extend(gpus.iter().map(|gpu| note(&format!("GPU {}", gpu.address), judge(gpu))));
             if setup.handover == Some(Handover::Vfio) {
                 let devices = gpus.iter().map(|gpu| 1 + gpu.companions.len()).sum::<usize>();
-                remarks.extend(kata(config, setup, devices as u64).map(|text| remark("Kata", text)));
+                notes.extend(kata(config, setup, devices as u64).map(|text| note("Kata", text)));
             }
         }
     }
-    remarks
+    notes
 }
 
 fn judge(gpu: &Gpu) -> String {
@@ -63,7 +63,7 @@ fn judge(gpu: &Gpu) -> String {
     }
 }
 
-/// What Kata's configuration would refuse, or make fail.
+/// What Kata's configuration would refuse or break.
 fn kata(config: &Config, setup: &Setup, devices: u64) -> impl Iterator<Item = String> {
     let shim = match dependencies::shim(&setup.inputs) {
         Shim::Found(path) => Some(std::fs::canonicalize(&path).unwrap_or(path)),
