@@ -525,7 +525,7 @@ fn the_thresholds_are_settings() {
     let nothing = Host::new("");
     nothing.write("agent.json", "{}");
     let limits = |flags: &[(&str, &str)]| {
-        let flags = flags.iter().map(|(name, value)| (config::row(name).unwrap(), (*value).to_owned()));
+        let flags = flags.iter().map(|(name, value)| (config::setting(name).unwrap(), (*value).to_owned()));
         let overrides = Overrides { file: Some(nothing.root().join("agent.json")), flags: flags.collect() };
         health_limits(&config::load(&overrides, [], config::Need::All).unwrap().config)
     };
