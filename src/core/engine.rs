@@ -60,6 +60,11 @@ impl Engine {
         self.list_due = now;
     }
 
+    /// The containers are to be listed at this time at the latest.
+    pub(super) fn list_at(&mut self, at: Instant) {
+        self.list_due = self.list_due.min(at);
+    }
+
     fn probe_due(&self) -> Instant {
         self.heard + if self.down.is_some() { PROBE_DOWN } else { PROBE_AFTER }
     }
@@ -71,7 +76,8 @@ impl Core {
         let (failure, look) = match outcome {
             Outcome::Ran(result) => (result.as_ref().err(), false),
             Outcome::Listed(result) => (result.as_ref().err(), true),
-            Outcome::Inspected(result) => (result.as_ref().err(), true),
+            // A shim that hangs keeps the question about its container, not the engine.
+            Outcome::Inspected(result) => (result.as_ref().err(), false),
             Outcome::Probed(result) => {
                 self.engine.probing = false;
                 (result.as_ref().err(), true)
@@ -152,10 +158,12 @@ impl Core {
         self.orphans_known
             && !self.engine.listing
             && (self.engine.list_due <= now
-                || self
-                    .replicas
-                    .values()
-                    .any(|r| matches!(r.phase, Phase::Clearing(Step::Look(_)) | Phase::Unverified)))
+                || self.replicas.values().any(|replica| match replica.phase {
+                    Phase::Clearing(Step::Look(_)) => true,
+                    // One whose state the engine could not tell is listed again when that is due.
+                    Phase::Unverified => replica.unclear.is_none(),
+                    _ => false,
+                }))
     }
 
     /// When the engine is to be asked something by itself.

@@ -181,16 +181,18 @@ pub struct Listed {
 }
 
 /// The status column of `ps`, read (its text begins so in nerdctl and in Docker).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListedStatus {
-    /// `Created`: it never ran, or its task is lost.
+    /// `Created`: it never ran, or its task is lost. nerdctl prints it only where containerd says "not found"; every
+    /// other failure to ask for the task is `Unknown` (`ContainerStatus` in its `pkg/formatter`).
     Created,
     /// `Up …`.
     Up,
     /// `Exited (N) …`.
     Exited(i32),
-    /// Anything else (`Paused`, `Restarting`, `Removing`, `Dead`).
-    Other,
+    /// Anything else, as it stands there (`Unknown`, `Paused`, `Restarting`, `Removal In Progress`, `Dead`). It does
+    /// not say that the container ended.
+    Unclear(String),
 }
 
 /// What `inspect` says of one container.
@@ -203,16 +205,17 @@ pub struct Inspected {
 }
 
 /// A container's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InspectedState {
-    /// It has no task: never started, or lost by a reboot of the host.
+    /// The engine has no task for it, and had no trouble to find out: never started, or lost by a reboot of the host.
     NoTask,
     /// It runs; the process that stands for it on the host, where the engine gives one.
     Running(Option<i32>),
     /// It ended with this code.
     Exited(i32),
-    /// Something else (paused, being removed).
-    Other,
+    /// The engine cannot say (the container's shim does not answer), or says something else (paused, being removed):
+    /// its words.
+    Unclear(String),
 }
 
 /// Why a call failed.

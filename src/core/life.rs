@@ -10,7 +10,7 @@ use super::job::{
     LABEL_REPLICA, LABEL_SPEC, Outcome, PullJob, RunJob,
 };
 use super::replica::{Code, Exit, Phase, Refusal, Replica, Sight, Stage, Step};
-use super::{Action, Core, Purpose};
+use super::{Action, Core, Level, Purpose};
 use crate::protocol::Pull;
 use crate::types::{ContainerId, ReplicaId};
 
@@ -266,11 +266,13 @@ impl Core {
                 self.exited(now, id, container, Exit { code: Some(code), oom: oom_killed }, out);
                 return;
             }
-            // The task is lost, by a reboot of the host: how it ended is not known.
-            (Ok(Some(Inspected { state: InspectedState::NoTask, .. })), _) => {
+            // The task is lost, by a reboot of the host: how it ended is not known. Believed when it is said twice,
+            // since what follows is the container's removal.
+            (Ok(Some(Inspected { state: InspectedState::NoTask, .. })), Sight::NoTaskAgain(_)) => {
                 self.exited(now, id, container, Exit { code: None, oom: None }, out);
                 return;
             }
+            (Ok(Some(Inspected { state: InspectedState::NoTask, .. })), _) => Sight::NoTask(again),
             (Ok(Some(Inspected { state: InspectedState::Running(pid), .. })), sight) => match (sight, pid) {
                 (Sight::Confirming(_, tries), _) if tries < CONFIRM_TRIES => {
                     Sight::Confirm(now + CONFIRM_FIRST * 2u32.pow(tries), tries + 1)
@@ -284,13 +286,64 @@ impl Core {
                 }
                 (_, None) => Sight::Unwatchable,
             },
-            (Ok(Some(Inspected { state: InspectedState::Other, .. })), _) => Sight::Ask(again),
+            (Ok(Some(Inspected { state: InspectedState::Unclear(said), .. })), _) => {
+                self.lost_from_sight(now, id, container, said);
+                return;
+            }
+            (
+                Err(Failure { kind: FailureKind::Deadline | FailureKind::Refused, message }),
+                Sight::Confirming(..) | Sight::NoTaskAgain(_),
+            ) => {
+                self.lost_from_sight(now, id, container, message);
+                return;
+            }
             (Err(_), Sight::Confirming(_, tries)) => Sight::Confirm(again, tries),
+            (Err(_), Sight::NoTaskAgain(_)) => Sight::NoTask(again),
             (Err(_), _) => Sight::Ask(again),
         };
         if let Some(Replica { phase: Phase::Running(_, sight), .. }) = self.replicas.get_mut(id) {
             *sight = new;
         }
+    }
+
+    /// The engine cannot say how a container is that ran: nothing is told or removed, and the listings that follow
+    /// decide.
+    fn lost_from_sight(&mut self, now: Instant, id: &ReplicaId, container: &ContainerId, said: String) {
+        let tick = self.tick;
+        if let Some(replica) = self.replicas.get_mut(id) {
+            replica.known = true;
+            replica.enter(Phase::Unverified, tick);
+        }
+        self.unclear(now, id, container, said, None);
+        self.disk.dirty();
+    }
+
+    /// Notes why a replica's state is not known, and lists again before long. `before`: why it was not known until
+    /// now.
+    pub(super) fn unclear(
+        &mut self,
+        now: Instant,
+        id: &ReplicaId,
+        container: &ContainerId,
+        said: String,
+        before: Option<String>,
+    ) {
+        if before.is_none() {
+            self.news.push((
+                Level::Warn,
+                format!(
+                    "replica {id}: the engine cannot say whether container {} runs: {said}; it is left as it is \
+                     and asked about again",
+                    container.short()
+                ),
+            ));
+        }
+        // The first words stay: what follows is often less to the point, and each change would be news.
+        if let Some(replica) = self.replicas.get_mut(id) {
+            replica.unclear =
+                Some(before.unwrap_or_else(|| format!("container {}: {said}", container.short())));
+        }
+        self.engine.list_at(now + ASK_AGAIN);
     }
 
     pub(super) fn exited(
@@ -376,6 +429,10 @@ impl Core {
                     let job = self.submit(Job::Inspect(container.clone()), Purpose::Replica(id.clone()), out);
                     self.see(&id, Sight::Confirming(job, tries));
                 }
+                Phase::Running(container, Sight::NoTask(at)) if at <= now => {
+                    let job = self.submit(Job::Inspect(container.clone()), Purpose::Replica(id.clone()), out);
+                    self.see(&id, Sight::NoTaskAgain(job));
+                }
                 Phase::Stopping(container, None, at) if at <= now => {
                     // One that was given up is carried out all the same.
                     let stop = replica.stop.as_ref();
@@ -424,7 +481,7 @@ impl Core {
     /// When something is to be done about a replica by itself.
     pub(super) fn due(&self, now: Instant, replica: &Replica) -> Option<Instant> {
         let by_phase = match &replica.phase {
-            Phase::Running(_, Sight::Ask(at) | Sight::Confirm(at, _)) => Some(*at),
+            Phase::Running(_, Sight::Ask(at) | Sight::Confirm(at, _) | Sight::NoTask(at)) => Some(*at),
             Phase::Stopping(_, None, at) => {
                 let record = replica.stop.as_ref().and_then(|stop| self.disk.opens(now, &stop.gate));
                 Some(record.map_or(*at, |record| record.max(*at)))

@@ -6,9 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::commands::{DEPLOY_TIMEOUT, DEPLOY_TIMEOUT_GPU};
 use super::job::{Failure, Job, Listed, ListedStatus};
-use super::life::ASK_AGAIN;
 use super::replica::{Code, Exit, Phase, Refusal, Replica, Sight, Step, same_spec};
-use super::{Action, Core, Purpose};
+use super::{Action, Core, Level, Purpose};
 use crate::types::{ContainerId, PciAddress, ReplicaId};
 
 /// How long a call of an earlier process may go on making a container that is not wanted any more.
@@ -171,7 +170,7 @@ impl Core {
             Phase::Unverified => self.verify(now, id, containers, out),
             Phase::Running(container, sight) => {
                 let up = containers.iter().any(|c| c.id == container && c.status == ListedStatus::Up);
-                let asked = replica.job().is_some() || matches!(sight, Sight::Confirm(..));
+                let asked = replica.job().is_some() || matches!(sight, Sight::Confirm(..) | Sight::NoTask(_));
                 if !up && !asked {
                     self.process_ended(now, &container);
                 }
@@ -217,8 +216,31 @@ impl Core {
         }
         let up = containers.iter().find(|c| c.status == ListedStatus::Up && c.deploy == replica.deploy_id);
         let up = up.or_else(|| containers.iter().find(|c| c.status == ListedStatus::Up));
+        let unclear = containers.iter().find_map(|c| match &c.status {
+            ListedStatus::Unclear(said) => Some((c, said)),
+            ListedStatus::Created | ListedStatus::Up | ListedStatus::Exited(_) => None,
+        });
+        let before = replica.unclear.take();
+        let decided = match (&replica.deploy, up) {
+            _ if replica.doomed => true,
+            (Some(deploy), Some(up)) => up.deploy == deploy.id,
+            (None, Some(_)) => true,
+            (_, None) => false,
+        };
+        if let Some((container, said)) = unclear
+            && !decided
+        {
+            // It may run: neither told nor removed.
+            let said = format!("the engine lists it as {said:?}");
+            self.unclear(now, id, &container.id, said, before);
+            return;
+        }
+        if before.is_some() {
+            self.news
+                .push((Level::Info, format!("replica {id}: the engine can say how its container is again")));
+        }
         if replica.doomed && replica.deploy.is_none() {
-            match up {
+            match up.or(unclear.map(|(container, _)| container)) {
                 Some(up) if replica.stop.is_some() => {
                     let container = up.id.clone();
                     replica.enter(Phase::Stopping(container, None, now), tick);
@@ -248,9 +270,8 @@ impl Core {
         let Some(replica) = self.replicas.get_mut(id) else { return };
         let ended = containers.iter().find_map(|c| match c.status {
             ListedStatus::Exited(code) => Some((c, code)),
-            ListedStatus::Created | ListedStatus::Up | ListedStatus::Other => None,
+            ListedStatus::Created | ListedStatus::Up | ListedStatus::Unclear(_) => None,
         });
-        let other = containers.iter().find(|c| c.status == ListedStatus::Other);
         match (up, ended) {
             (Some(up), _) => {
                 replica.hash.clone_from(&up.spec);
@@ -274,15 +295,6 @@ impl Core {
                 if self.replicas.get(id).is_some_and(|replica| replica.next.is_some()) {
                     self.enter(id, Phase::Clearing(Step::Look(tick)));
                 }
-            }
-            // Paused, restarting: it is there, and asked about again.
-            (None, None) if let Some(other) = other => {
-                replica.hash.clone_from(&other.spec);
-                replica.deploy_id.clone_from(&other.deploy);
-                replica.exit_told = false;
-                let container = other.id.clone();
-                replica.enter(Phase::Running(container, Sight::Ask(now + ASK_AGAIN)), tick);
-                self.answer_next(now, id);
             }
             (None, None) => {
                 if std::mem::take(&mut replica.known) {
@@ -346,6 +358,11 @@ impl Core {
             self.gone(now, id);
             return;
         };
+        if !replica.doomed && containers.iter().any(|c| c.status == ListedStatus::Up) {
+            // It ended and its time of keeping is over, but someone started it again.
+            replica.enter(Phase::Unverified, self.tick);
+            return;
+        }
         if replica.paused != replica.removals {
             // It was asked for before, and something is still there: not at once again.
             replica.paused = replica.removals;

@@ -18,6 +18,8 @@ const CHECKS_AGAIN: Duration = Duration::from_secs(30);
 /// How often the GPUs are looked at while connected.
 const HARDWARE_EVERY: Duration = Duration::from_secs(60);
 
+/// How many replicas that the engine cannot tell about are named in the node's reason.
+const UNCLEAR_NAMED: usize = 3;
 /// A reading of the GPUs that takes longer than this hangs.
 const HARDWARE_SLOW: Duration = Duration::from_secs(30);
 /// When it is told that nothing is known of what an earlier process left at work.
@@ -267,6 +269,7 @@ impl Core {
         }
         reasons.extend(self.node.hardware_trouble(now));
         reasons.extend(self.engine.trouble());
+        reasons.extend(self.unclear_replicas());
         reasons.extend(self.disk.trouble(now));
         reasons.extend(self.identity_trouble.clone());
         let state = match self.node.mode {
@@ -275,6 +278,24 @@ impl Core {
             Mode::Online => "degraded",
         };
         (state, reasons.join("; "))
+    }
+
+    /// The replicas whose state the engine cannot tell, the first few by name.
+    fn unclear_replicas(&self) -> Option<String> {
+        let unclear: Vec<String> = self
+            .replicas
+            .values()
+            .filter_map(|replica| {
+                Some(format!("replica {} is unknown: {}", replica.id, replica.unclear.as_ref()?))
+            })
+            .collect();
+        let more = unclear.len().saturating_sub(UNCLEAR_NAMED);
+        let named = unclear.get(..UNCLEAR_NAMED).unwrap_or(&unclear).join("; ");
+        match (unclear.len(), more) {
+            (0, _) => None,
+            (_, 0) => Some(named),
+            (_, more) => Some(format!("{named}; and {more} more")),
+        }
     }
 
     /// The payload of `system_info`.

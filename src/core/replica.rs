@@ -190,6 +190,10 @@ pub enum Sight {
     Confirm(Instant, u32),
     /// Its process ended; the engine is being asked, for the n-th time.
     Confirming(JobId, u32),
+    /// The engine had no task for it: asked once more at this time before the task counts as lost.
+    NoTask(Instant),
+    /// The engine had no task for it and is being asked once more.
+    NoTaskAgain(JobId),
 }
 
 /// How a container ended.
@@ -215,7 +219,8 @@ pub enum Step {
 /// The state of a replica.
 #[derive(Debug, Clone)]
 pub enum Phase {
-    /// Known from an earlier process; not yet seen in a listing.
+    /// Whether its container runs is not known, and a listing decides: it is known from an earlier process, or the
+    /// engine cannot say how it is (`unclear`).
     Unverified,
     /// A CLI call of an earlier process is still at work on it, until this time at most.
     Orphaned(Instant),
@@ -266,6 +271,8 @@ pub struct Replica {
     pub known: bool,
     /// Its exit was told.
     pub exit_told: bool,
+    /// What the engine says in the place of the container's state, while it cannot tell that.
+    pub unclear: Option<String>,
     /// Removals asked for.
     pub removals: u32,
     /// The number of removals after which it was paused.
@@ -314,6 +321,7 @@ impl Replica {
             doomed: false,
             known: false,
             exit_told: false,
+            unclear: None,
             removals: 0,
             paused: 0,
         }
@@ -368,7 +376,10 @@ impl Replica {
             Phase::Unverified | Phase::Orphaned(_) => "unknown",
             Phase::Pulling(_) => "pulling",
             Phase::Queued | Phase::Starting(_) | Phase::Naming(..) => "starting",
-            Phase::Running(_, Sight::Confirm(..) | Sight::Confirming(..)) => "unknown",
+            Phase::Running(
+                _,
+                Sight::Confirm(..) | Sight::Confirming(..) | Sight::NoTask(_) | Sight::NoTaskAgain(_),
+            ) => "unknown",
             Phase::Running(..) => "running",
             Phase::Exited(..) => "exited",
             Phase::Stopping(..) => "stopping",
@@ -381,9 +392,13 @@ impl Replica {
     pub fn job(&self) -> Option<JobId> {
         match &self.phase {
             Phase::Pulling(job) | Phase::Starting(job) | Phase::Naming(job, _) => Some(*job),
-            Phase::Running(_, Sight::Asking(job) | Sight::Checking(job, _) | Sight::Confirming(job, _)) => {
-                Some(*job)
-            }
+            Phase::Running(
+                _,
+                Sight::Asking(job)
+                | Sight::Checking(job, _)
+                | Sight::Confirming(job, _)
+                | Sight::NoTaskAgain(job),
+            ) => Some(*job),
             Phase::Stopping(_, job, _) => *job,
             Phase::Clearing(Step::Remove(job)) => Some(*job),
             Phase::Unverified

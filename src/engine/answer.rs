@@ -324,7 +324,7 @@ fn listed_line(line: &str) -> Result<Listed, Failure> {
 fn listed_status(status: &str) -> ListedStatus {
     if let Some(rest) = status.strip_prefix("Exited (") {
         let code = rest.split_once(')').and_then(|(code, _)| code.parse().ok());
-        return code.map_or(ListedStatus::Other, ListedStatus::Exited);
+        return code.map_or_else(|| ListedStatus::Unclear(status.to_owned()), ListedStatus::Exited);
     }
     // Docker: `Up 2 minutes (Paused)`.
     if status == "Up" || (status.starts_with("Up ") && !status.ends_with("(Paused)")) {
@@ -332,12 +332,17 @@ fn listed_status(status: &str) -> ListedStatus {
     } else if status == "Created" {
         ListedStatus::Created
     } else {
-        ListedStatus::Other
+        ListedStatus::Unclear(words::one_line(status))
     }
 }
 
-/// `{{json .State}}`: `Status` (empty in nerdctl and `created` in Docker for a container without a task), `Running`,
-/// `Paused`, `Pid`, `ExitCode`, in Docker also `OOMKilled`. Nothing but a running container's Pid means anything.
+/// `{{json .State}}`: `Status`, `Running`, `Paused`, `Pid`, `ExitCode`, in Docker also `OOMKilled`. Nothing but a
+/// running container's Pid means anything.
+///
+/// For a container without a task Docker's Status is `created` and nerdctl's is empty. But nerdctl's is empty as well
+/// when its questions about the task failed: it then ends with 0 all the same and says so on standard error alone
+/// (`failed to inspect Task`, `failed to inspect Status`: its `pkg/containerinspector`). With containerd 1.x a shim that
+/// does not answer makes it `unknown`.
 fn inspected(finished: &Finished) -> Result<Inspected, Failure> {
     let state: Value =
         serde_json::from_slice(&finished.stdout).map_err(|_| unreadable("inspect", "it is no JSON"))?;
@@ -345,6 +350,9 @@ fn inspected(finished: &Finished) -> Result<Inspected, Failure> {
         return Err(unreadable("inspect", "it has no status"));
     };
     let state_now = match status {
+        "" if !finished.stderr.trim_ascii().is_empty() || finished.stderr_cut => {
+            InspectedState::Unclear(words::one_line(&words::last_complaint(&finished.stderr)))
+        }
         "" | "created" => InspectedState::NoTask,
         "running" => InspectedState::Running(
             state["Pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0),
@@ -353,7 +361,7 @@ fn inspected(finished: &Finished) -> Result<Inspected, Failure> {
             Some(code) => InspectedState::Exited(code),
             None => return Err(unreadable("inspect", "an exited container has no exit code")),
         },
-        _ => InspectedState::Other,
+        other => InspectedState::Unclear(words::one_line(&format!("the engine says that it is {other:?}"))),
     };
     Ok(Inspected { state: state_now, oom_killed: state["OOMKilled"].as_bool() })
 }
@@ -614,7 +622,7 @@ mod tests {
         let listed = check(&good).unwrap();
         assert_eq!(listed.len(), 1);
         assert_eq!((listed[0].replica.as_str(), listed[0].spec.as_str()), ("r\t1", ""));
-        assert_eq!((listed[0].gpus.len(), listed[0].status), (2, ListedStatus::Exited(137)));
+        assert_eq!((listed[0].gpus.len(), &listed[0].status), (2, &ListedStatus::Exited(137)));
         assert_eq!(check("").unwrap(), []);
         let line = |gpus: &str| format!("{a}\t\"r\"\t\"d\"\t\"s\"\t{gpus}\tUp\n");
         assert!(check(&line("\"none\"")).unwrap()[0].gpus.is_empty());
@@ -627,14 +635,16 @@ mod tests {
     #[test]
     fn statuses() {
         let check = |text: &str, status| assert_eq!(listed_status(text), status, "{text}");
+        let unclear = |text: &str| ListedStatus::Unclear(text.into());
         check("Up", ListedStatus::Up);
         check("Up 2 minutes", ListedStatus::Up);
-        check("Up 2 minutes (Paused)", ListedStatus::Other);
+        check("Up 2 minutes (Paused)", unclear("Up 2 minutes (Paused)"));
         check("Created", ListedStatus::Created);
         check("Exited (0) Less than a second ago", ListedStatus::Exited(0));
-        check("Exited (x)", ListedStatus::Other);
-        check("Restarting (1) 2 seconds ago", ListedStatus::Other);
-        check("Unknown", ListedStatus::Other);
+        check("Exited (x)", unclear("Exited (x)"));
+        check("Restarting (1) 2 seconds ago", unclear("Restarting (1) 2 seconds ago"));
+        check("Unknown", unclear("Unknown"));
+        check("", unclear(""));
     }
 
     #[test]
@@ -656,7 +666,18 @@ mod tests {
             InspectedState::Exited(137),
             Some(true),
         );
-        check(r#"{"Status":"paused","Running":true}"#, InspectedState::Other, None);
+        let unclear = |said: &str| InspectedState::Unclear(said.into());
+        check(
+            r#"{"Status":"paused","Running":true}"#,
+            unclear("the engine says that it is \"paused\""),
+            None,
+        );
+        // containerd 1.x, where a shim does not answer.
+        check(
+            r#"{"Status":"unknown","Running":false,"Pid":0}"#,
+            unclear("the engine says that it is \"unknown\""),
+            None,
+        );
         let gone =
             answer(&Job::Inspect(id()), Ended::Exit(1), "", &fatal("1 errors:\\nno such container: ab"));
         assert_eq!(gone, Outcome::Inspected(Ok(None)));
@@ -664,6 +685,32 @@ mod tests {
             let answer = answer(&Job::Inspect(id()), Ended::Exit(0), bad, "");
             assert!(matches!(answer, Outcome::Inspected(Err(_))), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_empty_status_is_a_lost_task_only_where_nothing_went_wrong() {
+        let check = |stderr: &str, state: InspectedState| {
+            // As nerdctl 2.2 prints it.
+            let json = r#"{"Status":"","Running":false,"Paused":false,"Restarting":false,"Pid":0,"ExitCode":0,"FinishedAt":""}"#;
+            let answer = answer(&Job::Inspect(id()), Ended::Exit(0), json, stderr);
+            assert_eq!(
+                answer,
+                Outcome::Inspected(Ok(Some(Inspected { state, oom_killed: None }))),
+                "{stderr}"
+            );
+        };
+        let unclear = |said: &str| InspectedState::Unclear(said.into());
+        check("", InspectedState::NoTask);
+        check(" \n", InspectedState::NoTask);
+        check(
+            "time=\"t\" level=warning msg=\"failed to inspect Task\" error=\"context deadline exceeded\" id=ab\n",
+            unclear("failed to inspect Task: context deadline exceeded"),
+        );
+        check(
+            "time=\"t\" level=warning msg=\"failed to inspect Status\" error=EOF id=ab\n",
+            unclear("failed to inspect Status: EOF"),
+        );
+        check("something new\n", unclear("something new"));
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub fn last_error(stderr: &[u8], cut: bool) -> String {
         lines.remove(0);
     }
     let message =
-        |level: &str| lines.iter().rev().find(|l| l.contains(level)).and_then(|l| logrus_message(l));
+        |level: &str| lines.iter().rev().find(|l| l.contains(level)).and_then(|l| logrus_field(l, "msg"));
     if let Some(found) = message(" level=fatal ").or_else(|| message(" level=error ")) {
         return found;
     }
@@ -31,6 +31,20 @@ pub fn last_error(stderr: &[u8], cut: bool) -> String {
         line = line.strip_prefix(prefix).unwrap_or(line);
     }
     line.to_owned()
+}
+
+/// The last thing that a call which ended well complained of: the message of the last logrus line of level `warning` or
+/// worse with its cause (`msg: error`), else the last line that says something.
+pub fn last_complaint(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let grave =
+        |line: &&str| ["warning", "error", "fatal"].iter().any(|l| line.contains(&format!(" level={l} ")));
+    let Some(line) = text.lines().rev().find(grave) else { return last_error(stderr, false) };
+    match (logrus_field(line, "msg"), logrus_field(line, "error")) {
+        (Some(message), Some(cause)) => format!("{message}: {cause}"),
+        (Some(message), None) => message,
+        (None, _) => line.to_owned(),
+    }
 }
 
 /// `text` with every secret replaced by `***`, as it is and as Go's quoting shows it, whole and line by line.
@@ -79,9 +93,10 @@ pub fn one_line(text: &str) -> String {
     line
 }
 
-/// The `msg` of a line of logrus' text format: `time="…" level=fatal msg="…"`, quoted as Go's `%q` where need be.
-fn logrus_message(line: &str) -> Option<String> {
-    let (_, rest) = line.split_once(" msg=")?;
+/// A field of a line of logrus' text format: `time="…" level=fatal msg="…" error="…"`, quoted as Go's `%q` where need
+/// be.
+fn logrus_field(line: &str, name: &str) -> Option<String> {
+    let (_, rest) = line.split_once(&format!(" {name}="))?;
     let Some(rest) = rest.strip_prefix('"') else {
         return Some(rest.split(' ').next().unwrap_or_default().to_owned());
     };
@@ -155,6 +170,19 @@ mod tests {
         check("", "");
         assert_eq!(last_error(b"half a line", true), "");
         assert_eq!(last_error(b"half\nwhole\n", true), "whole");
+    }
+
+    #[test]
+    fn complaints_of_calls_that_ended_well() {
+        let check =
+            |stderr: &str, said: &str| assert_eq!(last_complaint(stderr.as_bytes()), said, "{stderr}");
+        check(
+            "time=\"2026-11-25T01:00:00Z\" level=warning msg=\"failed to inspect Task\" \
+             error=\"rpc error: code = DeadlineExceeded desc = context deadline exceeded\" id=abc\n",
+            "failed to inspect Task: rpc error: code = DeadlineExceeded desc = context deadline exceeded",
+        );
+        check("time=\"t\" level=info msg=\"x\"\ntime=\"t\" level=error msg=EOF\n", "EOF");
+        check("some warning\n", "some warning");
     }
 
     #[test]

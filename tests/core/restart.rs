@@ -263,7 +263,7 @@ fn a_waiting_deploy_that_may_run_is_left_to_the_next_process() {
 }
 
 #[test]
-fn a_paused_container_has_the_specification_of_its_label() {
+fn a_container_of_which_the_engine_cannot_say_whether_it_runs_is_waited_for() {
     let mut rig = Rig::online();
     rig.deploy("r", "q1");
     rig.pong();
@@ -280,11 +280,44 @@ fn a_paused_container_has_the_specification_of_its_label() {
             deploy: made.deploy,
             spec: made.spec,
             gpus: Vec::new(),
-            status: ListedStatus::Other,
+            status: ListedStatus::Unclear("Paused".into()),
         }]))
     });
     rig.deploy_with("r", "q2", r#","image":"img:b""#);
+    assert_eq!(rig.sent(), [""; 0]);
+    assert_eq!(rig.containers(), ["r unknown"]);
+    rig.engine.mode = Mode::Well;
+    rig.release("");
+    rig.wait(6 * SECOND);
     assert_eq!(rig.sent(), ["deploy_result r failed:conflict q2"]);
+    assert_eq!(rig.containers(), ["r running"]);
+}
+
+#[test]
+fn what_a_hung_shim_keeps_is_neither_interrupted_nor_removed_by_a_restart() {
+    for answered in [true, false] {
+        let mut rig = Rig::online();
+        rig.deploy("other", "q0");
+        rig.hold("run");
+        rig.deploy("r", "q1");
+        rig.release("run");
+        if answered {
+            rig.pong();
+        }
+        let id = rig.container("r");
+        rig.engine.hung.insert(id.clone());
+        let mut rig = rig.restart();
+        rig.connect();
+        rig.sent();
+        rig.wait(300 * SECOND);
+        assert_eq!(rig.containers(), ["other running", "r unknown"]);
+        assert_eq!(rig.up("r"), 1);
+        rig.engine.hung.clear();
+        rig.wait(6 * SECOND);
+        assert_eq!(rig.containers(), ["other running", "r running"]);
+        let told = rig.sent();
+        assert!(told.iter().all(|line| line.contains("running")), "{told:?}");
+    }
 }
 
 #[test]

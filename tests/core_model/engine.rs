@@ -59,6 +59,8 @@ pub enum Fault {
 pub struct Engine {
     pub mode: Mode,
     pub containers: BTreeMap<ContainerId, Container>,
+    /// Containers whose shim does not answer.
+    pub hung: BTreeSet<ContainerId>,
     /// Names that are taken by a container that does not exist.
     pub ghosts: BTreeMap<String, ContainerId>,
     pub images: BTreeSet<String>,
@@ -71,8 +73,8 @@ pub const GHOSTS_MAX: usize = 2;
 impl Engine {
     pub fn new() -> Self {
         let images = ["img:a", "img:b"].map(str::to_owned).into();
-        let (containers, ghosts) = Default::default();
-        Self { mode: Mode::Well, containers, ghosts, images, made: 0, pids: 100 }
+        let (containers, hung, ghosts) = Default::default();
+        Self { mode: Mode::Well, containers, hung, ghosts, images, made: 0, pids: 100 }
     }
 
     pub fn of<'a>(&'a self, replica: &'a str) -> impl Iterator<Item = (&'a ContainerId, &'a Container)> + 'a {
@@ -105,6 +107,11 @@ impl Engine {
         if refused && !matches!(job, Job::Run(_)) {
             return failed(job, FailureKind::Refused, "internal error");
         }
+        if let Job::Stop(id, _) | Job::Remove(id) = job
+            && self.hung.contains(id)
+        {
+            return failed(job, FailureKind::Refused, "context deadline exceeded");
+        }
         match job {
             Job::Run(run) => Outcome::Ran(self.run(run, fault)),
             Job::Pull(pull) => {
@@ -118,6 +125,9 @@ impl Engine {
             Job::List => Outcome::Listed(Ok(self.list())),
             Job::Inspect(id) => Outcome::Inspected(Ok(self.containers.get(id).map(|container| Inspected {
                 state: match container.status {
+                    _ if self.hung.contains(id) => {
+                        InspectedState::Unclear("failed to inspect Task: context deadline exceeded".into())
+                    }
                     Status::Created => InspectedState::NoTask,
                     Status::Up(pid) => InspectedState::Running(Some(pid)),
                     Status::Exited(code) => InspectedState::Exited(code),
@@ -227,6 +237,7 @@ impl Engine {
             spec: container.spec.clone(),
             gpus: container.gpus.clone(),
             status: match container.status {
+                _ if self.hung.contains(id) => ListedStatus::Unclear("Unknown".into()),
                 Status::Created => ListedStatus::Created,
                 Status::Up(_) => ListedStatus::Up,
                 Status::Exited(code) => ListedStatus::Exited(code),

@@ -29,6 +29,8 @@ pub enum Op {
     Engine,
     End,
     RemoveByHand,
+    /// A container's shim stops answering, or answers again.
+    Shim,
     Sampler,
     Watcher,
     Scan,
@@ -41,7 +43,7 @@ pub enum Op {
     Lull,
 }
 
-const WEIGHTS: [(Op, u64); 24] = [
+const WEIGHTS: [(Op, u64); 25] = [
     (Op::Advance, 14),
     (Op::CarryOut, 22),
     (Op::Report, 22),
@@ -57,6 +59,7 @@ const WEIGHTS: [(Op, u64); 24] = [
     (Op::Engine, 2),
     (Op::End, 3),
     (Op::RemoveByHand, 1),
+    (Op::Shim, 2),
     (Op::Sampler, 10),
     (Op::Watcher, 6),
     (Op::Scan, 6),
@@ -188,6 +191,7 @@ fn act(world: &mut World, Step(op, a, b): Step) {
         Op::Engine => world.engine.mode = [Mode::Well, Mode::Well, Mode::Away, Mode::Frozen][pick(4)],
         Op::End => world.meddle(a, false),
         Op::RemoveByHand => world.meddle(a, true),
+        Op::Shim => world.hang_or_thaw(a),
         Op::Sampler => world.sampler(),
         Op::Watcher => world.watch_event(b % 8 == 0),
         Op::Scan => world.scan(),

@@ -576,6 +576,18 @@ impl World {
         self.notice_ends();
     }
 
+    /// A container's shim stops answering, or answers again.
+    pub fn hang_or_thaw(&mut self, luck: u32) {
+        let containers = &self.engine.containers;
+        let Some(id) = containers.keys().nth(luck as usize % containers.len().max(1)).cloned() else {
+            return;
+        };
+        self.say(|| format!("... the shim of {} hangs or thaws", id.short()));
+        if !self.engine.hung.remove(&id) {
+            self.engine.hung.insert(id);
+        }
+    }
+
     /// A call of a dead process goes on.
     pub fn orphan(&mut self, luck: u32, fault: Fault) {
         if self.orphans.is_empty() || self.engine.mode == Mode::Frozen {
@@ -882,6 +894,7 @@ impl World {
         self.say(|| "=== calm".into());
         self.calm = true;
         self.engine.mode = Mode::Well;
+        self.engine.hung.clear();
         self.missing_gpus.clear();
         self.failed_gpus.clear();
         self.low_disk = false;

@@ -15,6 +15,7 @@ mod deploy;
 mod drain;
 mod exits;
 mod faults;
+mod frozen_shim;
 mod gpus;
 mod half_open;
 mod heartbeat;

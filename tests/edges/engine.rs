@@ -227,7 +227,7 @@ fn a_container_from_start_to_removal() {
     job.labels.push((LABEL_GPUS, "0000:41:00.0".into()));
     let id = bench.run(job).unwrap();
     let listed = bench.list("life");
-    assert_eq!((listed.len(), &listed[0].id, listed[0].status), (1, &id, ListedStatus::Up));
+    assert_eq!((listed.len(), &listed[0].id, &listed[0].status), (1, &id, &ListedStatus::Up));
     assert_eq!(listed[0].gpus, [PciAddress::parse("41:00.0").unwrap()]);
     assert_eq!((listed[0].deploy.as_str(), listed[0].spec.as_str()), ("deploy-life", ""));
     let InspectedState::Running(Some(pid)) = bench.state(&id) else { panic!() };
