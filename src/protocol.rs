@@ -1,12 +1,10 @@
-//! Version 1 of the wire protocol: messages from the server, read and checked, and the envelope of the agent's own.
-//! The shapes of the wire stay here: the core works on the checked values.
-//!
-//! Every message is one JSON object `{"type": string, "payload": object}`. Unknown fields are ignored. A message that
-//! cannot be acted on is described by [`Unusable`]; it does not end the connection.
-//!
-//! A message may be hostile. Reading one takes time in proportion to its length, and little memory beside it: fields
-//! are found in the text as it is, unknown ones are skipped where they stand, and lists stop at their limits. (A tree
-//! of `serde_json::Value` can take thirty times the bytes of its text.)
+#![doc = include_str!("protocol.md")]
+
+// The shapes of the wire stay here: the core works on the checked values.
+//
+// A message may be hostile. Reading one takes time in proportion to its length, and little memory beside it: fields
+// are found in the text as it is, unknown ones are skipped where they stand, and lists stop at their limits. (A tree
+// of `serde_json::Value` can take thirty times the bytes of its text.)
 
 mod fields;
 
@@ -396,6 +394,12 @@ impl Payload<'_> {
 pub fn write(kind: &str, payload: Value) -> String {
     json!({ "type": kind, "payload": payload }).to_string()
 }
+
+#[cfg(test)]
+#[path = "../tests/support/protocol_page.rs"]
+mod page;
+#[cfg(test)]
+mod page_tests;
 
 #[cfg(test)]
 mod tests {

@@ -42,7 +42,7 @@ container)
     if [ -e "$here/up/$last" ]; then
         echo '{"Status":"running","Running":true,"Pid":0,"ExitCode":0}'
     elif [ -e "$here/exited/$last" ]; then
-        echo '{"Status":"exited","Running":false,"Pid":0,"ExitCode":0}'
+        echo '{"Status":"exited","Running":false,"Pid":0,"ExitCode":137,"OOMKilled":true}'
     else
         echo "time=\"2026-01-01T00:00:00Z\" level=fatal msg=\"1 errors:\nno such container: $last\"" >&2
         exit 1
@@ -56,16 +56,16 @@ rm)
 esac
 "#;
 
-struct World {
-    agent: Agent,
-    plane: ControlPlane,
-    node: Node,
-    id: String,
+pub(super) struct World {
+    pub(super) agent: Agent,
+    pub(super) plane: ControlPlane,
+    pub(super) node: Node,
+    pub(super) id: String,
     host: Host,
 }
 
 impl World {
-    fn start(name: &str, facts: &str, settings: &[(&str, &str)]) -> Self {
+    pub(super) fn start(name: &str, facts: &str, settings: &[(&str, &str)]) -> Self {
         let (host, plane, mut node) = (Host::new(facts), ControlPlane::start(&[]), Node::new(name));
         let cli = node.path().join("cli/nerdctl");
         fs::create_dir(cli.parent().unwrap()).unwrap();
@@ -98,7 +98,7 @@ impl World {
         self.command("stop", replica, &json!({"replica_id": replica}))
     }
 
-    fn command(&self, verb: &str, replica: &str, body: &Value) -> Value {
+    pub(super) fn command(&self, verb: &str, replica: &str, body: &Value) -> Value {
         let mark = self.plane.mark();
         self.plane.api_post(&format!("/nodes/{}/{verb}", self.id), body);
         let kind = format!("{verb}_result");
@@ -154,7 +154,7 @@ fn devices(arguments: &[String]) -> Vec<&str> {
 const BUSES: [&str; 8] = ["1b", "43", "52", "61", "9d", "c3", "d1", "df"];
 
 /// Eight H100, four on each NUMA node, bound to `driver`.
-fn eight(driver: &str) -> String {
+pub(super) fn eight(driver: &str) -> String {
     let mut facts = "cpu GenuineIntel\ncmdline intel_iommu=on\niommu dmar0\nids\n".to_owned();
     for (n, bus) in BUSES.iter().enumerate() {
         let (group, numa) = (40 + n, n / 4);

@@ -9,6 +9,7 @@ mod support;
 mod world;
 
 mod budgets;
+mod contract;
 mod control_plane;
 mod delivery;
 mod deploy;

@@ -3,4 +3,5 @@ pub mod agent;
 pub mod control_plane;
 pub mod engine;
 pub mod host;
+pub mod protocol_page;
 pub mod skip;

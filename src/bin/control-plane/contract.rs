@@ -13,13 +13,15 @@ enum Is {
     Bool,
     List,
     Object,
-    Any,
-    IntOrNull,
-    TextOrNull,
     OneOf(&'static [&'static str]),
+    /// The same, or `null`: not known.
+    OrNull(&'static Is),
 }
 
-use Is::{Any, Bool, Int, IntOrNull, List, Object, OneOf, Text, TextOrNull};
+use Is::{Bool, Int, List, Object, OneOf, OrNull, Text};
+
+const INT_OR_NULL: Is = OrNull(&Int);
+const TEXT_OR_NULL: Is = OrNull(&Text);
 
 /// A field: whether it must be there, its path (`*` is each element or each key), and what it holds.
 type Field = (bool, &'static str, Is);
@@ -47,13 +49,13 @@ const CODES: Is = OneOf(&[
 ]);
 
 const SYSTEM_INFO: &[Field] = &[
-    (MUST, "hostname", Text),
-    (MUST, "cpuModel", Text),
-    (MUST, "cpuCores", Int),
-    (MUST, "ramGb", Int),
+    (MUST, "hostname", TEXT_OR_NULL),
+    (MUST, "cpuModel", TEXT_OR_NULL),
+    (MUST, "cpuCores", INT_OR_NULL),
+    (MUST, "ramGb", INT_OR_NULL),
     (MUST, "gpuInfo", List),
     (MUST, "gpuInfo/*", Text),
-    (MUST, "storage", Object),
+    (MUST, "storage", OrNull(&Object)),
     (MUST, "storage/path", Text),
     (MUST, "storage/total_gb", Int),
     (MUST, "storage/used_gb", Int),
@@ -68,33 +70,33 @@ const SYSTEM_INFO: &[Field] = &[
     (MUST, "dependencies/checks/vfio", Object),
     (MUST, "dependencies/checks/*", Object),
     (MUST, "dependencies/checks/*/installed", Bool),
-    (MAY, "dependencies/checks/*/version", TextOrNull),
+    (MAY, "dependencies/checks/*/version", TEXT_OR_NULL),
     (MAY, "dependencies/checks/*/modules", Int),
     (MAY, "dependencies/checks/*/required", Bool),
     (MAY, "dependencies/checks/*/ok", Bool),
-    (MAY, "dependencies/checks/*/detail", TextOrNull),
-    (MAY, "node_id", TextOrNull),
+    (MAY, "dependencies/checks/*/detail", TEXT_OR_NULL),
+    (MAY, "node_id", TEXT_OR_NULL),
     (MAY, "agent_version", Text),
     (MAY, "protocol_version", Int),
-    (MAY, "machine_id", TextOrNull),
-    (MAY, "boot_id", TextOrNull),
-    (MAY, "arch", Text),
-    (MAY, "kernel", TextOrNull),
+    (MAY, "machine_id", TEXT_OR_NULL),
+    (MAY, "boot_id", TEXT_OR_NULL),
+    (MAY, "arch", TEXT_OR_NULL),
+    (MAY, "kernel", TEXT_OR_NULL),
     (MAY, "state", NODE_STATES),
-    (MAY, "runtime", Any),
+    (MAY, "runtime", Text),
     (MAY, "gpus", List),
     (MUST, "gpus/*/pci_address", Text),
     (MAY, "gpus/*/vendor_id", Text),
     (MAY, "gpus/*/device_id", Text),
-    (MAY, "gpus/*/name", TextOrNull),
+    (MAY, "gpus/*/name", TEXT_OR_NULL),
     (MAY, "gpus/*/class", Text),
-    (MAY, "gpus/*/driver", TextOrNull),
-    (MAY, "gpus/*/iommu_group", IntOrNull),
-    (MAY, "gpus/*/numa_node", IntOrNull),
+    (MAY, "gpus/*/driver", TEXT_OR_NULL),
+    (MAY, "gpus/*/iommu_group", INT_OR_NULL),
+    (MAY, "gpus/*/numa_node", INT_OR_NULL),
     (MAY, "gpus/*/assignable", Bool),
     (MAY, "gpus/*/health", OneOf(&["ok", "suspect", "failed", "unknown"])),
-    (MAY, "gpus/*/reason", TextOrNull),
-    (MAY, "gpus/*/replica_id", TextOrNull),
+    (MAY, "gpus/*/reason", TEXT_OR_NULL),
+    (MAY, "gpus/*/replica_id", TEXT_OR_NULL),
 ];
 
 const HEARTBEAT: &[Field] = &[
@@ -102,17 +104,17 @@ const HEARTBEAT: &[Field] = &[
     (MUST, "status/containers", List),
     (MUST, "status/containers/*/replica_id", Text),
     (MUST, "status/containers/*/status", REPLICA_STATES),
-    (MAY, "status/containers/*/exit_code", IntOrNull),
+    (MAY, "status/containers/*/exit_code", INT_OR_NULL),
     (MAY, "status/containers/*/oom_killed", Bool),
     (MAY, "status/containers/*/gpus", List),
     (MAY, "status/containers/*/gpus/*", Text),
-    (MUST, "status/gpu_utilization", IntOrNull),
-    (MAY, "status/gpu_utilization_source", TextOrNull),
-    (MAY, "status/gpu_memory_used_gb", IntOrNull),
-    (MAY, "status/gpu_memory_total_gb", IntOrNull),
-    (MUST, "status/memory_used_gb", Int),
-    (MUST, "status/memory_total_gb", Int),
-    (MUST, "status/storage", Object),
+    (MUST, "status/gpu_utilization", INT_OR_NULL),
+    (MAY, "status/gpu_utilization_source", TEXT_OR_NULL),
+    (MAY, "status/gpu_memory_used_gb", INT_OR_NULL),
+    (MAY, "status/gpu_memory_total_gb", INT_OR_NULL),
+    (MUST, "status/memory_used_gb", INT_OR_NULL),
+    (MUST, "status/memory_total_gb", INT_OR_NULL),
+    (MUST, "status/storage", OrNull(&Object)),
     (MUST, "status/storage/path", Text),
     (MUST, "status/storage/total_gb", Int),
     (MUST, "status/storage/used_gb", Int),
@@ -120,7 +122,7 @@ const HEARTBEAT: &[Field] = &[
     (MAY, "status/state", NODE_STATES),
     (MAY, "status/gpus_total", Int),
     (MAY, "status/gpus_free", Int),
-    (MAY, "status/containers_age_s", IntOrNull),
+    (MAY, "status/containers_age_s", INT_OR_NULL),
 ];
 
 const DEPLOY_RESULT: &[Field] = &[
@@ -146,15 +148,16 @@ const STOP_RESULT: &[Field] = &[
 const REPLICA_STATUS: &[Field] = &[
     (MUST, "replica_id", Text),
     (MUST, "status", REPLICA_STATES),
-    (MAY, "exit_code", IntOrNull),
+    (MAY, "exit_code", INT_OR_NULL),
     (MAY, "oom_killed", Bool),
 ];
 
-const NODE_STATE: &[Field] = &[(MUST, "state", NODE_STATES), (MUST, "reason", TextOrNull)];
+const NODE_STATE: &[Field] = &[(MUST, "state", NODE_STATES), (MUST, "reason", TEXT_OR_NULL)];
 
 const LOGS: &[Field] = &[
     (MUST, "replica_id", Text),
-    (MAY, "request_id", TextOrNull),
+    (MAY, "request_id", Text),
+    (MAY, "error", Text),
     (MUST, "lines", List),
     (MUST, "lines/*", Text),
     (MUST, "truncated", Bool),
@@ -196,9 +199,6 @@ fn walk<'v>(fields: &[Field], path: &mut Vec<&'v str>, value: &'v Value, wrong: 
     for (_, _, is) in fields.iter().filter(|(_, pattern, _)| here(pattern)) {
         if !holds(*is, value) {
             wrong.push(format!("{}: wrong kind of value", path.join("/")));
-            return;
-        }
-        if matches!(is, Any) {
             return;
         }
     }
@@ -245,52 +245,71 @@ fn holds(is: Is, value: &Value) -> bool {
         Bool => value.is_boolean(),
         List => value.is_array(),
         Object => value.is_object(),
-        Any => true,
-        IntOrNull => value.is_null() || holds(Int, value),
-        TextOrNull => value.is_null() || holds(Text, value),
+        OrNull(is) => value.is_null() || holds(*is, value),
         OneOf(words) => value.as_str().is_some_and(|word| words.contains(&word)),
     }
 }
 
 #[cfg(test)]
+#[path = "../../../tests/support/protocol_page.rs"]
+mod page;
+
+#[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeSet;
+
     use serde_json::json;
 
+    use super::*;
+
     fn system_info() -> Value {
-        let dependency = json!({"installed": true, "version": "1.7.2"});
-        json!({
-            "hostname": "gpu-07", "cpuModel": "AMD EPYC", "cpuCores": 128, "ramGb": 512,
-            "gpuInfo": ["41:00.0 VGA compatible controller: NVIDIA"],
-            "storage": {"path": "/data", "total_gb": 500, "used_gb": 120, "usage_percent": 24},
-            "dependencies": {"ready": true, "checks": {
-                "containerd": dependency, "nerdctl": dependency, "kata-runtime": dependency,
-                "virtiofsd": dependency, "vfio": {"installed": true, "modules": 4}}},
-        })
+        let mut messages = page::messages(page::FROM_AGENT).into_iter();
+        messages.find(|(name, _)| name == "system_info").unwrap().1
     }
 
-    /// Part A's own examples, each as the protocol prints it.
     #[test]
-    fn the_protocols_examples_are_right() {
-        let check_right = |name: &str, payload: Value| assert_eq!(check(name, &payload), [""; 0], "{name}");
-        check_right("system_info", system_info());
-        check_right(
-            "heartbeat",
-            json!({"status": {
-                "containers": [{"replica_id": "abc-123", "status": "running"}],
-                "gpu_utilization": 78, "memory_used_gb": 24, "memory_total_gb": 64,
-                "storage": {"path": "/data", "total_gb": 500, "used_gb": 120, "usage_percent": 24}}}),
-        );
-        check_right("deploy_result", json!({"replica_id": "abc-123", "status": "running"}));
-        check_right(
-            "deploy_result",
-            json!({"replica_id": "a", "status": "failed", "error": "image not found", "code": "pull_failed"}),
-        );
-        check_right("stop_result", json!({"replica_id": "a", "status": "stopped", "request_id": "r"}));
-        check_right(
-            "logs",
-            json!({"replica_id": "a", "request_id": "r", "lines": ["x"], "truncated": false}),
-        );
+    fn every_example_of_the_protocol_is_right() {
+        let messages = page::messages(page::FROM_AGENT);
+        for (name, payload) in &messages {
+            assert_eq!(check(name, payload), [""; 0], "{name} {payload}");
+        }
+        let shown: BTreeSet<&str> = messages.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(shown, TYPES.iter().map(|(name, _)| *name).collect());
+    }
+
+    #[test]
+    fn the_table_has_the_protocols_fields() {
+        for (name, fields) in TYPES {
+            let written = |pattern: &str| {
+                pattern.replace("checks/*", "checks/NAME").replace("/*/", "[].").replace('/', ".")
+            };
+            // What stands for the fields below it, and the elements of a list, have no row of their own.
+            let below = |pattern: &str, field: &str| {
+                field.strip_prefix(pattern).is_some_and(|rest| rest.starts_with('/') && !rest.ends_with("/*"))
+            };
+            let under_another_name = |pattern: &str| {
+                let path: Vec<&str> = pattern.split('/').collect();
+                fields.iter().any(|(_, field, _)| *field != pattern && covers(field, &path) == Some(0))
+            };
+            let is_leaf = |pattern: &str| {
+                !fields.iter().any(|(_, field, _)| below(pattern, field)) && !under_another_name(pattern)
+            };
+            let leaves: BTreeSet<String> = fields
+                .iter()
+                .filter(|(_, pattern, _)| !pattern.ends_with("/*") && is_leaf(pattern))
+                .map(|(_, pattern, _)| written(pattern))
+                .collect();
+            let all: BTreeSet<String> = fields.iter().map(|(_, pattern, _)| written(pattern)).collect();
+            let rows = page::rows();
+            let of_type = |row: &&page::Row| row.part == page::FROM_AGENT && row.kind == *name;
+            let told: BTreeSet<String> = rows.iter().filter(of_type).map(|row| row.field.clone()).collect();
+            assert_eq!(leaves.difference(&told).collect::<Vec<_>>(), [""; 0], "{name}: not in the protocol");
+            assert_eq!(told.difference(&all).collect::<Vec<_>>(), [""; 0], "{name}: only in the protocol");
+        }
+        let OneOf(codes) = CODES else { panic!("words") };
+        assert_eq!(page::words("| code | meaning |"), codes.iter().map(|code| (*code).to_owned()).collect());
+        let OneOf(states) = NODE_STATES else { panic!("words") };
+        assert_eq!(page::words("| state | meaning |"), states.iter().map(|s| (*s).to_owned()).collect());
     }
 
     #[test]
