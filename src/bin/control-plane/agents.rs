@@ -85,14 +85,15 @@ fn register(hub: &Hub, request: &Request, body: &[u8]) -> Answer {
         return Answer::error(401, "this organisation token is not known");
     }
     match serde_json::from_slice::<Value>(body) {
-        Ok(body) if body["machine_id"].is_string() && body["system_info"].is_object() => {
+        // A machine that has nothing to tell it by says null, or nothing.
+        Ok(body) if body["system_info"].is_object() => {
             let machine_id = body["machine_id"].as_str();
             Answer::new(
                 201,
                 hub.with(|fleet, now| fleet.register(now, machine_id, Some(&body["system_info"]))),
             )
         }
-        _ => Answer::error(400, "the body has to be a JSON object with machine_id and system_info"),
+        _ => Answer::error(400, "the body has to be a JSON object with system_info"),
     }
 }
 

@@ -74,12 +74,19 @@ pub enum Refusal {
     Full,
 }
 
+/// An open connection.
+struct Conn {
+    /// Its node, once that is known.
+    node: Option<String>,
+    /// The peer's address.
+    from: String,
+}
+
 /// All nodes and jobs.
 pub struct Fleet {
     rules: Rules,
     nodes: BTreeMap<String, Node>,
-    /// The node of each open connection, once it is known.
-    conns: BTreeMap<u64, Option<String>>,
+    conns: BTreeMap<u64, Conn>,
     jobs: Jobs,
     /// The log of what happened.
     pub events: Events,
@@ -141,8 +148,10 @@ impl Fleet {
         }
     }
 
-    /// Registers a machine and returns the answer. The same machine gets its ID back, with a new token.
+    /// Registers a machine and returns the answer. The same machine gets its ID back, with a new token; one without a
+    /// fingerprint is nobody's twin.
     pub fn register(&mut self, now: u64, machine_id: Option<&str>, system_info: Option<&Value>) -> Value {
+        let machine_id = machine_id.filter(|machine| !machine.is_empty());
         let known = machine_id.and_then(|machine| {
             self.nodes.iter().find(|(_, n)| !n.removed && n.machine_id.as_deref() == Some(machine))
         });
@@ -164,8 +173,8 @@ impl Fleet {
     }
 
     /// A connection was let in.
-    pub fn connected(&mut self, now: u64, conn: u64, node: Option<&str>) {
-        self.conns.insert(conn, node.map(str::to_owned));
+    pub fn connected(&mut self, now: u64, conn: u64, from: &str, node: Option<&str>) {
+        self.conns.insert(conn, Conn { node: node.map(str::to_owned), from: from.to_owned() });
         if let Some(id) = node {
             self.bind(now, conn, id);
         }
@@ -173,7 +182,7 @@ impl Fleet {
 
     /// A connection ended.
     pub fn disconnected(&mut self, now: u64, conn: u64, why: &str) {
-        let Some(Some(id)) = self.conns.remove(&conn) else { return };
+        let Some(Conn { node: Some(id), .. }) = self.conns.remove(&conn) else { return };
         if self.nodes.get_mut(&id).is_some_and(|node| node.disconnected(conn)) {
             self.note(now, &id, "disconnected", json!({"why": why}));
         }
@@ -182,7 +191,7 @@ impl Fleet {
     /// A frame came in. `None`: it was no text.
     pub fn received(&mut self, now: u64, conn: u64, text: Option<&str>, size: usize) {
         let message = text.and_then(|text| serde_json::from_str::<Value>(text).ok());
-        let mut id = self.conns.get(&conn).cloned().flatten();
+        let mut id = self.conns.get(&conn).and_then(|conn| conn.node.clone());
         let parts = message.as_ref().and_then(|m| Some((m["type"].as_str()?, &m["payload"])));
         let Some((name, payload)) = parts.filter(|(_, payload)| payload.is_object()) else {
             if let Some(node) = id.as_ref().and_then(|id| self.nodes.get_mut(id)) {
@@ -278,17 +287,23 @@ impl Fleet {
             self.outgoing.push((conn, Order::Close(CLOSE_REMOVED, "Node removed".to_owned())));
             return;
         };
-        if let Some(older) = node.connected(now, conn) {
+        let older = node.connected(now, conn);
+        let from = |conn| self.conns.get(&conn).map(|conn| conn.from.clone());
+        let (from_new, from_old) = (from(conn), older.and_then(from));
+        self.note(now, id, "connected", json!({"from": from_new}));
+        if let Some(older) = older {
             let reason = "Replaced by a newer connection".to_owned();
             self.outgoing.push((older, Order::Close(CLOSE_REPLACED, reason)));
+            self.note(now, id, "replaced", json!({"older": from_old, "newer": from_new}));
         }
-        self.note(now, id, "connected", json!({}));
     }
 
     fn register_over_socket(&mut self, now: u64, conn: u64, system_info: &Value) -> String {
         let answer = self.register(now, system_info["machine_id"].as_str(), None);
         let id = answer["node_id"].as_str().unwrap_or_default().to_owned();
-        self.conns.insert(conn, Some(id.clone()));
+        if let Some(conn) = self.conns.get_mut(&conn) {
+            conn.node = Some(id.clone());
+        }
         self.bind(now, conn, &id);
         self.outgoing.push((conn, message("registration_success", &answer)));
         id
@@ -405,7 +420,7 @@ mod tests {
         let answer = fleet.register(0, Some("m"), None);
         let id = answer["node_id"].as_str().unwrap().to_owned();
         for conn in [1, 2] {
-            fleet.connected(0, conn, Some(&id));
+            fleet.connected(0, conn, &format!("192.0.2.{conn}:7"), Some(&id));
             say(&mut fleet, conn, "system_info", json!({}));
         }
         fleet.outgoing.clear();
@@ -415,6 +430,26 @@ mod tests {
     fn say(fleet: &mut Fleet, conn: u64, name: &str, payload: Value) {
         let text = json!({"type": name, "payload": payload}).to_string();
         fleet.received(1, conn, Some(&text), text.len());
+    }
+
+    #[test]
+    fn a_second_connection_is_told_with_both_addresses() {
+        let (fleet, id) = fleet();
+        let told = fleet.events.view(0, None);
+        let replaced: Vec<&Value> =
+            told["events"].as_array().unwrap().iter().filter(|event| event["type"] == "replaced").collect();
+        assert_eq!(replaced.len(), 1);
+        assert_eq!(replaced[0]["node"], id);
+        assert_eq!(replaced[0]["payload"], json!({"older": "192.0.2.1:7", "newer": "192.0.2.2:7"}));
+    }
+
+    #[test]
+    fn machines_without_a_fingerprint_are_not_each_other() {
+        let mut fleet = Fleet::new(Rules::default());
+        let mut id = |machine| fleet.register(0, machine, None)["node_id"].clone();
+        assert_ne!(id(Some("")), id(Some("")));
+        assert_ne!(id(None), id(None));
+        assert_eq!(id(Some("m")), id(Some("m")));
     }
 
     #[test]

@@ -65,18 +65,18 @@ impl Hub {
         answer
     }
 
-    /// Opens a connection: its number, and where its orders come in.
+    /// Opens a connection of the peer at `from`: its number, and where its orders come in.
     ///
     /// # Errors
     /// No descriptor is left for its mailbox.
-    pub fn connect(&self, node: Option<&str>) -> io::Result<(u64, Inbox)> {
+    pub fn connect(&self, from: &str, node: Option<&str>) -> io::Result<(u64, Inbox)> {
         let (sender, inbox) = mailbox()?;
         let mut inner = self.lock();
         inner.last_conn += 1;
         let conn = inner.last_conn;
         inner.links.insert(conn, sender);
         drop(inner);
-        self.with(|fleet, now| fleet.connected(now, conn, node));
+        self.with(|fleet, now| fleet.connected(now, conn, from, node));
         Ok((conn, inbox))
     }
 

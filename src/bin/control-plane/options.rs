@@ -10,6 +10,7 @@ use lexopt::prelude::*;
 
 use crate::faults::Faults;
 use crate::fleet::Rules;
+use crate::stream::TlsFiles;
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -35,14 +36,6 @@ To try an agent's patience:
   --ignore-pings         answer no ping
 
 Commands are read from standard input: type help.";
-
-/// The certificate and key to serve TLS with.
-pub struct TlsFiles {
-    /// PEM certificate chain.
-    pub cert: PathBuf,
-    /// PEM private key.
-    pub key: PathBuf,
-}
 
 /// The command line, checked.
 pub struct Options {

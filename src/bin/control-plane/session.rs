@@ -32,8 +32,9 @@ const _: () = assert!(BODY_MAX <= MESSAGE_MAX && MESSAGE_MAX < BACKLOG_MAX);
 /// Answers an upgrade request with `accepted` and serves the connection until it ends. `begun` is what the peer
 /// already sent after its request.
 pub fn run(hub: &Hub, mut stream: Stream, accepted: &str, begun: Vec<u8>, node: Option<&str>) {
+    let from = stream.peer();
     // First of all: a peer that sees the answer may rely on being known as connected.
-    let (conn, inbox) = match hub.connect(node) {
+    let (conn, inbox) = match hub.connect(&from, node) {
         Ok(opened) => opened,
         Err(error) => {
             log::warn!("a connection was not served: {error}");

@@ -4,14 +4,13 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
-
-use crate::options::TlsFiles;
 
 /// A TCP socket whose reads and writes end at a deadline, however slowly the peer drips.
 struct Socket {
@@ -44,6 +43,18 @@ impl Stream {
         }))
     }
 
+    /// The peer's address, for a person.
+    pub fn peer(&self) -> String {
+        self.socket().tcp.peer_addr().map_or_else(|error| error.to_string(), |address| address.to_string())
+    }
+
+    fn socket(&self) -> &Socket {
+        match &self.0 {
+            Kind::Plain(socket) => socket,
+            Kind::Tls(tls) => &tls.sock,
+        }
+    }
+
     /// From here on reads and writes never block; whoever calls them has deadlines of its own.
     ///
     /// # Errors
@@ -68,10 +79,7 @@ impl Stream {
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.0 {
-            Kind::Plain(socket) => socket.tcp.as_fd(),
-            Kind::Tls(tls) => tls.sock.tcp.as_fd(),
-        }
+        self.socket().tcp.as_fd()
     }
 }
 
@@ -134,6 +142,14 @@ impl Write for Socket {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// The certificate and key to serve TLS with.
+pub struct TlsFiles {
+    /// PEM certificate chain.
+    pub cert: PathBuf,
+    /// PEM private key.
+    pub key: PathBuf,
 }
 
 /// Reads the certificate and its key.
