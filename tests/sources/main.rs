@@ -5,5 +5,7 @@
 #[path = "../support/skip.rs"]
 mod skip;
 
+mod dependencies;
+mod documents;
 mod layers;
 mod readme;

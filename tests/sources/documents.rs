@@ -1,0 +1,58 @@
+//! Links between the documents lead somewhere.
+
+use std::path::{Path, PathBuf};
+
+/// All Markdown files, but for what is built.
+fn documents(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() && ![".git", "target"].contains(&name) {
+            documents(&path, found);
+        } else if name.ends_with(".md") {
+            found.push(path);
+        }
+    }
+}
+
+/// The text without its blocks of code.
+fn prose(text: &str) -> String {
+    text.split("\n```").step_by(2).collect()
+}
+
+/// What follows `](` up to `)`.
+fn links(prose: &str) -> Vec<&str> {
+    prose.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()).collect()
+}
+
+/// The anchors of a text's headings, as rustdoc and most viewers of Markdown make them.
+fn anchors(prose: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for heading in prose.lines().filter_map(|line| line.trim_start_matches('#').strip_prefix(' ')) {
+        let words = heading.to_lowercase().replace(' ', "-");
+        let anchor: String = words.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect();
+        let times = found.iter().filter(|known| **known == anchor).count();
+        found.push(if times > 0 { format!("{anchor}-{times}") } else { anchor });
+    }
+    found
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let (mut files, mut tried) = (Vec::new(), 0);
+    documents(Path::new(env!("CARGO_MANIFEST_DIR")), &mut files);
+    for file in files {
+        let text = prose(&std::fs::read_to_string(&file).unwrap());
+        for link in links(&text).into_iter().filter(|link| !link.contains("://")) {
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if path.is_empty() { file.clone() } else { file.parent().unwrap().join(path) };
+            assert!(target.exists(), "{}: {link}", file.display());
+            if !anchor.is_empty() {
+                let there = anchors(&prose(&std::fs::read_to_string(&target).unwrap()));
+                assert!(there.iter().any(|known| known == anchor), "{}: {link}", file.display());
+            }
+            tried += 1;
+        }
+    }
+    assert!(tried > 10, "{tried}");
+}
