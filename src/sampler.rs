@@ -13,7 +13,7 @@ use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use crate::core::inventory::{Check, Gpu, GpuUse, Hardware, Usage};
-use crate::host::apart::Apart;
+use crate::host::background::BackgroundReader;
 use crate::host::dependencies::{self, Checker};
 use crate::host::{self, memory, storage};
 
@@ -108,8 +108,8 @@ impl Sampler {
         let Sources { root, data_path, checks, gpus, utilization } = sources;
         let mut usage = UsageReader {
             root: root.clone(),
-            storage: Apart::start("sampler-storage", move || storage::read(&data_path))?,
-            utilization: Apart::start("sampler-gpu-use", utilization)?,
+            storage: BackgroundReader::start("sampler-storage", move || storage::read(&data_path))?,
+            utilization: BackgroundReader::start("sampler-gpu-use", utilization)?,
         };
         let mut checker = Checker::new(Arc::new(checks));
         let mut inventory = Inventory { root, read: gpus, last: Vec::new() };
@@ -149,8 +149,8 @@ fn serve(name: &str, mut work: impl FnMut(u64) + Send + 'static) -> io::Result<S
 
 struct UsageReader {
     root: PathBuf,
-    storage: Apart<Option<(crate::core::inventory::Storage, u64)>>,
-    utilization: Apart<Vec<GpuUse>>,
+    storage: BackgroundReader<Option<(crate::core::inventory::Storage, u64)>>,
+    utilization: BackgroundReader<Vec<GpuUse>>,
 }
 
 impl UsageReader {
@@ -193,7 +193,7 @@ impl Inventory {
 mod tests {
     use super::*;
     use crate::core::inventory::{Health, Verdict};
-    use crate::host::dependencies::Places;
+    use crate::host::dependencies::SearchDirs;
     use crate::host::files::fixture::Fixture;
     use crate::types::PciAddress;
     use std::path::Path;
@@ -214,7 +214,6 @@ mod tests {
             companions: Vec::new(),
             numa_node: None,
             device_node: None,
-            cdi_name: None,
             verdict: Verdict::Assignable,
             health: Health::Ok,
         }
@@ -226,11 +225,14 @@ mod tests {
         let checks = dependencies::Inputs {
             root: root.to_owned(),
             cli: "nerdctl".into(),
+            nerdctl: true,
             env: Vec::new(),
             runtime: "runc".into(),
+            network: None,
+            namespace: None,
             gpus_by_vfio: false,
             has_gpus: |_| false,
-            places: Places { path: Vec::new(), kata: Vec::new(), virtiofsd: Vec::new() },
+            dirs: SearchDirs { path: Vec::new(), kata: Vec::new(), virtiofsd: Vec::new() },
         };
         Sources { root: root.to_owned(), data_path: root.to_owned(), checks, gpus, utilization }
     }

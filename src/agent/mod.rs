@@ -283,7 +283,7 @@ impl Edges {
             root: config.root.clone(),
             data_path: setup.data_path,
             checks: setup.inputs,
-            gpus: Box::new(setup::gpu_reader(config, setup.cdi)),
+            gpus: Box::new(setup::gpu_reader(config)),
             utilization: Box::new(setup::utilization_reader(config)),
         };
         let sampler = Sampler::start(

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::Form;
 use crate::core::inventory::Check;
-use crate::host::dependencies::{self, Checker, Inputs, Shim};
+use crate::host::dependencies::{self, Checker, Inputs};
 
 /// A line below the table: a choice or finding besides the dependencies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,14 +34,7 @@ pub(super) fn run(inputs: Inputs, notes: &[Note], form: Form) -> (String, bool) 
 }
 
 fn runtime(inputs: &Inputs) -> Note {
-    let found = match dependencies::shim(inputs) {
-        Shim::None => "as configured in the engine".to_owned(),
-        Shim::Found(path) => dependencies::with_target(&path),
-        shim @ (Shim::Unsafe { .. } | Shim::Elsewhere { .. } | Shim::Missing { .. }) => {
-            shim.obstacle().unwrap_or_default()
-        }
-    };
-    Note { topic: "runtime".to_owned(), text: format!("{}: {found}", inputs.runtime) }
+    Note { topic: "runtime".to_owned(), text: format!("{}: {}", inputs.runtime, inputs.shim()) }
 }
 
 fn render(checks: &[Check], notes: &[Note]) -> String {
@@ -85,7 +78,7 @@ fn version(check: &Check) -> String {
     }
 }
 
-/// `ready` and `checks` as in the `dependencies` of `system_info`, and the notes by topic.
+/// `ready` and `checks` as in the `dependencies` of `system_info`, and the notes in a list for each topic.
 fn render_json(checks: &[Check], notes: &[Note]) -> String {
     let mut checks_by_name = Map::new();
     for check in checks {
@@ -100,7 +93,8 @@ fn render_json(checks: &[Check], notes: &[Note]) -> String {
     }
     let mut notes_by_topic = Map::new();
     for note in notes {
-        notes_by_topic.insert(note.topic.clone(), note.text.as_str().into());
+        let of_topic = notes_by_topic.entry(note.topic.clone()).or_insert_with(|| json!([]));
+        of_topic.as_array_mut().into_iter().for_each(|texts| texts.push(note.text.as_str().into()));
     }
     let ready = dependencies::ready(checks);
     format!("{:#}\n", json!({ "ready": ready, "checks": checks_by_name, "notes": notes_by_topic }))
@@ -109,8 +103,9 @@ fn render_json(checks: &[Check], notes: &[Note]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::dependencies::Places;
+    use crate::host::dependencies::SearchDirs;
     use crate::host::files::fixture::Fixture;
+    use crate::host::shim::fixture;
 
     fn checks() -> Vec<Check> {
         let check =
@@ -150,7 +145,8 @@ not ready: kata-runtime
 
     #[test]
     fn json_for_machines() {
-        let notes = [Note { topic: "log driver".into(), text: "file".into() }];
+        let note = |topic: &str, text: &str| Note { topic: topic.into(), text: text.into() };
+        let notes = [note("Kata", "a"), note("log driver", "file"), note("Kata", "b")];
         let value: Value = serde_json::from_str(&render_json(&checks(), &notes)).unwrap();
         let expected = json!({
             "ready": false,
@@ -161,34 +157,29 @@ not ready: kata-runtime
                 "vfio":
                     {"installed": false, "required": false, "ok": false, "detail": "not needed", "modules": 0},
             },
-            "notes": {"log driver": "file"},
+            "notes": {"log driver": ["file"], "Kata": ["a", "b"]},
         });
         assert_eq!(value, expected);
     }
 
     #[test]
     fn a_host_that_has_all_of_it_is_ready() {
-        let host = Fixture::new(&[
-            ("/bin/nerdctl", "#!/bin/sh\necho '{\"Server\":{}}'\n"),
-            ("/bin/containerd-shim-runc-v2", "#!/bin/sh\n"),
-        ]);
-        host.add("/proc/5/comm", "containerd\n");
-        host.add("/proc/5/status", "Uid:\t0\t0\t0\t0\n");
-        host.add("/proc/5/exe", "-> /usr/bin/containerd");
-        host.add("/proc/5/environ", &format!("PATH={}/bin\0", host.path().display()));
+        let host = Fixture::new(&[("/bin/nerdctl", "#!/bin/sh\necho '{\"Server\":{}}'\n")]);
+        host.program("/usr/bin/containerd-shim-runc-v2", &fixture::runc());
         let inputs = Inputs {
             root: host.path().to_owned(),
             cli: "nerdctl".into(),
+            nerdctl: true,
             env: Vec::new(),
             runtime: "io.containerd.runc.v2".into(),
+            network: Some("none".into()),
+            namespace: None,
             gpus_by_vfio: true,
             has_gpus: |_| false,
-            places: Places { path: vec![host.path().join("bin")], kata: Vec::new(), virtiofsd: Vec::new() },
+            dirs: SearchDirs { path: vec![host.path().join("bin")], kata: Vec::new(), virtiofsd: Vec::new() },
         };
         let (text, ready) = run(inputs, &[], Form::Text);
-        assert!(
-            ready && text.contains("\nruntime  io.containerd.runc.v2: ") && text.ends_with("\nready\n"),
-            "{text}"
-        );
+        let runtime = "\nruntime  io.containerd.runc.v2: /usr/bin/containerd-shim-runc-v2\n";
+        assert!(ready && text.contains(runtime) && text.ends_with("\nready\n"), "{text}");
     }
 }

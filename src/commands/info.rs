@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::cli::Form;
-use crate::core::inventory::{Gpu, Hardware, Health, Storage, Verdict};
+use crate::core::inventory::{Gpu, Hardware, Storage};
 
 /// `storage` is `None` if the data path's file system cannot be read.
 pub(super) fn render(hardware: &Hardware, storage: Option<&Storage>, form: Form) -> String {
@@ -34,12 +34,8 @@ fn render_text(hardware: &Hardware, storage: Option<&Storage>) -> String {
     ];
     let mut text: String = rows.iter().map(|(name, value)| format!("{name:10}  {value}\n")).collect();
     for gpu in &hardware.gpus {
-        let (mark, verdict) = match reason(gpu) {
-            None => ('✓', "assignable".to_owned()),
-            Some(reason) if usable(gpu) => ('✓', format!("assignable, but {reason}")),
-            Some(reason) => ('✗', reason),
-        };
-        text += &format!("  {} {mark} {}\n{:15} {verdict}\n", gpu.address, gpu.name, "");
+        let mark = if gpu.judgement().assignable { '✓' } else { '✗' };
+        text += &format!("  {} {mark} {}\n{:15} {}\n", gpu.address, gpu.name, "", gpu.summary());
     }
     text
 }
@@ -72,30 +68,16 @@ fn render_json(hardware: &Hardware, storage: Option<&Storage>) -> String {
 
 fn gpu_json(gpu: &Gpu) -> Value {
     let mut described = gpu.described();
-    described.insert("assignable".into(), usable(gpu).into());
-    described.insert("reason".into(), json!(reason(gpu)));
+    let judgement = gpu.judgement();
+    described.insert("assignable".into(), judgement.assignable.into());
+    described.insert("reason".into(), json!(judgement.reason));
     described.into()
-}
-
-/// Whether it can be allocated: no obstacle, and not failed.
-fn usable(gpu: &Gpu) -> bool {
-    gpu.verdict == Verdict::Assignable && !matches!(gpu.health, Health::Failed(_))
-}
-
-/// What is wrong with it.
-fn reason(gpu: &Gpu) -> Option<String> {
-    match (&gpu.verdict, &gpu.health) {
-        (Verdict::Obstructed(why) | Verdict::Held(why), _) => Some(why.clone()),
-        (Verdict::Assignable, Health::Failed(why) | Health::Suspect(why) | Health::Unknown(why)) => {
-            Some(why.clone())
-        }
-        (Verdict::Assignable, Health::Ok) => None,
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::inventory::{Health, Verdict};
     use crate::types::PciAddress;
 
     fn hardware() -> Hardware {
@@ -111,7 +93,6 @@ mod tests {
             companions: Vec::new(),
             numa_node: None,
             device_node: None,
-            cdi_name: None,
             verdict,
             health,
         };
@@ -151,11 +132,11 @@ GPUs        4
   0000:41:00.0 ✓ A
                 assignable
   0000:42:00.0 ✓ B
-                assignable, but link at x4
+                assignable, but suspect: link at x4
   0000:43:00.0 ✗ C
-                off the bus
+                not assignable: failed: off the bus
   0000:44:00.0 ✗ D
-                bound to nouveau
+                not assignable: bound to nouveau
 ";
         assert_eq!(render(&hardware(), Some(&storage()), Form::Text), expected);
     }

@@ -80,14 +80,14 @@ fn run(command: Command, loaded: Loaded) -> u8 {
             print(&text, if ready { OK } else { FAILED })
         }
         Command::Info(form) => {
-            let gpus = setup::gpu_reader(config, false)().unwrap_or_default();
+            let gpus = setup::gpu_reader(config)().unwrap_or_default();
             let storage = host::storage::read(&Setup::new(config).data_path);
             let storage = storage.as_ref().map(|(storage, _)| storage);
             print(&info::render(&host::hardware(&config.root, gpus), storage, form), OK)
         }
         Command::Status(form) => request(config, &Request::Status, form),
         Command::Request(asked, form) => request(config, &asked, form),
-        Command::VfioStatus(form) => match vfio::status(&config.root, setup::health_limits(config), form) {
+        Command::VfioStatus(form) => match vfio::status(config, form) {
             Ok(text) => print(&text, OK),
             Err(error) => failed(&error, FAILED),
         },

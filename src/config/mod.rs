@@ -30,7 +30,7 @@ pub use self::nearest::nearest;
 pub use self::show::{json, text};
 pub use self::source::Source;
 pub use self::table::{
-    Config, GpuCdi, GpuHandover, LogDriver, LogFormat, Setting, TABLE, VARIABLE_PREFIX, setting,
+    Config, GpuCdiName, GpuHandover, LogDriver, LogFormat, Setting, TABLE, VARIABLE_PREFIX, setting,
 };
 pub use self::value::{Kind, VALUE_MAX, Value, has_password};
 

@@ -119,17 +119,20 @@ words! {
         Nvidia = "nvidia",
         /// /dev/kfd and render nodes, for plain runtimes.
         Amd = "amd",
+        /// `--device` with a CDI name, which the CLI looks up.
+        Cdi = "cdi",
         /// Deploys with GPUs are refused.
         None = "none",
     }
 }
 
 words! {
-    /// Whether GPUs are passed to the CLI by their CDI names.
-    GpuCdi {
-        /// Where the host has them and the CLI supports them.
-        Auto = "auto",
-        Never = "never",
+    /// What a GPU's CDI name ends with.
+    GpuCdiName {
+        /// Its UUID, which NVIDIA's driver on the host tells.
+        Uuid = "uuid",
+        /// Its place by PCI address among the GPUs of its vendor and driver, from 0.
+        Index = "index",
     }
 }
 
@@ -196,8 +199,10 @@ settings! {
     image_low_percent: u8, whole(0, 98), Some("0");
     /// How GPUs are passed to containers
     gpu_handover: GpuHandover, Kind::Words(GpuHandover::WORDS), Some("auto");
-    /// Whether GPUs are passed by CDI name where host and CLI support it
-    gpu_cdi: GpuCdi, Kind::Words(GpuCdi::WORDS), Some("auto");
+    /// Kind of the CDI names, before the =, with gpu_handover cdi
+    gpu_cdi_kind: String, Kind::Text, Some("nvidia.com/gpu");
+    /// Device part of the CDI names, after the =: the GPU's UUID or index
+    gpu_cdi_name: GpuCdiName, Kind::Words(GpuCdiName::WORDS), Some("uuid");
     /// Ask inside containers for the utilization of GPUs that the host cannot read
     gpu_guest_utilization: bool, Kind::Bool, Some("false");
     /// Seconds before a failed GPU is tested again

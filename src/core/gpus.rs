@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::inventory::{Gpu, Health, Verdict};
+use super::inventory::{Gpu, Health, Judgement, Verdict};
 use crate::types::{PciAddress, ReplicaId};
 
 /// A GPU that this many readings in a row do not show is gone, unless a replica has it.
@@ -136,7 +136,7 @@ impl Gpus {
         let mut claimed = Vec::new();
         for address in chosen {
             let gpu = self.slots.get(&address).map(|slot| &slot.gpu);
-            let node = gpu.and_then(|gpu| gpu.cdi_name.as_ref().or(gpu.device_node.as_ref()).cloned());
+            let node = gpu.and_then(|gpu| gpu.device_node.clone());
             self.held.insert(address, replica.clone());
             claimed.push((address, node.unwrap_or_default()));
         }
@@ -192,18 +192,18 @@ impl Gpus {
         (self.slots.len(), self.free_groups().iter().map(|group| group.gpus.len()).sum())
     }
 
-    /// All of them with what the node says of each: health, reason, and whether it is handed out when nobody has it.
-    pub fn describe(&self) -> Vec<(&Gpu, &'static str, Option<String>, bool)> {
-        let mut all: Vec<_> = self.slots.values().map(|slot| self.describe_one(slot)).collect();
+    /// All of them, each with what the node says of it.
+    pub fn describe(&self) -> Vec<(&Gpu, Judgement)> {
+        let mut all: Vec<_> = self.slots.values().map(|slot| (&slot.gpu, self.judgement(slot))).collect();
         let kept: Vec<(u32, PciAddress)> = all
             .iter()
-            .filter(|(.., out)| !out)
-            .filter_map(|(gpu, ..)| Some((group(gpu)?, gpu.address)))
+            .filter(|(_, judgement)| !judgement.assignable)
+            .filter_map(|(gpu, _)| Some((group(gpu)?, gpu.address)))
             .collect();
-        for (gpu, _, reason, assignable) in all.iter_mut().filter(|(.., out)| *out) {
+        for (gpu, judgement) in all.iter_mut().filter(|(_, judgement)| judgement.assignable) {
             if let Some((_, other)) = kept.iter().find(|(number, _)| Some(*number) == group(gpu)) {
-                *assignable = false;
-                *reason = Some(format!("{other}, in the same IOMMU group, cannot be handed out"));
+                judgement.assignable = false;
+                judgement.reason = Some(format!("{other}, in the same IOMMU group, cannot be handed out"));
             }
         }
         all
@@ -214,30 +214,23 @@ impl Gpus {
         self.slots.get(&gpu).is_some_and(|slot| by_vfio(&slot.gpu))
     }
 
-    fn describe_one<'a>(&'a self, slot: &'a Slot) -> (&'a Gpu, &'static str, Option<String>, bool) {
+    fn judgement(&self, slot: &Slot) -> Judgement {
         let address = slot.gpu.address;
-        let (health, mut reason) = if slot.missed > 0 {
-            ("unknown", Some("missing from the last reading of the bus".to_owned()))
-        } else {
-            (slot.gpu.health.as_str(), slot.gpu.health.reason().map(str::to_owned))
+        let mut judgement = match self.held.get(&address) {
+            None => slot.gpu.judgement(),
+            // A container of this node makes the host call it busy, which is no obstacle.
+            Some(_) => Gpu { verdict: Verdict::Assignable, ..slot.gpu.clone() }.judgement(),
         };
-        // A holder of our own makes the host call it busy: that is no obstacle worth a word.
-        if let (Verdict::Obstructed(why) | Verdict::Held(why), None) =
-            (&slot.gpu.verdict, self.held.get(&address))
-        {
-            reason = Some(match reason {
-                None => why.clone(),
-                Some(first) => format!("{first}; {why}"),
-            });
+        if slot.missed > 0 {
+            judgement.assignable = false;
+            judgement.health = "unknown";
+            judgement.reason = Some("missing from the last reading of the bus".to_owned());
         }
         if self.back.contains(&address) {
-            reason = Some("held back by the operator: vectorlay-agent gpu release".to_owned());
+            judgement.assignable = false;
+            judgement.reason = Some("held back by the operator: vectorlay-agent gpu release".to_owned());
         }
-        let assignable = slot.missed == 0
-            && !self.back.contains(&address)
-            && !matches!(slot.gpu.health, Health::Failed(_))
-            && (slot.gpu.verdict == Verdict::Assignable || self.held.contains_key(&address));
-        (&slot.gpu, health, reason, assignable)
+        judgement
     }
 
     fn usable(&self, slot: &Slot) -> bool {
@@ -274,8 +267,11 @@ fn group(gpu: &Gpu) -> Option<u32> {
     gpu.iommu_group.filter(|_| by_vfio(gpu))
 }
 
+/// Whether it is handed over by VFIO: that is told by its node, or by its driver where a CDI name stands for the node.
 fn by_vfio(gpu: &Gpu) -> bool {
-    gpu.device_node.as_ref().is_none_or(|node| node.starts_with("/dev/vfio/"))
+    let Some(node) = &gpu.device_node else { return true };
+    let bound = |driver: &String| driver.ends_with("vfio-pci") || driver.ends_with("vfio_pci");
+    node.starts_with("/dev/vfio/") || node.contains('=') && gpu.driver.as_ref().is_some_and(bound)
 }
 
 /// What of a GPU is news when it changes: its verdict and health, without their words.
@@ -371,7 +367,6 @@ mod tests {
             companions: Vec::new(),
             numa_node: Some(numa),
             device_node: Some(format!("/dev/vfio/{group}")),
-            cdi_name: None,
             verdict: Verdict::Assignable,
             health: Health::Ok,
         }
@@ -418,20 +413,25 @@ mod tests {
     }
 
     #[test]
-    fn a_cdi_name_is_given_instead_of_the_node_and_groups_stay_whole() {
+    fn groups_stay_whole_when_cdi_names_stand_for_their_nodes() {
         let mut named = host();
         for gpu in &mut named[4..] {
-            gpu.cdi_name = Some("nvidia.com/pgpu=5".into());
+            gpu.device_node = Some("nvidia.com/pgpu=5".into());
+            gpu.driver = Some("vfio-pci".into());
         }
         let mut gpus = Gpus::default();
         read(&mut gpus, &named);
-        let claimed = gpus.claim(&replica("a"), 2, |_| false).unwrap();
+        assert!(matches!(gpus.claim(&replica("b"), 7, |_| false), Err(Denied::Short { .. })));
+        let claimed = gpus.claim(&replica("b"), 6, |_| false).unwrap();
         let claimed: Vec<_> = claimed.iter().map(|(_, device)| device.as_str()).collect();
-        assert_eq!(claimed, ["/dev/vfio/1", "/dev/vfio/2"]);
-        assert!(matches!(gpus.claim(&replica("b"), 5, |_| false), Err(Denied::Short { free: 4, .. })));
-        let claimed = gpus.claim(&replica("b"), 4, |_| false).unwrap();
-        let claimed: Vec<_> = claimed.iter().map(|(_, device)| device.as_str()).collect();
-        assert_eq!(claimed, ["/dev/vfio/3", "/dev/vfio/4", "nvidia.com/pgpu=5", "nvidia.com/pgpu=5"]);
+        let pair = ["nvidia.com/pgpu=5", "nvidia.com/pgpu=5"];
+        assert_eq!(claimed[..4], ["/dev/vfio/1", "/dev/vfio/2", "/dev/vfio/3", "/dev/vfio/4"]);
+        assert_eq!(claimed[4..], pair);
+        gpus.free(&replica("b"), &[], 0);
+        read(&mut gpus, &named);
+        // Four and one: the pair is never split.
+        gpus.claim(&replica("c"), 4, |_| false).unwrap();
+        assert!(matches!(gpus.claim(&replica("d"), 1, |_| false), Err(Denied::Short { free: 2, .. })));
     }
 
     #[test]
@@ -442,10 +442,10 @@ mod tests {
         let last: Vec<PciAddress> = host()[4..].iter().map(|gpu| gpu.address).collect();
         gpus.hold_back(last[0], true);
         let kept: Vec<PciAddress> =
-            gpus.describe().iter().filter(|(.., out)| !out).map(|(gpu, ..)| gpu.address).collect();
+            gpus.describe().iter().filter(|(_, j)| !j.assignable).map(|(gpu, _)| gpu.address).collect();
         assert_eq!((kept, gpus.count()), (last, (6, 4)));
-        let (_, _, why, _) = gpus.describe().remove(5);
-        assert_eq!(why.unwrap(), "0000:05:00.0, in the same IOMMU group, cannot be handed out");
+        let (_, judgement) = gpus.describe().remove(5);
+        assert_eq!(judgement.reason.unwrap(), "0000:05:00.0, in the same IOMMU group, cannot be handed out");
     }
 
     #[test]
@@ -500,7 +500,7 @@ mod tests {
             read(&mut gpus, &[]);
         }
         assert_eq!(gpus.count(), (1, 0), "the held one is known for ever");
-        assert_eq!(gpus.describe()[0].1, "unknown");
+        assert_eq!(gpus.describe()[0].1.health, "unknown");
         read(&mut gpus, &host());
         assert_eq!(gpus.count(), (6, 5));
         assert_eq!(gpus.holder(PciAddress::parse("01:00.0").unwrap()), Some(&replica("a")));

@@ -51,11 +51,9 @@ pub struct Gpu {
     pub companions: Vec<PciAddress>,
     /// The NUMA node; `None` where the kernel says -1.
     pub numa_node: Option<u32>,
-    /// What the CLI is given for it: `/dev/vfio/N` or `/dev/vfio/devices/vfioN`; for a plain runtime its render node, or
-    /// its UUID by NVIDIA's driver.
+    /// What the CLI is given for it: `/dev/vfio/N` or `/dev/vfio/devices/vfioN`; for a plain runtime its render nodes,
+    /// joined by commas, or its UUID by NVIDIA's driver; or a CDI name (`vendor/class=name`).
     pub device_node: Option<String>,
-    /// Its CDI name (`vendor/class=name`): given instead of that where there is one.
-    pub cdi_name: Option<String>,
     /// Whether it can be handed out now, as far as the host tells (who has it is the core's business).
     pub verdict: Verdict,
     /// What its registers and the kernel say about it.
@@ -80,6 +78,63 @@ impl Gpu {
         map.extend(fields.map(|(name, value): (&str, Value)| (name.to_owned(), value)));
         map
     }
+
+    /// [`Gpu::judgement`] in a line for a person: `assignable as /dev/vfio/18`, `assignable as …, but suspect: …`,
+    /// `not assignable: …`.
+    pub fn summary(&self) -> String {
+        let Judgement { assignable, health, reason } = self.judgement();
+        let health = match health {
+            "ok" => String::new(),
+            "unknown" => "health unknown: ".to_owned(),
+            word => format!("{word}: "),
+        };
+        let device = self.device_node.as_deref().map(|device| format!(" as {device}")).unwrap_or_default();
+        match reason {
+            None => format!("assignable{device}"),
+            Some(reason) if assignable => format!("assignable{device}, but {health}{reason}"),
+            Some(reason) => format!("not assignable: {health}{reason}"),
+        }
+    }
+
+    /// What the host says of it, as every report and command shows it. Who has the GPU is not part of it.
+    pub fn judgement(&self) -> Judgement {
+        let blocked = match &self.verdict {
+            Verdict::Assignable => None,
+            Verdict::Held(why) | Verdict::Obstructed(why) => Some(why.as_str()),
+        };
+        let reasons: Vec<&str> = self.health.reason().into_iter().chain(blocked).collect();
+        Judgement {
+            assignable: blocked.is_none() && !matches!(self.health, Health::Failed(_)),
+            health: self.health.as_str(),
+            reason: Some(reasons.join("; ")).filter(|reason| !reason.is_empty()),
+        }
+    }
+}
+
+/// What is said of a GPU: [`Gpu::judgement`] by the host alone, which the node's GPU table completes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    /// Whether it can be handed out once nobody has it.
+    pub assignable: bool,
+    /// The wire's word: `ok`, `suspect`, `failed` or `unknown`.
+    pub health: &'static str,
+    /// What is wrong, first its health and then what blocks it; `None` when nothing is.
+    pub reason: Option<String>,
+}
+
+/// How GPUs reach a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handover {
+    /// By the VFIO node of each IOMMU group, for a microVM.
+    Vfio,
+    /// By the host's NVIDIA driver, which knows each GPU by its UUID.
+    Nvidia,
+    /// By the host's amdgpu driver: /dev/kfd and the render nodes.
+    Amd,
+    /// By CDI names (Container Device Interface), which the CLI resolves.
+    Cdi,
+    /// Not at all: deploys with GPUs are refused.
+    Disabled,
 }
 
 /// Whether a GPU can be handed to a microVM.
@@ -129,7 +184,7 @@ impl Health {
 /// One dependency of the node, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    /// `containerd`, `nerdctl`, `kata-runtime`, `virtiofsd` or `vfio`: the wire's name.
+    /// `containerd`, `nerdctl`, `cni`, `kata-runtime`, `virtiofsd`, `kvm` or `vfio`: the wire's name.
     pub name: &'static str,
     /// What it is, for a person (`Container runtime`).
     pub purpose: &'static str,

@@ -12,7 +12,7 @@ use super::{Action, Core, Sample};
 use crate::protocol::{self, PROTOCOL_VERSION};
 
 /// The dependencies, in the wire's words; one that has not answered yet is reported as such.
-const DEPENDENCIES: [&str; 5] = ["containerd", "nerdctl", "kata-runtime", "virtiofsd", "vfio"];
+const DEPENDENCIES: [&str; 7] = ["containerd", "nerdctl", "cni", "kata-runtime", "virtiofsd", "kvm", "vfio"];
 /// How soon the dependencies are checked again when one that is required is not well.
 const CHECKS_AGAIN: Duration = Duration::from_secs(30);
 /// How often the GPUs are looked at while connected.
@@ -378,18 +378,18 @@ impl Core {
 
     /// The GPUs, as `system_info` and `status` show them.
     pub(super) fn gpu_list(&self) -> Vec<Value> {
-        let one =
-            |(gpu, health, reason, assignable): (&super::inventory::Gpu, &str, Option<String>, bool)| {
-                let mut described = gpu.described();
-                let holder = self.gpus.holder(gpu.address).map(ToString::to_string);
-                described.insert("health".into(), health.into());
-                let unknown = || "whether a container has it is not known yet".to_owned();
-                let reason = if self.table_ready { reason } else { Some(reason.unwrap_or_else(unknown)) };
-                described.insert("assignable".into(), (assignable && self.table_ready).into());
-                described.insert("reason".into(), json!(reason));
-                described.insert("replica_id".into(), json!(holder));
-                Value::Object(described)
-            };
+        let one = |(gpu, judgement): (&super::inventory::Gpu, super::inventory::Judgement)| {
+            let mut described = gpu.described();
+            let holder = self.gpus.holder(gpu.address).map(ToString::to_string);
+            described.insert("health".into(), judgement.health.into());
+            let unknown = || "whether a container has it is not known yet".to_owned();
+            let reason = judgement.reason;
+            let reason = if self.table_ready { reason } else { Some(reason.unwrap_or_else(unknown)) };
+            described.insert("assignable".into(), (judgement.assignable && self.table_ready).into());
+            described.insert("reason".into(), json!(reason));
+            described.insert("replica_id".into(), json!(holder));
+            Value::Object(described)
+        };
         self.gpus.describe().into_iter().map(one).collect()
     }
 

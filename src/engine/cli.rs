@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::env;
+use crate::core::inventory::Handover;
 use crate::core::job::{
     Failure, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC, PullJob, RunJob, Vendor,
 };
@@ -89,38 +90,6 @@ const NVIDIA_USE: &str =
 const AMD_USE: &str = "cd /sys/class/drm && for d in card*/device; do [ -e $d/gpu_busy_percent ] && echo \
     $(cat $d/gpu_busy_percent), $(cat $d/mem_info_vram_used), $(cat $d/mem_info_vram_total); done; true";
 
-/// The version of nerdctl whose `--device` first took CDI names: major and minor.
-const CDI_SINCE: (u32, u32) = (2, 1);
-
-/// Why a CLI that says this of its version takes no CDI names; `None`: it takes them. Docker's CLI does not tell what
-/// its daemon makes of them.
-pub fn cdi_obstacle(flavour: Flavour, version: Option<&str>) -> Option<String> {
-    if flavour == Flavour::Docker {
-        return Some("used with nerdctl only".to_owned());
-    }
-    let Some(said) =
-        version.and_then(|text| text.strip_prefix("nerdctl version ")?.split_whitespace().next())
-    else {
-        return Some("the CLI does not say its version".to_owned());
-    };
-    let mut numbers = said.trim_start_matches('v').split('.').map(str::parse::<u32>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= CDI_SINCE => None,
-        _ => Some(format!("nerdctl {said} cannot take them, 2.1 can")),
-    }
-}
-
-/// How a GPU reaches the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Handover {
-    /// Its VFIO node, for a microVM: `--device=/dev/vfio/N`, once for each group.
-    Vfio,
-    /// By the host's NVIDIA driver: `--gpus` with the devices' names (UUIDs) in the place of nodes.
-    Nvidia,
-    /// By the host's amdgpu driver: `--device` of each render node and of /dev/kfd.
-    Amd,
-}
-
 /// Where a container's output goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogChoice {
@@ -149,41 +118,27 @@ pub enum LogSetting {
     JsonFile,
 }
 
-/// Which program stands between engine and container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shim {
-    /// runc's.
-    Runc,
-    /// Kata's in Go.
-    KataGo,
-    /// Kata's in Rust (runtime-rs).
-    KataRust,
-    /// Not known.
-    Unknown,
-}
-
-/// Whether `file://` is used for logs, and why or why not, for a person.
-pub fn choose_log(setting: LogSetting, flavour: Flavour, shim: Shim) -> (bool, &'static str) {
-    match (setting, flavour, shim) {
+/// Whether `file://` is used for logs, and why or why not, for a person. `shim_writes`: whether the runtime's shim can
+/// write such files, where that is known; Kata's runtime-rs is the one that cannot.
+pub fn choose_log(setting: LogSetting, flavour: Flavour, shim_writes: Option<bool>) -> (bool, &'static str) {
+    match (setting, flavour, shim_writes) {
         (LogSetting::JsonFile, _, _) => {
             (false, "json-file, as configured: with nerdctl 2.x logs end when containerd restarts")
         }
         (LogSetting::Auto | LogSetting::File, Flavour::Docker, _) => {
             (false, "json-file: Docker has no file:// log driver")
         }
-        (LogSetting::File, Flavour::Nerdctl, Shim::KataRust) => {
+        (LogSetting::File, Flavour::Nerdctl, Some(false)) => {
             (false, "json-file: Kata's runtime-rs cannot write file:// logs, so the setting is not followed")
         }
-        (LogSetting::File, Flavour::Nerdctl, Shim::Runc | Shim::KataGo | Shim::Unknown) => {
-            (true, "file, as configured")
-        }
-        (LogSetting::Auto, Flavour::Nerdctl, Shim::Runc | Shim::KataGo) => {
+        (LogSetting::File, Flavour::Nerdctl, Some(true) | None) => (true, "file, as configured"),
+        (LogSetting::Auto, Flavour::Nerdctl, Some(true)) => {
             (true, "file: the shim writes it, so logs outlive a restart of containerd")
         }
-        (LogSetting::Auto, Flavour::Nerdctl, Shim::KataRust) => {
+        (LogSetting::Auto, Flavour::Nerdctl, Some(false)) => {
             (false, "json-file: Kata's runtime-rs cannot write file:// logs")
         }
-        (LogSetting::Auto, Flavour::Nerdctl, Shim::Unknown) => (
+        (LogSetting::Auto, Flavour::Nerdctl, None) => (
             false,
             "json-file: it is not known whether this shim can write file:// logs; set the log driver if it can",
         ),
@@ -346,21 +301,19 @@ impl Cli {
         nodes.dedup();
         // The container device file gives no GPU and opens the IOMMU's interface.
         nodes.retain(|node| *node != "/dev/vfio/vfio");
-        // A CDI name says by itself how the device is handed over.
-        let is_cdi_name = |node: &&str| !node.starts_with('/') && node.contains('=');
-        nodes.iter().copied().filter(is_cdi_name).for_each(|name| flag("device", name));
-        nodes.retain(|node| !is_cdi_name(node));
         if nodes.is_empty() {
             return;
         }
         match self.handover {
-            Handover::Vfio => nodes.iter().for_each(|node| flag("device", node)),
+            Handover::Vfio | Handover::Cdi => nodes.iter().for_each(|node| flag("device", node)),
             // The quotes are part of the value: it is read as CSV.
             Handover::Nvidia => flag("gpus", &format!("\"device={}\"", nodes.join(","))),
             Handover::Amd => {
                 flag("device", "/dev/kfd");
-                nodes.iter().for_each(|node| flag("device", node));
+                nodes.iter().flat_map(|nodes| nodes.split(',')).for_each(|node| flag("device", node));
             }
+            // Without GPUs to hand out no deploy has one.
+            Handover::Disabled => {}
         }
     }
 
@@ -547,40 +500,23 @@ mod tests {
         };
         check(Handover::Nvidia, &["GPU-b", "GPU-a"], &["--gpus=\"device=GPU-a,GPU-b\""]);
         check(
-            Handover::Nvidia,
-            &["GPU-b", "nvidia.com/gpu=GPU-a", "GPU-c", "nvidia.com/gpu=GPU-a"],
-            &["--device=nvidia.com/gpu=GPU-a", "--gpus=\"device=GPU-b,GPU-c\""],
+            Handover::Cdi,
+            &["nvidia.com/gpu=1", "nvidia.com/gpu=0"],
+            &["--device=nvidia.com/gpu=0", "--device=nvidia.com/gpu=1"],
         );
-        check(Handover::Nvidia, &["nvidia.com/gpu=GPU-a"], &["--device=nvidia.com/gpu=GPU-a"]);
-        check(
-            Handover::Vfio,
-            &["/dev/vfio/12", "nvidia.com/pgpu=0", "nvidia.com/pgpu=0"],
-            &["--device=nvidia.com/pgpu=0", "--device=/dev/vfio/12"],
-        );
+        check(Handover::Vfio, &["/dev/vfio/12", "/dev/vfio/12"], &["--device=/dev/vfio/12"]);
         check(
             Handover::Amd,
-            &["/dev/dri/renderD128"],
-            &["--device=/dev/kfd", "--device=/dev/dri/renderD128"],
+            &["/dev/dri/renderD128", "/dev/dri/renderD130,/dev/dri/renderD131"],
+            &[
+                "--device=/dev/kfd",
+                "--device=/dev/dri/renderD128",
+                "--device=/dev/dri/renderD130",
+                "--device=/dev/dri/renderD131",
+            ],
         );
+        check(Handover::Disabled, &[], &[]);
         check(Handover::Amd, &[], &[]);
-    }
-
-    #[test]
-    fn who_takes_cdi_names() {
-        let check = |flavour, version: Option<&str>, expected: Option<&str>| {
-            assert_eq!(cdi_obstacle(flavour, version).as_deref(), expected, "{version:?}");
-        };
-        for version in ["2.1.0", "2.2.2", "v2.3.5", "3.0.0-rc.1", "2.10"] {
-            check(Flavour::Nerdctl, Some(&format!("nerdctl version {version}\n")), None);
-        }
-        for version in ["1.7.7", "2.0.5", "2", "2.x", "<unknown>"] {
-            let why = format!("nerdctl {version} cannot take them, 2.1 can");
-            check(Flavour::Nerdctl, Some(&format!("nerdctl version {version}\n")), Some(&why));
-        }
-        for said in [None, Some(""), Some("nerdctl version "), Some("Docker version 28.2.2, build e6534b4")] {
-            check(Flavour::Nerdctl, said, Some("the CLI does not say its version"));
-        }
-        check(Flavour::Docker, Some("Docker version 28.2.2, build e6534b4"), Some("used with nerdctl only"));
     }
 
     #[test]
@@ -606,15 +542,14 @@ mod tests {
     fn log_drivers() {
         use Flavour::{Docker, Nerdctl};
         let check = |setting, flavour, shim, file| assert_eq!(choose_log(setting, flavour, shim).0, file);
-        check(LogSetting::Auto, Nerdctl, Shim::Runc, true);
-        check(LogSetting::Auto, Nerdctl, Shim::KataGo, true);
-        check(LogSetting::Auto, Nerdctl, Shim::KataRust, false);
-        check(LogSetting::Auto, Nerdctl, Shim::Unknown, false);
-        check(LogSetting::Auto, Docker, Shim::Runc, false);
-        check(LogSetting::File, Nerdctl, Shim::Unknown, true);
-        check(LogSetting::File, Nerdctl, Shim::KataRust, false);
-        check(LogSetting::File, Docker, Shim::Runc, false);
-        check(LogSetting::JsonFile, Nerdctl, Shim::Runc, false);
+        check(LogSetting::Auto, Nerdctl, Some(true), true);
+        check(LogSetting::Auto, Nerdctl, Some(false), false);
+        check(LogSetting::Auto, Nerdctl, None, false);
+        check(LogSetting::Auto, Docker, Some(true), false);
+        check(LogSetting::File, Nerdctl, None, true);
+        check(LogSetting::File, Nerdctl, Some(false), false);
+        check(LogSetting::File, Docker, Some(true), false);
+        check(LogSetting::JsonFile, Nerdctl, Some(true), false);
     }
 
     #[test]

@@ -315,10 +315,11 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::inventory::Handover;
     use crate::core::job::PullJob;
     use crate::process::{Bounds, Program};
     use crate::types::{ContainerId, ImageRef, RegistryAuth, Secret};
-    use cli::{DEFAULT_PATH, Flavour, Handover};
+    use cli::{DEFAULT_PATH, Flavour};
     use std::sync::mpsc::SyncSender;
     use std::sync::mpsc::sync_channel;
 

@@ -6,18 +6,18 @@ use super::files;
 
 /// What the processor calls itself, or what is known of it where it does not (ARM); `unknown` when nothing is.
 pub fn model(root: &Path) -> String {
-    let text = files::text(root, "/proc/cpuinfo").unwrap_or_default();
+    let text = files::text(&files::under(root, "/proc/cpuinfo")).unwrap_or_default();
     named(&text)
         .or_else(|| arm(&text))
-        .or_else(|| files::value(root, "/proc/device-tree/model"))
+        .or_else(|| files::value(&files::under(root, "/proc/device-tree/model")))
         .unwrap_or_else(|| "unknown".to_owned())
 }
 
 /// How many logical CPUs are online: what the kernel can schedule on. 0 when it does not tell.
 pub fn online(root: &Path) -> u32 {
-    let listed = files::value(root, "/sys/devices/system/cpu/online");
+    let listed = files::value(&files::under(root, "/sys/devices/system/cpu/online"));
     listed.and_then(|list| count(&list)).unwrap_or_else(|| {
-        let text = files::text(root, "/proc/cpuinfo").unwrap_or_default();
+        let text = files::text(&files::under(root, "/proc/cpuinfo")).unwrap_or_default();
         text.lines().filter_map(field).filter(|(name, _)| *name == "processor").count() as u32
     })
 }

@@ -128,7 +128,6 @@ impl Watch {
                 companions: members.iter().filter(|m| !m.is_bridge()).map(|m| m.address).collect(),
                 numa_node: function.numa_node,
                 device_node: node,
-                cdi_name: None,
                 verdict,
                 health,
             };

@@ -1,158 +1,148 @@
-//! GPUs for plain runtimes, which share the host's driver instead of taking the device from it: what the container CLI
-//! is given for each, and what stands in the way. [`super::iommu`] judges the same for microVMs.
+//! What the container CLI is given for each GPU where the runtime shares the host's driver, or where CDI names are used,
+//! and what stands in the way. [`super::iommu`] judges the same for microVMs.
 
-use std::fmt;
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use super::files;
 use super::pci::{self, AMD, NVIDIA};
-use super::sysfs;
-use crate::core::inventory::{Gpu, Verdict};
+use crate::core::inventory::{Gpu, Handover, Verdict};
 use crate::types::PciAddress;
 
 /// The node that all of AMD's GPUs share for computing.
 const KFD: &str = "/dev/kfd";
+/// Where amdgpu lists what computes: a folder for each CPU and each GPU, or for each partition of a GPU.
+const KFD_TOPOLOGY: &str = "/sys/class/kfd/kfd/topology/nodes";
 
-/// How GPUs reach a container without VFIO.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// By NVIDIA's driver: each is named by its UUID.
-    Nvidia,
-    /// By amdgpu: each by its render node; /dev/kfd comes with any of them.
-    Amd,
-    /// Not at all.
-    Nowise,
+/// How CDI names are made. What they stand for is in files that the CLI reads; whether it knows them is its judgement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CdiNames {
+    /// `vendor/class`.
+    pub kind: String,
+    /// The device's name is the GPU's UUID; otherwise its index.
+    pub by_uuid: bool,
 }
 
-impl Way {
-    /// The vendor whose GPUs it is for, its name, the driver, and the setting's word.
-    const fn needs(self) -> (u16, &'static str, &'static str) {
-        match self {
-            Self::Nvidia => (NVIDIA, "NVIDIA", "nvidia"),
-            Self::Amd => (AMD, "AMD", "amdgpu"),
-            Self::Nowise => (0, "", ""),
+/// Judges `gpus` anew for this way of handing them over; an inventory judges them for [`Handover::Vfio`].
+pub fn apply(root: &Path, handover: Handover, cdi: &CdiNames, gpus: &mut [Gpu]) {
+    let devices: Vec<Result<String, String>> = match handover {
+        Handover::Vfio => return,
+        Handover::Nvidia => gpus.iter().map(|gpu| nvidia(root, gpu)).collect(),
+        Handover::Amd => gpus.iter().map(|gpu| amd(root, gpu)).collect(),
+        Handover::Cdi => gpus.iter().map(|gpu| cdi_name(root, cdi, gpu, gpus)).collect(),
+        Handover::Disabled => {
+            let why = "this node hands out no GPUs; change the setting gpu_handover if it should";
+            gpus.iter().map(|_| Err(why.to_owned())).collect()
         }
-    }
-}
-
-/// Judges `gpus` anew, for a node that hands them over in this `way`.
-pub fn apply(root: &Path, way: Way, gpus: &mut [Gpu]) {
-    for gpu in gpus {
-        (gpu.device_node, gpu.verdict) = match device(root, way, gpu) {
+    };
+    for (gpu, device) in gpus.iter_mut().zip(devices) {
+        (gpu.device_node, gpu.verdict) = match device {
             Ok(device) => (Some(device), Verdict::Assignable),
-            Err(obstacle) => (None, Verdict::Obstructed(obstacle.to_string())),
+            Err(obstacle) => (None, Verdict::Obstructed(obstacle)),
         };
     }
 }
 
-/// What stands between a GPU and a container.
-#[derive(Debug)]
-enum Obstacle {
-    /// The settings.
-    Nowise,
-    /// It is another vendor's.
-    Vendor(PciAddress, Way),
-    /// The vendor's driver does not have it; this one does.
-    Driver(PciAddress, Way, Option<String>),
-    /// NVIDIA's driver does not say its UUID.
-    NoUuid(PciAddress),
-    /// amdgpu made no render node for it.
-    NoRenderNode(PciAddress),
-    /// There is no [`KFD`].
-    NoKfd(PciAddress),
+/// The UUID by which NVIDIA's tools know the GPU.
+fn nvidia(root: &Path, gpu: &Gpu) -> Result<String, String> {
+    has_driver(gpu, NVIDIA, "NVIDIA", "nvidia")?;
+    uuid(root, gpu.address)
 }
 
-impl fmt::Display for Obstacle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Nowise => {
-                f.write_str("this node hands out no GPUs; change the setting gpu_handover if it should")
-            }
-            Self::Vendor(address, way) => write!(
-                f,
-                "{address} is not by {vendor}, whose GPUs this node hands out; change the setting gpu_handover to \
-                 hand out others instead",
-                vendor = way.needs().1
-            ),
-            Self::Driver(address, way, found) => {
-                let wanted = way.needs().2;
-                match found.as_deref() {
-                    Some(driver) if pci::is_vfio_driver(driver) => write!(
-                        f,
-                        "{address} is bound to {driver}; give it back to {wanted} with `vectorlay-agent vfio unbind \
-                         {address}`, or set gpu_handover to vfio"
-                    ),
-                    Some(driver) => {
-                        write!(
-                            f,
-                            "{address} is bound to {driver}; it takes the driver {wanted} to hand it over"
-                        )
-                    }
-                    None => write!(f, "{address} has no driver; run `modprobe {wanted}`"),
-                }
-            }
-            Self::NoUuid(address) => write!(
-                f,
-                "NVIDIA's driver does not say the UUID of {address}, which it has not started; start \
-                 nvidia-persistenced, and look for NVRM in the kernel's log if that does not help"
-            ),
-            Self::NoRenderNode(address) => write!(
-                f,
-                "amdgpu has no render node for {address}; look for amdgpu in the kernel's log, and see that /dev is a \
-                 devtmpfs"
-            ),
-            Self::NoKfd(address) => write!(
-                f,
-                "{KFD}, which computing on {address} takes, does not exist; load amdgpu with a kernel that has \
-                 CONFIG_HSA_AMD, or one with ROCm's driver"
-            ),
-        }
-    }
-}
-
-/// What the CLI is given for a GPU.
-fn device(root: &Path, way: Way, gpu: &Gpu) -> Result<String, Obstacle> {
+/// The GPU's render nodes, joined by commas: a card that is split into partitions has one for each.
+fn amd(root: &Path, gpu: &Gpu) -> Result<String, String> {
+    has_driver(gpu, AMD, "AMD", "amdgpu")?;
     let address = gpu.address;
-    let (vendor, _, driver) = way.needs();
-    if way == Way::Nowise {
-        return Err(Obstacle::Nowise);
+    let nodes = render_nodes(root, address);
+    if nodes.is_empty() {
+        return Err(format!(
+            "amdgpu has no render node for {address}; look for amdgpu in the kernel's log, and see that /dev is a \
+             devtmpfs"
+        ));
     }
-    if gpu.vendor_id != vendor {
-        return Err(Obstacle::Vendor(address, way));
+    if !files::under(root, KFD).exists() {
+        return Err(format!(
+            "{KFD}, without which nothing can compute on {address}, does not exist; load amdgpu with a kernel that has \
+             CONFIG_HSA_AMD, or one with ROCm's driver"
+        ));
     }
-    if gpu.driver.as_deref() != Some(driver) {
-        return Err(Obstacle::Driver(address, way, gpu.driver.clone()));
-    }
-    if way == Way::Nvidia {
-        return uuid(root, address).ok_or(Obstacle::NoUuid(address));
-    }
-    let node = render_node(root, address).ok_or(Obstacle::NoRenderNode(address))?;
-    if root.join(KFD.trim_start_matches('/')).exists() { Ok(node) } else { Err(Obstacle::NoKfd(address)) }
+    Ok(nodes.join(","))
 }
 
-/// The number of a GPU's node: N of /dev/nvidiaN.
-pub(super) fn nvidia_minor(root: &Path, address: PciAddress) -> Option<u32> {
-    told(root, address, "Device Minor:")?.parse().ok()
+/// `nvidia.com/gpu=GPU-…` or `nvidia.com/gpu=0`. The index is the GPU's place, by address, among those with the same
+/// vendor and driver: the order in which NVIDIA's and AMD's tools number them.
+fn cdi_name(root: &Path, names: &CdiNames, gpu: &Gpu, all: &[Gpu]) -> Result<String, String> {
+    let name = if names.by_uuid {
+        uuid(root, gpu.address)
+            .map_err(|why| format!("{why}; or set gpu_cdi_name to index if the CDI names are numbers"))?
+    } else {
+        let before = |other: &&Gpu| {
+            (other.vendor_id, &other.driver) == (gpu.vendor_id, &gpu.driver) && other.address < gpu.address
+        };
+        all.iter().filter(before).count().to_string()
+    };
+    Ok(format!("{}={name}", names.kind))
+}
+
+fn has_driver(gpu: &Gpu, vendor: u16, maker: &str, wanted: &str) -> Result<(), String> {
+    let address = gpu.address;
+    if gpu.vendor_id != vendor {
+        return Err(format!(
+            "{address} is not made by {maker}, whose GPUs this node hands out; change the setting gpu_handover to hand \
+             out others instead"
+        ));
+    }
+    match gpu.driver.as_deref() {
+        Some(driver) if driver == wanted => Ok(()),
+        Some(driver) if pci::is_vfio_driver(driver) => Err(format!(
+            "{address} is bound to {driver}; give it back to {wanted} with `vectorlay-agent vfio unbind {address}`, or \
+             set gpu_handover to vfio"
+        )),
+        Some(driver) => Err(format!("{address} is bound to {driver}, but its driver must be {wanted}")),
+        None => Err(format!("{address} has no driver; run `modprobe {wanted}`")),
+    }
 }
 
 /// The UUID is `GPU-` and the usual digits, which are question marks as long as the driver has not started the GPU.
-fn uuid(root: &Path, address: PciAddress) -> Option<String> {
-    let uuid = told(root, address, "GPU UUID:")?;
-    let digits = uuid.strip_prefix("GPU-")?;
-    let fits = digits.len() == 36 && digits.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-    fits.then_some(uuid)
+fn uuid(root: &Path, address: PciAddress) -> Result<String, String> {
+    let fits = |uuid: &String| {
+        uuid.strip_prefix("GPU-").is_some_and(|digits| {
+            digits.len() == 36 && digits.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
+        })
+    };
+    nvidia_proc_field(root, address, "GPU UUID:").filter(fits).ok_or_else(|| {
+        format!(
+            "NVIDIA's driver does not tell the UUID of {address}, because it does not have or has not started that GPU; \
+             start nvidia-persistenced, and look for NVRM in the kernel's log if that does not help"
+        )
+    })
 }
 
 /// What NVIDIA's driver tells about a GPU, in lines of `Name: \t value`.
-fn told(root: &Path, address: PciAddress, name: &str) -> Option<String> {
-    let file = root.join("proc/driver/nvidia/gpus").join(address.to_string()).join("information");
-    let text = sysfs::text(&file)?;
+pub(super) fn nvidia_proc_field(root: &Path, address: PciAddress, name: &str) -> Option<String> {
+    let file = files::under(root, format!("/proc/driver/nvidia/gpus/{address}/information"));
+    let text = files::text(&file)?;
     Some(text.lines().find_map(|line| line.strip_prefix(name))?.trim().to_owned())
 }
 
-/// The DRM subsystem lists the nodes of a device in its folder (`card1`, `renderD129`).
-fn render_node(root: &Path, address: PciAddress) -> Option<String> {
-    let names = sysfs::names(&pci::folder(root, address).join("drm"));
-    let number = |name: &str| name.strip_prefix("renderD")?.parse::<u32>().ok();
-    let node = names.iter().find_map(|name| number(name)).map(|number| format!("dev/dri/renderD{number}"))?;
-    root.join(&node).exists().then(|| format!("/{node}"))
+/// The card's own render node is listed by DRM in the device's folder (`renderD129`). Those of its partitions (MI300 in
+/// DPX, QPX or CPX mode) belong to platform devices (`amdgpu_xcp.N`), so the compute driver is asked: its `location_id`
+/// is bus, device and function, with the partition's number in the top four bits (kernel `kfd_topology.c`).
+fn render_nodes(root: &Path, address: PciAddress) -> Vec<String> {
+    let own = files::names(&pci::folder(root, address).join("drm"));
+    let own = own.iter().filter_map(|name| name.strip_prefix("renderD")?.parse::<u32>().ok());
+    let topology = files::under(root, KFD_TOPOLOGY);
+    let location = u32::from(address.bus) << 8 | u32::from(address.device) << 3 | u32::from(address.function);
+    let partitions = files::names(&topology).into_iter().filter_map(|node| {
+        let text = files::text(&topology.join(node).join("properties"))?;
+        let property = |name: &str| -> Option<u32> {
+            let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok();
+            text.lines().find_map(value)
+        };
+        let same = property("domain")? == address.domain && property("location_id")? & 0xffff == location;
+        property("drm_render_minor").filter(|minor| same && *minor > 0)
+    });
+    let numbers: BTreeSet<u32> = own.chain(partitions).collect();
+    let nodes = numbers.into_iter().map(|number| format!("/dev/dri/renderD{number}"));
+    nodes.filter(|node| files::under(root, node).exists()).collect()
 }

@@ -11,9 +11,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use super::files;
 use super::kernel_log::{Finding, Weight};
 use super::pci::{self, Function};
-use super::sysfs;
 use crate::core::inventory::Health;
 
 /// The standard header of the config space, which everybody may read, in bytes.
@@ -135,13 +135,14 @@ pub fn read(root: &Path, of: &Function, all: &[Function]) -> Reading {
         .filter(|b| (a.domain, a.bus, a.device) == (b.domain, b.bus, b.device))
         .any(|b| b.function != a.function);
     // Before Linux 5.15 there is only `reset`, which exists when there is a way.
-    let reset = match sysfs::text(&folder.join("reset_method")) {
-        Some(methods) if !methods.is_empty() => Reset::Alone(methods),
-        None if folder.join("reset").exists() => Reset::Alone("reset".to_owned()),
+    let methods = folder.join("reset_method");
+    let reset = match files::value(&methods) {
+        Some(methods) => Reset::Alone(methods),
+        None if !methods.exists() && folder.join("reset").exists() => Reset::Alone("reset".to_owned()),
         _ if has_siblings && of.physical.is_none() => Reset::WithCard,
         _ => Reset::None,
     };
-    let power = sysfs::text(&folder.join("power_state")).filter(|p| p != "unknown");
+    let power = files::value(&folder.join("power_state")).filter(|p| p != "unknown");
     Reading { config, power, link, best, errors: errors(&folder), reset }
 }
 
@@ -156,11 +157,11 @@ fn config(path: &Path) -> Config {
 
 /// `16.0 GT/s PCIe` and `16`; a link that is down or that the function does not have reads `Unknown` and 0 or 255.
 fn link(folder: &Path, prefix: &str) -> Option<Link> {
-    let speed = sysfs::text(&folder.join(format!("{prefix}_speed")))?;
+    let speed = files::value(&folder.join(format!("{prefix}_speed")))?;
     let (whole, rest) = speed.split_once(' ')?.0.split_once('.').unwrap_or((speed.split_once(' ')?.0, "0"));
     let tenth: u16 = rest.parse().ok().filter(|t| *t < 10)?;
     let speed = whole.parse::<u16>().ok()?.checked_mul(10)?.checked_add(tenth)?;
-    let width = sysfs::number(&folder.join(format!("{prefix}_width")))?;
+    let width = files::number(&folder.join(format!("{prefix}_width")))?;
     // PCIe has no wider ones.
     (1..=32).contains(&width).then_some(Link { speed, width })
 }
@@ -169,7 +170,7 @@ fn link(folder: &Path, prefix: &str) -> Option<Link> {
 /// (Documentation/ABI/testing/sysfs-bus-pci-devices-aer_stats).
 fn errors(folder: &Path) -> Option<Errors> {
     let total = |name: &str| -> Option<u64> {
-        let text = sysfs::text(&folder.join(name))?;
+        let text = files::value(&folder.join(name))?;
         let total = text.lines().find_map(|l| l.strip_prefix("TOTAL_ERR_")?.split_once(' '));
         total?.1.trim().parse().ok()
     };

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use super::sysfs;
+use super::files;
 
 /// Most descriptors that are looked at, of all processes together: some seconds of work.
 const DESCRIPTORS_MAX: usize = 2_000_000;
@@ -74,7 +74,7 @@ pub fn find(root: &Path, nodes: &[String]) -> Holders {
             if let Some(node) = nodes.iter().find(|n| target.ends_with(n.trim_start_matches("/dev")))
                 && holders.of(node).is_none()
             {
-                let command = sysfs::text(&process.join("comm")).unwrap_or_default();
+                let command = files::value(&process.join("comm")).unwrap_or_default();
                 holders.by_node.push((node.clone(), Holder { pid, command }));
             }
         }

@@ -37,17 +37,17 @@ pub fn machine_id(root: &Path) -> Option<String> {
 
 /// The kernel's ID of this boot; empty when it cannot be read.
 pub fn boot_id(root: &Path) -> String {
-    files::value(root, "/proc/sys/kernel/random/boot_id").unwrap_or_default()
+    files::value(&files::under(root, "/proc/sys/kernel/random/boot_id")).unwrap_or_default()
 }
 
 /// The kernel's host name; `unknown` when it cannot be read.
 pub fn hostname(root: &Path) -> String {
-    files::value(root, "/proc/sys/kernel/hostname").unwrap_or_else(|| "unknown".to_owned())
+    files::value(&files::under(root, "/proc/sys/kernel/hostname")).unwrap_or_else(|| "unknown".to_owned())
 }
 
 /// The kernel's release, as `uname -r` prints it; `unknown` when it cannot be read.
 pub fn kernel(root: &Path) -> String {
-    files::value(root, "/proc/sys/kernel/osrelease").unwrap_or_else(|| "unknown".to_owned())
+    files::value(&files::under(root, "/proc/sys/kernel/osrelease")).unwrap_or_else(|| "unknown".to_owned())
 }
 
 /// UUIDs that boards of many makers share. All digits alike is looked for besides.
@@ -84,8 +84,8 @@ const BOGUS_SERIALS: [&str; 18] = [
 ];
 
 fn product_uuid(root: &Path) -> Option<String> {
-    let uuid = files::value(root, "/sys/class/dmi/id/product_uuid")
-        .or_else(|| files::value(root, "/proc/device-tree/vm,uuid"))?
+    let uuid = files::value(&files::under(root, "/sys/class/dmi/id/product_uuid"))
+        .or_else(|| files::value(&files::under(root, "/proc/device-tree/vm,uuid")))?
         .to_ascii_lowercase();
     let digits = uuid.bytes().filter(|b| *b != b'-');
     let formed =
@@ -97,14 +97,17 @@ fn product_uuid(root: &Path) -> Option<String> {
 /// The serials of product and board together; a chassis' serial is left out, for it may hold several machines. Serials
 /// are a maker's own numbering, so his name and the model go with them.
 fn serials(root: &Path) -> Option<String> {
-    let dmi = |name: &str| files::value(root, &format!("/sys/class/dmi/id/{name}")).unwrap_or_default();
+    let dmi = |name: &str| {
+        files::value(&files::under(root, format!("/sys/class/dmi/id/{name}"))).unwrap_or_default()
+    };
     let serial = |name: &str| Some(dmi(name)).filter(|serial| is_serial(serial)).unwrap_or_default();
     let (product, board) = (serial("product_serial"), serial("board_serial"));
     if !(product.is_empty() && board.is_empty()) {
         return Some([dmi("sys_vendor"), dmi("product_name"), product, board].join("\0"));
     }
-    let tree = files::value(root, "/proc/device-tree/serial-number").filter(|serial| is_serial(serial))?;
-    let model = files::value(root, "/proc/device-tree/model").unwrap_or_default();
+    let tree = files::value(&files::under(root, "/proc/device-tree/serial-number"))
+        .filter(|serial| is_serial(serial))?;
+    let model = files::value(&files::under(root, "/proc/device-tree/model")).unwrap_or_default();
     Some([model, tree].join("\0"))
 }
 
@@ -117,7 +120,7 @@ fn is_serial(text: &str) -> bool {
 /// `uninitialized` (machine-id(5): the first boot has not come so far) and everything else that is not 32 hexadecimal
 /// digits is no ID.
 fn os_machine_id(root: &Path) -> Option<String> {
-    let id = files::value(root, "/etc/machine-id")?.to_ascii_lowercase();
+    let id = files::value(&files::under(root, "/etc/machine-id"))?.to_ascii_lowercase();
     let formed = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
     (formed && !all_alike(id.bytes())).then_some(id)
 }
@@ -125,10 +128,10 @@ fn os_machine_id(root: &Path) -> Option<String> {
 /// The lowest address, rather than all of them: a card that is added, or whose driver loads late, then mostly changes
 /// nothing.
 fn lowest_mac(root: &Path) -> Option<String> {
-    let macs = files::names(root, "/sys/class/net").into_iter().filter_map(|card| {
+    let macs = files::names(&files::under(root, "/sys/class/net")).into_iter().filter_map(|card| {
         let folder = format!("/sys/class/net/{card}");
-        let read = |name: &str| files::value(root, &format!("{folder}/{name}"));
-        let exists = |name: &str| files::under(root, &format!("{folder}/{name}")).exists();
+        let read = |name: &str| files::value(&files::under(root, format!("{folder}/{name}")));
+        let exists = |name: &str| files::under(root, format!("{folder}/{name}")).exists();
         // A card has a device; a virtual function's address is made up by its host. Type 1 is Ethernet.
         if !exists("device") || exists("device/physfn") || read("type").as_deref() != Some("1") {
             return None;

@@ -9,9 +9,9 @@
 use std::fmt;
 use std::path::Path;
 
+use super::files;
 use super::holders::Holders;
 use super::pci::Function;
-use super::sysfs;
 use crate::core::inventory::Verdict;
 
 /// The kernel's IOMMU, as far as devices can be handed out by it.
@@ -63,8 +63,8 @@ impl fmt::Display for Advice {
 impl Iommu {
     /// Reads it.
     pub fn read(root: &Path) -> Self {
-        let units = sysfs::names(&root.join("sys/class/iommu"));
-        let groups = sysfs::names(&root.join("sys/kernel/iommu_groups"));
+        let units = files::names(&root.join("sys/class/iommu"));
+        let groups = files::names(&root.join("sys/kernel/iommu_groups"));
         Self { on: !units.is_empty() && !groups.is_empty(), advice: Advice::read(root) }
     }
 
@@ -82,7 +82,7 @@ impl Iommu {
 
 impl Advice {
     fn read(root: &Path) -> Self {
-        let parameters = sysfs::text(&root.join("proc/cmdline")).unwrap_or_default();
+        let parameters = files::value(&root.join("proc/cmdline")).unwrap_or_default();
         // Of several, the last one counts.
         let value = |name: &str| {
             let of_name = |word: &str| word.strip_prefix(name)?.strip_prefix('=').map(str::to_owned);
@@ -92,7 +92,7 @@ impl Advice {
         if let Some(name) = ["iommu", "intel_iommu", "amd_iommu"].into_iter().find(|n| off(n)) {
             return Self::Remove(format!("{name}=off"));
         }
-        let cpu = sysfs::text(&root.join("proc/cpuinfo")).unwrap_or_default();
+        let cpu = files::value(&root.join("proc/cpuinfo")).unwrap_or_default();
         let told = value("intel_iommu").is_some_and(|v| v.split(',').any(|part| part == "on"));
         if cpu.split_whitespace().any(|word| word == "hypervisor") {
             Self::Hypervisor
@@ -109,7 +109,7 @@ impl Advice {
 /// Whether the group gives no isolation at all: VFIO's "no IOMMU" mode makes groups of that name.
 pub fn is_noiommu(root: &Path, group: u32) -> bool {
     let name = root.join("sys/kernel/iommu_groups").join(group.to_string()).join("name");
-    sysfs::text(&name).is_some_and(|n| n == "vfio-noiommu")
+    files::value(&name).is_some_and(|n| n == "vfio-noiommu")
 }
 
 /// The node that the CLI's `--device` is given for a GPU: its group's, or its own of the newer interface where the

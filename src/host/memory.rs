@@ -27,7 +27,7 @@ impl Memory {
 
 /// Reads /proc/meminfo. `None` when it cannot be read or lacks one of the two lines.
 pub fn read(root: &Path) -> Option<Memory> {
-    parse(&files::text(root, "/proc/meminfo").ok()?)
+    parse(&files::text(&files::under(root, "/proc/meminfo"))?)
 }
 
 /// The lines are `MemTotal:       24683656 kB` (proc_meminfo(5)); `kB` means KiB.

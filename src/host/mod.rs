@@ -4,8 +4,9 @@
 //! Any of this may hang (a dead disk, a driver that does not answer), so it is called on threads that can be left
 //! behind: see `sampler`.
 
-pub mod apart;
-pub mod cdi;
+pub mod background;
+pub mod cni;
+pub mod containerd_path;
 pub mod cpu;
 pub mod dependencies;
 pub mod files;
@@ -15,17 +16,16 @@ pub mod health;
 pub mod holders;
 pub mod identity;
 pub mod iommu;
-pub mod kata_config;
+pub mod kata;
 pub mod kernel_log;
 pub mod lspci;
 pub mod memory;
 pub mod pci;
 pub mod pci_ids;
+pub mod shim;
 pub mod storage;
-pub mod sysfs;
 pub mod utilization;
 pub mod vfio;
-pub mod yaml;
 
 use std::path::Path;
 

@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::sysfs;
+use super::files;
 use crate::types::PciAddress;
 
 /// NVIDIA's PCI vendor ID.
@@ -151,24 +151,24 @@ pub fn functions(root: &Path) -> Result<Vec<Function>, Unreadable> {
 /// Reads one function's folder.
 fn read(folder: &Path) -> Option<Function> {
     let at = |name: &str| folder.join(name);
-    let word = |name: &str| sysfs::hex(&at(name)).and_then(|v| u16::try_from(v).ok());
+    let word = |name: &str| files::hex(&at(name)).and_then(|v| u16::try_from(v).ok());
     let address = PciAddress::parse(folder.file_name()?.to_str()?).ok()?;
-    let most = sysfs::number(&at("sriov_totalvfs"));
-    let on = sysfs::number(&at("sriov_numvfs")).unwrap_or(0);
+    let most = files::number(&at("sriov_totalvfs"));
+    let on = files::number(&at("sriov_numvfs")).unwrap_or(0);
     Some(Function {
         address,
         // 24 bits: the last eight are the programming interface.
-        class: u16::try_from(sysfs::hex(&at("class"))? >> 8).ok()?,
+        class: u16::try_from(files::hex(&at("class"))? >> 8).ok()?,
         vendor: word("vendor")?,
         device: word("device")?,
         revision: word("revision").and_then(|v| u8::try_from(v).ok()).unwrap_or(0),
-        driver: sysfs::link_name(&at("driver")),
-        group: sysfs::link_name(&at("iommu_group")).and_then(|n| n.parse().ok()),
-        numa_node: sysfs::number(&at("numa_node")),
-        boot_display: sysfs::number(&at("boot_vga")) == Some(1),
+        driver: files::link_name(&at("driver")),
+        group: files::link_name(&at("iommu_group")).and_then(|n| n.parse().ok()),
+        numa_node: files::number(&at("numa_node")),
+        boot_display: files::number(&at("boot_vga")) == Some(1),
         sriov: most.map(|most| Sriov { on, most }),
-        enabled: sysfs::number::<u32>(&at("enable")).is_some_and(|n| n > 0),
-        physical: sysfs::link_name(&at("physfn")).and_then(|n| PciAddress::parse(&n).ok()),
-        vfio_device: sysfs::names(&at("vfio-dev")).into_iter().find(|n| n.starts_with("vfio")),
+        enabled: files::number::<u32>(&at("enable")).is_some_and(|n| n > 0),
+        physical: files::link_name(&at("physfn")).and_then(|n| PciAddress::parse(&n).ok()),
+        vfio_device: files::names(&at("vfio-dev")).into_iter().find(|n| n.starts_with("vfio")),
     })
 }

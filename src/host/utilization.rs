@@ -6,8 +6,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::files;
 use super::pci::{self, Function};
-use super::sysfs;
 use crate::core::inventory::GpuUse;
 use crate::process::{self, Bounds, Ended, Program};
 use crate::types::PciAddress;
@@ -81,10 +81,10 @@ pub fn parse(output: &str) -> Vec<(PciAddress, GpuUse)> {
 /// EINVAL, which is the same as not known.
 fn amdgpu(root: &Path, address: PciAddress) -> GpuUse {
     let folder = pci::folder(root, address);
-    let mib = |name: &str| sysfs::number::<u64>(&folder.join(name)).map(|bytes| bytes / MIB);
+    let mib = |name: &str| files::number::<u64>(&folder.join(name)).map(|bytes| bytes / MIB);
     GpuUse {
         source: "amdgpu",
-        busy_percent: sysfs::number(&folder.join("gpu_busy_percent")).filter(|p| *p <= 100),
+        busy_percent: files::number(&folder.join("gpu_busy_percent")).filter(|p| *p <= 100),
         memory_mib: mib("mem_info_vram_used").zip(mib("mem_info_vram_total")),
     }
 }

@@ -13,10 +13,10 @@ use std::fs::OpenOptions;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use super::files;
 use super::holders::{self, Holder};
 use super::iommu::{self, Iommu};
 use super::pci::{self, Function};
-use super::sysfs;
 use crate::types::PciAddress;
 
 /// The driver that devices are bound to.
@@ -238,7 +238,7 @@ fn restore(root: &Path, devices: &[&Function]) -> Vec<Step> {
     let mut probes = Vec::new();
     for device in devices {
         let path = pci::folder(root, device.address).join("driver_override");
-        let overridden = sysfs::text(&path).is_some_and(|t| pci::is_vfio_driver(&t));
+        let overridden = files::value(&path).is_some_and(|t| pci::is_vfio_driver(&t));
         if overridden {
             // A newline resets it: an empty write is no write.
             steps.push(write_to(root, device, "driver_override", "\n"));
@@ -324,21 +324,21 @@ fn nobody_holds(root: &Path, devices: &[&Function]) -> Result<(), Refusal> {
 /// waits for them when it is unbound.
 fn host_nodes(root: &Path, device: &Function) -> Vec<String> {
     let folder = pci::folder(root, device.address);
-    let mut nodes: Vec<String> = sysfs::names(&folder.join("drm"))
+    let mut nodes: Vec<String> = files::names(&folder.join("drm"))
         .into_iter()
         .filter(|n| n.starts_with("card") || n.starts_with("renderD"))
         .map(|n| format!("/dev/dri/{n}"))
         .collect();
-    for card in sysfs::names(&folder.join("sound")) {
+    for card in files::names(&folder.join("sound")) {
         if let Some(number) = card.strip_prefix("card") {
-            let of_card = sysfs::names(&folder.join("sound").join(&card));
+            let of_card = files::names(&folder.join("sound").join(&card));
             let streams = of_card.into_iter().filter(|n| n.starts_with("pcmC"));
             nodes.extend(streams.chain([format!("controlC{number}")]).map(|n| format!("/dev/snd/{n}")));
         }
     }
     // Lines of `Key: <tabs>value`, one of them the number in the node's name.
     let information = format!("proc/driver/nvidia/gpus/{}/information", device.address);
-    let information = sysfs::text(&root.join(information)).unwrap_or_default();
+    let information = files::value(&root.join(information)).unwrap_or_default();
     let minor = information.lines().find_map(|l| l.strip_prefix("Device Minor:")?.trim().parse::<u32>().ok());
     nodes.extend(minor.map(|m| format!("/dev/nvidia{m}")));
     nodes

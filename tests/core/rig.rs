@@ -457,7 +457,6 @@ pub fn hardware(count: usize) -> Hardware {
         companions: Vec::new(),
         numa_node: None,
         device_node: Some(format!("/dev/vfio/{n}")),
-        cdi_name: None,
         verdict: Verdict::Assignable,
         health: Health::Ok,
     };

@@ -931,7 +931,6 @@ fn gpus(engine: &Engine, missing: &BTreeSet<usize>, failed: &BTreeSet<usize>) ->
             companions: Vec::new(),
             numa_node: Some(u32::from(n > 2)),
             device_node: Some(format!("/dev/vfio/{group}")),
-            cdi_name: None,
             verdict: if busy { Verdict::Held("held by process 7".into()) } else { Verdict::Assignable },
             health: if failed.contains(&n) { Health::Failed("off the bus".into()) } else { Health::Ok },
         }

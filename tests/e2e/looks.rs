@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::support::agent::Node;
 use crate::support::engine::Engine;
 
-const DEPENDENCIES: [&str; 5] = ["containerd", "nerdctl", "kata-runtime", "virtiofsd", "vfio"];
+const DEPENDENCIES: [&str; 7] = ["containerd", "nerdctl", "cni", "kata-runtime", "virtiofsd", "kvm", "vfio"];
 
 #[test]
 fn a_node_without_its_engine_is_not_ready() {

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::host::Host;
+use crate::support::host::{Host, config};
 use crate::support::skip::skip;
-use vectorlay::config::{self, Overrides};
 use vectorlay::core::gpus::{Denied, Gpus};
 use vectorlay::core::inventory::{Gpu, Health, Verdict};
 use vectorlay::host::gpus::Watch;
@@ -524,11 +523,7 @@ fn health_comes_and_goes() {
 fn the_thresholds_are_settings() {
     let nothing = Host::new("");
     nothing.write("agent.json", "{}");
-    let limits = |flags: &[(&str, &str)]| {
-        let flags = flags.iter().map(|(name, value)| (config::setting(name).unwrap(), (*value).to_owned()));
-        let overrides = Overrides { file: Some(nothing.root().join("agent.json")), flags: flags.collect() };
-        health_limits(&config::load(&overrides, [], config::Need::All).unwrap().config)
-    };
+    let limits = |settings: &[(&str, &str)]| health_limits(&config(nothing.root(), settings));
     assert_eq!(limits(&[]), Limits::default());
     let health = |facts: &str, limits: Limits| {
         let host = Host::new(facts);

@@ -1,4 +1,4 @@
-//! What is read beside the GPUs themselves: how busy they are, and whether Kata would take them.
+//! What is read beside the GPUs themselves: how busy they are.
 
 use crate::support::host::Host;
 use vectorlay::core::inventory::GpuUse;
@@ -35,40 +35,4 @@ fn use_is_known_where_the_hosts_driver_has_the_gpu() {
     // Without a GPU of NVIDIA's driver nobody asks for it.
     let bound: Vec<_> = functions.into_iter().filter(|g| g.driver.as_deref() == Some("vfio-pci")).collect();
     assert_eq!(utilization::read(host.root(), &bound, &mut || panic!("asked")), []);
-}
-
-#[test]
-fn each_kata_has_its_own_configuration() {
-    use vectorlay::host::kata_config::{Runtime, Settings, find, findings};
-    let host = Host::new("");
-    let path = |runtime, shim: &str| {
-        find(host.root(), runtime, shim.as_ref()).map(|p| p.to_str().unwrap().to_owned())
-    };
-    let (go, rust) =
-        ("/opt/kata/bin/containerd-shim-kata-v2", "/opt/kata/runtime-rs/bin/containerd-shim-kata-v2");
-    assert_eq!((path(Runtime::Go, go), path(Runtime::Rust, rust)), (None, None));
-    let built = "/opt/kata/share/defaults/kata-containers/configuration.toml";
-    host.write(&built[1..], "[hypervisor.qemu]\ncold_plug_vfio = \"no-port\"\n");
-    assert_eq!((path(Runtime::Go, go).as_deref(), path(Runtime::Rust, rust)), (Some(built), None));
-    assert_eq!(path(Runtime::Go, "/usr/bin/containerd-shim-kata-v2"), None);
-    let etc = "/etc/kata-containers/configuration.toml";
-    host.write(
-        &etc[1..],
-        "[hypervisor.qemu]\ncold_plug_vfio = \"no-port\"\n[agent.kata]\ndial_timeout = 1200\n",
-    );
-    assert_eq!(path(Runtime::Go, go).as_deref(), Some(etc));
-    let own = "/opt/kata/share/defaults/kata-containers/runtime-rs/configuration.toml";
-    host.write(&own[1..], "");
-    assert_eq!(path(Runtime::Rust, rust).as_deref(), Some(own));
-
-    // What lies in config.d comes after it, by name.
-    let drop_in = |name: &str, text: &str| host.write(&format!("etc/kata-containers/config.d/{name}"), text);
-    drop_in("20-gpu.toml", "[hypervisor.qemu]\ncold_plug_vfio = \"root-port\"\npcie_root_port = 4\n");
-    drop_in(
-        "10-gpu.toml",
-        "[hypervisor.qemu]\npcie_root_port = 2\n[runtime]\ncreate_container_timeout = 1200\n",
-    );
-    drop_in("30-gpu.txt", "[hypervisor.qemu]\ncold_plug_vfio = \"no-port\"\n");
-    let settings = Settings::read(host.root(), etc.as_ref());
-    assert_eq!(findings(settings.as_ref(), Runtime::Go, 4), []);
 }

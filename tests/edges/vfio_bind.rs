@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::host::Host;
+use crate::support::host::{Host, config};
 use vectorlay::cli::{Form, VfioChange, VfioTarget};
 use vectorlay::commands::vfio::{self, Error, Failure};
 use vectorlay::core::inventory::Verdict;
@@ -118,7 +118,7 @@ fn binds_the_whole_group_and_gives_it_back() {
     assert_eq!(state(&host), "pcieport vfio-pci vfio-pci - amdgpu free 1");
     let device = "/sys/bus/pci/devices/0000:01:00";
     let expected = format!(
-        "modprobe vfio-pci\nmodprobe vfio_iommu_type1\ngoing on without vfio_iommu_type1: vfio_iommu_type1 not found\n\
+        "modprobe vfio-pci\nmodprobe vfio_iommu_type1\ncontinuing without vfio_iommu_type1: vfio_iommu_type1 not found\n\
          echo vfio-pci > {device}.0/driver_override\necho 0000:01:00.0 > {device}.0/driver/unbind\n\
          echo 0000:01:00.0 > /sys/bus/pci/drivers_probe\n\
          echo vfio-pci > {device}.1/driver_override\necho 0000:01:00.1 > {device}.1/driver/unbind\n\
@@ -153,7 +153,7 @@ fn a_dry_run_prints_the_same_and_changes_nothing() {
     result.unwrap();
     // All but the boot display.
     assert_eq!(state(&wet), "pcieport vfio-pci vfio-pci vfio-pci amdgpu free 2");
-    let note = "going on without vfio_iommu_type1: vfio_iommu_type1 not found\n";
+    let note = "continuing without vfio_iommu_type1: vfio_iommu_type1 not found\n";
     assert_eq!(printed, done.replace(note, ""));
 }
 
@@ -245,7 +245,7 @@ fn a_failure_on_the_way_is_undone() {
     assert_eq!(state(&host), BEFORE);
 
     let (result, _) = run(&host, &bind(&["01:00.0"]), &fails_at("wait for", hung));
-    assert!(result.unwrap_err().to_string().contains("not done in 60 s"));
+    assert!(result.unwrap_err().to_string().contains("not done within 60 s"));
     assert_eq!(state(&host), BEFORE);
 
     // The device whose write hangs is not touched again.
@@ -309,15 +309,15 @@ fn what_was_noted_is_bound_at_boot() {
 }
 
 /// What `vfio status` prints.
-fn status(host: &Host, form: Form) -> String {
-    vfio::status(host.root(), Limits::default(), form).unwrap()
+fn status(host: &Host, settings: &[(&str, &str)], form: Form) -> String {
+    vfio::status(&config(host.root(), settings), form).unwrap()
 }
 
 #[test]
 fn status_tells_each_gpu_and_its_obstacle() {
     let host = Host::new(DESKTOP);
     run(&host, &bind(&["01:00.0"]), OK).0.unwrap();
-    let said = status(&host, Form::Text);
+    let said = status(&host, &[], Form::Text);
     for part in [
         "IOMMU: on\n",
         "0000:01:00.0 NVIDIA Corporation GA102 [GeForce RTX 3090]: assignable as /dev/vfio/18\n    driver vfio-pci, IOMMU \
@@ -327,7 +327,7 @@ fn status_tells_each_gpu_and_its_obstacle() {
     ] {
         assert!(said.contains(part), "{said} lacks {part:?}");
     }
-    let json = status(&host, Form::Json);
+    let json = status(&host, &[], Form::Json);
     assert!(json.starts_with("{\n  \""), "it is indented as the others' is: {json}");
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json["iommu"]["on"], json["gpus"].as_array().unwrap().len()), (&true.into(), 3));
@@ -339,8 +339,30 @@ fn status_tells_each_gpu_and_its_obstacle() {
     assert!(json["gpus"][2]["reason"].as_str().unwrap().contains("boot display"));
 
     let host = Host::new("cpu GenuineIntel\ncmdline quiet\npci 0000:01:00.0 10de:2204 0300 driver=nvidia");
-    let said = status(&host, Form::Text);
+    let said = status(&host, &[], Form::Text);
     assert!(said.contains("missing kernel parameters: intel_iommu=on iommu=pt\n"), "{said}");
+}
+
+#[test]
+fn status_judges_by_the_settings_as_check_does() {
+    let host = Host::new(
+        "cpu AuthenticAMD\niommu ivhd0\npci 0000:01:00.0 10de:2204 0300 driver=vfio-pci group=18 reset=none",
+    );
+    let said = status(&host, &[], Form::Text);
+    assert!(said.contains("assignable as /dev/vfio/18, but suspect: it cannot be reset"), "{said}");
+    for (settings, words) in [
+        (("gpu_require_reset", "true"), "not assignable: failed: it cannot be reset"),
+        (("gpu_handover", "none"), "not assignable: suspect: it cannot be reset"),
+        (
+            ("gpu_handover", "nvidia"),
+            "give it back to nvidia with `vectorlay-agent vfio unbind 0000:01:00.0`",
+        ),
+    ] {
+        let said = status(&host, &[settings], Form::Text);
+        assert!(said.contains(words), "{said}");
+        let json: serde_json::Value = serde_json::from_str(&status(&host, &[settings], Form::Json)).unwrap();
+        assert_eq!(json["gpus"][0]["assignable"], false);
+    }
 }
 
 #[test]

@@ -25,6 +25,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use vectorlay::config::{self, Config, Overrides};
+
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A host's files; they go when it is dropped.
@@ -36,6 +38,17 @@ impl Drop for Host {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.root);
     }
+}
+
+/// The configuration of a node on the host under `root`, with these settings.
+pub fn config(root: &Path, settings: &[(&str, &str)]) -> Config {
+    let root = root.to_str().unwrap();
+    let settings = settings.iter().copied().chain([("root", root)]);
+    let flags = settings.map(|(name, value)| (config::setting(name).unwrap(), value.to_owned())).collect();
+    let file = Path::new(root).join("agent.json");
+    fs::write(&file, "{}").unwrap();
+    let overrides = Overrides { file: Some(file), flags };
+    config::load(&overrides, [], config::Need::All).unwrap().config
 }
 
 impl Host {

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::{Error, say};
 use crate::cli::VfioTarget;
 use crate::host::gpus::Inventory;
-use crate::host::{pci, sysfs};
+use crate::host::{files, pci};
 use crate::types::PciAddress;
 
 /// Where `bind --persist` notes the devices, below the root: a line `0000:41:00.0 10de:2204` each.
@@ -54,7 +54,7 @@ pub(super) fn wanted(
 /// The noted devices that still exist.
 fn saved(root: &Path, inventory: &Inventory, out: &mut dyn Write) -> Result<Vec<PciAddress>, Error> {
     let mut found = Vec::new();
-    let text = sysfs::text(&root.join(SAVED)).unwrap_or_default();
+    let text = files::value(&root.join(SAVED)).unwrap_or_default();
     for line in text.lines().filter(|l| !l.trim_start().starts_with('#')) {
         let Some((address, ids)) = line.split_once(' ') else { continue };
         let same = |f: &&pci::Function| f.address.to_string() == address && ids_of(f) == ids.trim();

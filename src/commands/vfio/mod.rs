@@ -20,11 +20,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::cli::{Form, VfioChange};
+use crate::config::Config;
 use crate::host::gpus::{Inventory, Watch};
 use crate::host::health::Limits;
 use crate::host::vfio::{self, Refusal, Step};
 use crate::host::{lspci, pci};
 use crate::process::{self, Bounds, Ended, Program};
+use crate::setup;
 use crate::types::PciAddress;
 
 /// The hidden command that does one write: `vectorlay-agent vfio-write PATH VALUE`.
@@ -107,14 +109,18 @@ impl fmt::Display for Error {
     }
 }
 
-/// Each GPU on the host under `root`, and why it cannot be allocated. `limits` are those of the settings.
+/// Each GPU, and why it cannot be allocated, judged by the configured limits and for the configured hand-over, as `check`
+/// judges it.
 ///
 /// # Errors
 /// [`Error::Unreadable`].
-pub fn status(root: &Path, limits: Limits, form: Form) -> Result<String, Error> {
-    let inventory = inventory(root, limits)?;
+pub fn status(config: &Config, form: Form) -> Result<String, Error> {
+    let mut inventory = inventory(&config.root, setup::health_limits(config))?;
+    let mut judged = inventory.facts();
+    setup::hand_over(config, &mut judged);
+    inventory.gpus.iter_mut().zip(judged).for_each(|(seen, gpu)| seen.gpu = gpu);
     Ok(match form {
-        Form::Text => status::text(&inventory, root),
+        Form::Text => status::text(&inventory, &config.root),
         Form::Json => status::json(&inventory),
     })
 }

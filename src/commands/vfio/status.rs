@@ -4,10 +4,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::core::inventory::{Health, Verdict};
+use crate::host::files;
 use crate::host::gpus::{Inventory, Seen};
 use crate::host::health::Reset;
-use crate::host::sysfs;
 
 /// The IOMMU's state, then each GPU's.
 pub(super) fn text(inventory: &Inventory, root: &Path) -> String {
@@ -20,7 +19,7 @@ pub(super) fn text(inventory: &Inventory, root: &Path) -> String {
         lines.push(format!("missing kernel parameters: {missing}"));
     }
     let unsafe_interrupts = root.join("sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts");
-    if sysfs::text(&unsafe_interrupts).is_some_and(|text| text == "Y") {
+    if files::value(&unsafe_interrupts).is_some_and(|text| text == "Y") {
         lines.push(
             "warning: vfio_iommu_type1.allow_unsafe_interrupts lets a guest send interrupts to the host"
                 .to_owned(),
@@ -45,10 +44,7 @@ pub(super) fn json(inventory: &Inventory) -> String {
 
 fn gpu_json(seen: &Seen) -> Value {
     let gpu = &seen.gpu;
-    let (assignable, reason) = match &gpu.verdict {
-        Verdict::Assignable => (true, None),
-        Verdict::Held(why) | Verdict::Obstructed(why) => (false, Some(why)),
-    };
+    let judgement = gpu.judgement();
     let members = seen.members.iter().map(|m| {
         json!({"pci_address": m.address.to_string(), "class": format!("{:04x}", m.class), "driver": m.driver})
     });
@@ -66,9 +62,8 @@ fn gpu_json(seen: &Seen) -> Value {
         "power_state": seen.reading.power,
         "reset": reset,
         "device_node": gpu.device_node,
-        "assignable": assignable,
-        "reason": reason,
-        "health_reason": gpu.health.reason(),
+        "assignable": judgement.assignable,
+        "reason": judgement.reason,
     });
     let mut described = gpu.described();
     if let Value::Object(more) = more {
@@ -80,19 +75,6 @@ fn gpu_json(seen: &Seen) -> Value {
 /// A GPU in two lines: its verdict, then the details.
 fn gpu_status(seen: &Seen) -> String {
     let gpu = &seen.gpu;
-    let verdict = match &gpu.verdict {
-        Verdict::Assignable => {
-            format!("assignable as {}", gpu.device_node.as_deref().unwrap_or("an unknown node"))
-        }
-        Verdict::Held(why) => format!("in use: {why}"),
-        Verdict::Obstructed(why) => format!("not assignable: {why}"),
-    };
-    let health = match &gpu.health {
-        Health::Ok => "health ok".to_owned(),
-        Health::Suspect(why) => format!("health suspect: {why}"),
-        Health::Failed(why) => format!("health failed: {why}"),
-        Health::Unknown(why) => format!("health unknown: {why}"),
-    };
     let mut facts = vec![format!("driver {}", gpu.driver.as_deref().unwrap_or("none"))];
     if let Some(group) = gpu.iommu_group {
         let others = seen.members.iter().filter(|m| !m.is_bridge());
@@ -115,6 +97,6 @@ fn gpu_status(seen: &Seen) -> String {
         Reset::WithCard => "reset with its whole card".to_owned(),
         Reset::None => "no reset".to_owned(),
     });
-    facts.push(health);
-    format!("{} {}: {verdict}\n    {}", gpu.address, gpu.name, facts.join(", "))
+    facts.push(format!("health {}", gpu.health.as_str()));
+    format!("{} {}: {}\n    {}", gpu.address, gpu.name, gpu.summary(), facts.join(", "))
 }

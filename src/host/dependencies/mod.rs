@@ -1,15 +1,13 @@
-//! What the node needs to do its work, checked: containerd, nerdctl, kata-runtime, virtiofsd, vfio.
+//! What the node needs to do its work, checked: containerd, nerdctl, CNI plugins, Kata, virtiofsd, KVM, VFIO.
 //!
-//! The probes run side by side. Each result is handed on as soon as it is known; what has not answered at the round's
-//! deadline is reported as such and its thread left behind, and until that thread ends its probe is not started again.
-//! Nothing is ever installed, loaded or started here, only looked at: programs are asked for their version. They are
-//! those in the agent's own PATH, in fixed folders or in the settings; what another process's PATH leads to is run only
-//! where nobody but root could change it.
+//! The probes run side by side. Each result is handed on as soon as it is known; a probe that has not answered at the
+//! round's deadline is reported as such and its thread left behind, and until that thread ends the probe is not started
+//! again. Nothing is ever installed, loaded or started here, only looked at. Programs are asked for their version if they
+//! lie in the agent's own PATH or in fixed folders, or are named by the settings or by Kata's configuration; a program to
+//! which only another process's PATH leads is never run.
 
-mod ask;
-mod daemon;
-mod hands;
 mod kata;
+mod version_query;
 mod versions;
 mod vfio;
 
@@ -20,13 +18,12 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-pub use daemon::Searched;
-pub use hands::Foreign;
-pub use kata::{Shim, shim, with_target};
+pub use kata::config as kata_config;
 
 use crate::core::inventory::Check;
-use crate::process;
-use ask::Asker;
+use crate::host::containerd_path::{self, SERVICE_PATH};
+use crate::host::{cni, shim};
+use version_query::ProbeCx;
 
 /// How long one program may take to tell its version. An engine that is frozen answers nothing: without this a CLI
 /// waits 10 s for it.
@@ -34,30 +31,44 @@ const ASK_DEADLINE: Duration = Duration::from_secs(6);
 /// How long all probes of a round may take.
 const ROUND_DEADLINE: Duration = Duration::from_secs(14);
 /// No probe asks more than two programs one after the other.
-const _: () = assert!(2 * (ASK_DEADLINE.as_millis() + ask::GRACE.as_millis()) < ROUND_DEADLINE.as_millis());
+const _: () =
+    assert!(2 * (ASK_DEADLINE.as_millis() + version_query::GRACE.as_millis()) < ROUND_DEADLINE.as_millis());
 
 /// What the checks depend on.
 #[derive(Debug, Clone)]
 pub struct Inputs {
-    /// Where /proc, /sys and /lib/modules are read.
+    /// Where the host's files are read. Programs are run from where they are, whatever this is.
     pub root: PathBuf,
-    /// The container CLI: an absolute path, or a name that is looked up in [`Places::path`].
+    /// The container CLI: an absolute path, or a name that is looked up in [`SearchDirs::path`].
     pub cli: String,
+    /// Whether the CLI is nerdctl.
+    pub nerdctl: bool,
     /// The whole environment that programs are asked in (the CLI's own: `PATH`, `HOME`, `DOCKER_HOST` and the like).
     pub env: Vec<(OsString, OsString)>,
     /// The runtime that containers are started with.
     pub runtime: String,
+    /// The network that containers are connected to; `None`: the CLI's default.
+    pub network: Option<String>,
+    /// The CLI's namespace; `None`: its default.
+    pub namespace: Option<String>,
     /// Whether GPUs are handed over through VFIO.
     pub gpus_by_vfio: bool,
     /// Whether the host whose root is given has GPUs. Called on the probe's own thread.
     pub has_gpus: fn(&Path) -> bool,
     /// Where programs are looked for.
-    pub places: Places,
+    pub dirs: SearchDirs,
+}
+
+impl Inputs {
+    /// The configured runtime's shim, looked up anew.
+    pub fn shim(&self) -> shim::Shim {
+        shim::Shim::look_up(&self.root, &self.runtime, self.nerdctl)
+    }
 }
 
 /// The folders where programs are looked for, in order.
 #[derive(Debug, Clone)]
-pub struct Places {
+pub struct SearchDirs {
     /// For all programs.
     pub path: Vec<PathBuf>,
     /// For Kata's own, after `path`.
@@ -66,7 +77,7 @@ pub struct Places {
     pub virtiofsd: Vec<PathBuf>,
 }
 
-impl Places {
+impl SearchDirs {
     /// The folders of `path` (a `PATH` variable), those that a service manager would have searched, and those that
     /// Kata's archives and the distributions use (kata-containers `docs/installation.md`, its
     /// `kata-deploy-binaries.sh`; Debian's and Fedora's packages).
@@ -87,10 +98,6 @@ impl Places {
     }
 }
 
-/// systemd's `PATH` for services (systemd.exec(5)).
-const SERVICE_PATH: [&str; 6] =
-    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-
 /// Whether nothing that is required is missing or out of order.
 pub fn ready<'a>(checks: impl IntoIterator<Item = &'a Check>) -> bool {
     checks.into_iter().all(|check| check.ok || !check.required)
@@ -100,15 +107,17 @@ pub fn ready<'a>(checks: impl IntoIterator<Item = &'a Check>) -> bool {
 struct Probe {
     name: &'static str,
     purpose: &'static str,
-    run: fn(&Asker<'_>) -> Check,
+    run: fn(&ProbeCx<'_>) -> Check,
 }
 
 /// In the order in which people know them.
-const PROBES: [Probe; 5] = [
+const PROBES: [Probe; 7] = [
     Probe { name: "containerd", purpose: "Container runtime", run: containerd },
     Probe { name: "nerdctl", purpose: "Container CLI", run: cli },
+    Probe { name: "cni", purpose: "Container network", run: network },
     Probe { name: "kata-runtime", purpose: "MicroVM runtime", run: kata::runtime },
     Probe { name: "virtiofsd", purpose: "MicroVM file sharing", run: kata::virtiofsd },
+    Probe { name: "kvm", purpose: "Hardware virtualization", run: kata::kvm },
     Probe { name: "vfio", purpose: "GPU hand-over", run: vfio::check },
 ];
 
@@ -117,11 +126,12 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     PROBES.iter().map(|probe| probe.name)
 }
 
-/// A check of which nothing is known yet. What is asked about and not known to be unneeded is required.
-fn blank(name: &str, inputs: &Inputs) -> Check {
+/// A check of which nothing is known yet. It is required unless it is known not to be needed.
+fn unknown(name: &str, inputs: &Inputs) -> Check {
     let probe = PROBES.iter().find(|probe| probe.name == name).expect("checks are named as in the table");
     let required = match probe.name {
-        "kata-runtime" | "virtiofsd" => kata::wanted(&inputs.runtime),
+        "kata-runtime" | "virtiofsd" | "kvm" => kata::wanted(inputs),
+        "cni" => inputs.nerdctl,
         "vfio" => inputs.gpus_by_vfio,
         _ => true,
     };
@@ -137,44 +147,63 @@ fn blank(name: &str, inputs: &Inputs) -> Check {
     }
 }
 
-/// Checks in rounds, and remembers which probes hang.
+/// What came of one probe.
+struct Answer {
+    check: Check,
+    /// A program did not answer in time.
+    missed: bool,
+}
+
+/// Checks in rounds, and remembers which probes hang and what they last found well.
 #[derive(Debug)]
 pub struct Checker {
     inputs: Arc<Inputs>,
     ask: Duration,
     round: Duration,
     /// The probes of this round and of earlier ones answer here, each with its index.
-    answers: Sender<(usize, Check)>,
-    answered: Receiver<(usize, Check)>,
+    answers: Sender<(usize, Answer)>,
+    answered: Receiver<(usize, Answer)>,
     /// The probes that have not answered yet.
     asked: [bool; PROBES.len()],
+    /// What each probe found well in the round before. It stands for one answer that is missing: a host that is busy for
+    /// a moment is not a host that lost its programs.
+    well: [Option<Check>; PROBES.len()],
 }
 
 impl Checker {
     /// One that has not checked anything yet.
     pub fn new(inputs: Arc<Inputs>) -> Self {
-        let (ask, round) = (ASK_DEADLINE, ROUND_DEADLINE);
         let (answers, answered) = mpsc::channel();
-        Self { inputs, ask, round, answers, answered, asked: Default::default() }
+        Self {
+            inputs,
+            ask: ASK_DEADLINE,
+            round: ROUND_DEADLINE,
+            answers,
+            answered,
+            asked: Default::default(),
+            well: Default::default(),
+        }
     }
 
     /// Checks everything once: each check is emitted once, as soon as it is known. Returns at the latest after 14 s.
     pub fn round(&mut self, emit: &mut dyn FnMut(Check)) {
-        // What answered after its round was over is old, but it hangs no more.
+        // What answered after its round was over is out of date, but its probe hangs no more.
         while let Ok((index, _)) = self.answered.try_recv() {
             self.asked[index] = false;
         }
         let mut waiting: Vec<usize> = Vec::new();
         for (index, probe) in PROBES.iter().enumerate() {
             if self.asked[index] {
-                emit(self.unanswered(probe, "still has not answered since an earlier check"));
+                let answer = self.unanswered(probe, "still has not answered since an earlier check");
+                emit(self.settle(index, answer));
                 continue;
             }
             let (inputs, ask, sender) = (Arc::clone(&self.inputs), self.ask, self.answers.clone());
             let thread = Builder::new().name(format!("check-{}", probe.name)).spawn(move || {
-                let check = (probe.run)(&Asker { inputs: &inputs, deadline: ask });
+                let cx = ProbeCx::new(&inputs, ask);
+                let check = (probe.run)(&cx);
                 // Nobody listens any more when the checker is gone.
-                let _ = sender.send((index, check));
+                let _ = sender.send((index, Answer { check, missed: cx.missed.get() }));
             });
             match thread {
                 Ok(_) => {
@@ -183,40 +212,79 @@ impl Checker {
                 }
                 Err(error) => {
                     let why = format!("could not be checked: no thread can be started ({error})");
-                    emit(self.unanswered(probe, &why));
+                    let answer = self.unanswered(probe, &why);
+                    emit(self.settle(index, answer));
                 }
             }
         }
         let until = Instant::now() + self.round;
         while !waiting.is_empty() {
             let left = until.saturating_duration_since(Instant::now());
-            let Ok((index, check)) = self.answered.recv_timeout(left) else { break };
+            let Ok((index, answer)) = self.answered.recv_timeout(left) else { break };
             self.asked[index] = false;
             if waiting.contains(&index) {
                 waiting.retain(|other| *other != index);
-                emit(check);
+                emit(self.settle(index, answer));
             }
         }
         for index in waiting {
             let why = format!("has not answered within {} s", self.round.as_secs());
-            emit(self.unanswered(&PROBES[index], &why));
+            let answer = self.unanswered(&PROBES[index], &why);
+            emit(self.settle(index, answer));
         }
     }
 
-    fn unanswered(&self, probe: &Probe, why: &str) -> Check {
+    /// What is reported: the answer, or, where one is missing for the first time, what was well in the round before.
+    fn settle(&mut self, index: usize, answer: Answer) -> Check {
+        let Answer { check, missed } = answer;
+        let before = self.well[index].take();
+        if check.ok {
+            self.well[index] = Some(check.clone());
+            return check;
+        }
+        match before {
+            Some(before) if missed => {
+                let detail = format!("{} (this time: {})", before.detail, check.detail);
+                Check { detail, ..before }
+            }
+            Some(_) | None => check,
+        }
+    }
+
+    fn unanswered(&self, probe: &Probe, why: &str) -> Answer {
         let detail = format!("{why}; look for processes in state D and at the kernel's log");
-        Check { detail, ..blank(probe.name, &self.inputs) }
+        Answer { check: Check { detail, ..unknown(probe.name, &self.inputs) }, missed: true }
+    }
+}
+
+/// What nerdctl needs to connect containers to their network. Docker brings its own.
+fn network(cx: &ProbeCx<'_>) -> Check {
+    let inputs = cx.inputs;
+    let check = unknown("cni", inputs);
+    if !inputs.nerdctl {
+        let detail = "not needed: the engine connects containers by itself".to_owned();
+        return Check { detail, ..check };
+    }
+    match cni::look(&inputs.root, inputs.network.as_deref(), inputs.namespace.as_deref()) {
+        None => {
+            let network = inputs.network.as_deref().unwrap_or_default();
+            let detail = format!("not needed by the network {network}");
+            Check { required: false, ok: true, detail, ..check }
+        }
+        Some(cni::Plugins { folder, obstacle: None }) => {
+            Check { installed: true, ok: true, detail: folder.display().to_string(), ..check }
+        }
+        Some(cni::Plugins { obstacle: Some(obstacle), .. }) => Check { detail: obstacle, ..check },
     }
 }
 
 /// containerd is well when it answers, through the CLI that deploys go through, and can start what they ask for.
-fn containerd(asker: &Asker<'_>) -> Check {
-    let inputs = asker.inputs;
-    let program = asker.find("containerd", &inputs.places.path);
-    let own_version =
-        || asker.ask(program.as_deref()?, &["--version"]).ok().and_then(|t| versions::first(&t));
-    let mut check = Check { installed: program.is_some(), ..blank("containerd", inputs) };
-    let Some(cli) = asker.find(&inputs.cli, &inputs.places.path) else {
+fn containerd(cx: &ProbeCx<'_>) -> Check {
+    let inputs = cx.inputs;
+    let program = cx.find("containerd", &inputs.dirs.path);
+    let own_version = || cx.ask(program.as_deref()?, &["--version"]).ok().and_then(|t| versions::first(&t));
+    let mut check = Check { installed: program.is_some(), ..unknown("containerd", inputs) };
+    let Some(cli) = cx.find(&inputs.cli, &inputs.dirs.path) else {
         check.version = own_version();
         check.detail = if check.installed {
             format!("cannot be asked without {}", file_name(&inputs.cli))
@@ -226,7 +294,7 @@ fn containerd(asker: &Asker<'_>) -> Check {
         return check;
     };
     // Not `json`: Docker's CLI of 20.10 takes that word for a template, and prints it.
-    match asker.ask(&cli, &["version", "--format", "{{json .}}"]).map(|text| versions::server(&text)) {
+    match cx.ask(&cli, &["version", "--format", "{{json .}}"]).map(|text| versions::server(&text)) {
         Ok(Some(server)) => {
             check.installed = true;
             check.version = server.containerd.or_else(own_version);
@@ -235,49 +303,50 @@ fn containerd(asker: &Asker<'_>) -> Check {
         }
         Ok(None) => {
             check.version = own_version();
-            check.detail = format!("does not answer {}: {}", inputs.cli, start_it(&inputs.cli));
+            check.detail = format!("does not answer {}: {}", inputs.cli, start_it(inputs.nerdctl));
         }
-        Err(words) if check.installed => {
+        Err(why) => {
             check.version = own_version();
-            check.detail = format!("does not answer: {words}; {}", start_it(&inputs.cli));
-        }
-        Err(words) => {
-            check.detail =
-                format!("not found, and does not answer: {words}; install it, and {}", start_it(&inputs.cli))
+            let advice = cx.advice(start_it(inputs.nerdctl));
+            check.detail = if check.installed {
+                format!("does not answer: {why}; {advice}")
+            } else {
+                format!("not found, and does not answer: {why}; install it, and {advice}")
+            };
         }
     }
-    if check.ok && !kata::wanted(&inputs.runtime) && is_nerdctl(&inputs.cli) {
-        let (shim, note) = kata::look_up(inputs);
-        if let Some(obstacle) = shim.obstacle() {
-            check.ok = false;
-            check.detail = obstacle;
-        } else if let Some(note) = note {
-            check.detail += &format!("; its shim is found {note}");
-        }
+    if check.ok
+        && inputs.nerdctl
+        && !kata::wanted(inputs)
+        && let Some(obstacle) = inputs.shim().obstacle()
+    {
+        check.ok = false;
+        check.detail = obstacle;
     }
     check
 }
 
-fn cli(asker: &Asker<'_>) -> Check {
-    let inputs = asker.inputs;
-    let blank = blank("nerdctl", inputs);
-    let Some(path) = asker.find(&inputs.cli, &inputs.places.path) else {
-        let detail = not_found(asker);
-        return Check { detail, ..blank };
+fn cli(cx: &ProbeCx<'_>) -> Check {
+    let inputs = cx.inputs;
+    let check = unknown("nerdctl", inputs);
+    let Some(path) = cx.find(&inputs.cli, &inputs.dirs.path) else {
+        let detail = not_found(cx);
+        return Check { detail, ..check };
     };
-    match asker.ask(&path, &["--version"]) {
+    match cx.ask(&path, &["--version"]) {
         Ok(text) => {
-            let (purpose, stands_for) = match is_nerdctl(&inputs.cli) {
-                true => (blank.purpose, ""),
+            let (purpose, stands_for) = match inputs.nerdctl {
+                true => (check.purpose, ""),
                 false if text.starts_with("Docker ") => ("Container CLI (docker for nerdctl)", IN_ITS_PLACE),
                 false => ("Container CLI (another for nerdctl)", IN_ITS_PLACE),
             };
             let detail = format!("{}{stands_for}", path.display());
-            Check { purpose, installed: true, ok: true, version: versions::first(&text), detail, ..blank }
+            Check { purpose, installed: true, ok: true, version: versions::first(&text), detail, ..check }
         }
-        Err(words) => {
-            let detail = format!("{} does not work: {words}; install it anew", path.display());
-            Check { installed: true, detail, ..blank }
+        Err(why) => {
+            let advice = cx.advice("install it again");
+            let detail = format!("{} does not work: {why}; {advice}", path.display());
+            Check { installed: true, detail, ..check }
         }
     }
 }
@@ -285,15 +354,15 @@ fn cli(asker: &Asker<'_>) -> Check {
 const IN_ITS_PLACE: &str = ", which stands for nerdctl";
 
 /// That the CLI is missing. Where a name was looked up in vain, the agent keeps to the place where it is usually put.
-fn not_found(asker: &Asker<'_>) -> String {
-    let (cli, path) = (&asker.inputs.cli, &asker.inputs.places.path);
+fn not_found(cx: &ProbeCx<'_>) -> String {
+    let (cli, path) = (&cx.inputs.cli, &cx.inputs.dirs.path);
     let name = file_name(cli);
     if cli.contains('/')
         && !Path::new(cli).parent().is_some_and(|folder| path.iter().any(|own| own == folder))
     {
         return format!("{cli} not found: install it, or set container_cli");
     }
-    match asker.find(name, path) {
+    match cx.find(name, path) {
         Some(other) => {
             let other = other.display();
             format!(
@@ -302,40 +371,78 @@ fn not_found(asker: &Asker<'_>) -> String {
         }
         None => format!(
             "{name} is not on the PATH ({}): install it (the archive nerdctl-full has containerd and CNI plugins too), or set container_cli",
-            daemon::listed(path)
+            containerd_path::joined(path)
         ),
     }
 }
 
-fn start_it(cli: &str) -> &'static str {
-    if is_nerdctl(cli) {
-        "start it (systemctl start containerd)"
-    } else {
-        "start the engine that the CLI talks to"
-    }
-}
-
-fn is_nerdctl(cli: &str) -> bool {
-    file_name(cli).contains("nerdctl")
+fn start_it(nerdctl: bool) -> &'static str {
+    if nerdctl { "start it (systemctl start containerd)" } else { "start the engine that the CLI talks to" }
 }
 
 fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-impl Asker<'_> {
-    /// An executable file of that name in `folders`, or the file itself where `name` is a path.
-    fn find(&self, name: &str, folders: &[PathBuf]) -> Option<PathBuf> {
-        process::find(name, &folders.iter().map(PathBuf::as_path).collect::<Vec<_>>())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::host::files::fixture::Fixture;
+    use crate::host::shim::{self, Language};
+    use std::os::unix::net::UnixDatagram;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::thread;
+
+    /// Where the archives of Kata have the configuration for QEMU.
+    pub fn config_file(language: Language) -> String {
+        let folder = "/opt/kata/share/defaults/kata-containers";
+        match language {
+            Language::Go => format!("{folder}/configuration-qemu.toml"),
+            Language::Rust => format!("{folder}/runtime-rs/configuration-qemu-runtime-rs.toml"),
+        }
+    }
+
+    /// A host on which a microVM starts, with Kata as its archive unpacks, and the socket of its syslog daemon.
+    pub fn kata_host(language: Language, version: &str) -> (Fixture, UnixDatagram) {
+        let shim = match language {
+            Language::Go => "/opt/kata/bin/containerd-shim-kata-v2",
+            Language::Rust => "/opt/kata/runtime-rs/bin/containerd-shim-kata-v2",
+        };
+        let file = config_file(language);
+        let (folder, name) = file.rsplit_once('/').unwrap();
+        let host = Fixture::new(&[
+            ("/opt/kata/VERSION", &format!("{version}\n")),
+            ("/opt/kata/bin/qemu-system-x86_64", "#!/bin/sh\n"),
+            ("/opt/kata/libexec/virtiofsd", "#!/bin/sh\necho virtiofsd 1.14.0\n"),
+            ("/opt/kata/share/kata-containers/vmlinux.container", "kernel"),
+            ("/opt/kata/share/kata-containers/kata.img", "image"),
+            (&format!("{folder}/configuration.toml"), &format!("-> {name}")),
+            (
+                &file,
+                "[hypervisor.qemu]\npath = \"/opt/kata/bin/qemu-system-x86_64\"\n\
+                 kernel = \"/opt/kata/share/kata-containers/vmlinux.container\"\n\
+                 image = \"/opt/kata/share/kata-containers/kata.img\"\nshared_fs = \"virtio-fs\"\n\
+                 virtio_fs_daemon = \"/opt/kata/libexec/virtiofsd\"\n[agent.kata]\n[runtime]\n\
+                 hypervisor_name = \"qemu\"\nagent_name = \"kata\"\n",
+            ),
+            ("/usr/local/bin/containerd-shim-kata-v2", &format!("-> {shim}")),
+            ("/proc/misc", "232 kvm\n241 vhost-vsock\n"),
+            ("/dev/kvm", ""),
+            ("/dev/vhost-vsock", ""),
+        ]);
+        host.program(
+            shim,
+            &match language {
+                Language::Go => shim::fixture::kata_go(),
+                Language::Rust => shim::fixture::kata_rust(),
+            },
+        );
+        for plugin in ["bridge", "firewall", "host-local", "portmap", "tuning"] {
+            host.program(&format!("/opt/cni/bin/{plugin}"), b"plugin");
+        }
+        let log = UnixDatagram::bind(host.path().join("dev/log")).unwrap();
+        (host, log)
+    }
 
     /// What the checks of a fixture depend on: every program is looked for in it alone.
     pub fn inputs(root: &Path) -> Inputs {
@@ -343,11 +450,14 @@ mod tests {
         Inputs {
             root: root.to_owned(),
             cli: "nerdctl".into(),
+            nerdctl: true,
             env: vec![("PATH".into(), "/usr/bin:/bin".into())],
             runtime: "io.containerd.kata.v2".into(),
+            network: None,
+            namespace: None,
             gpus_by_vfio: true,
             has_gpus: |_| true,
-            places: Places {
+            dirs: SearchDirs {
                 path: folders(&["usr/local/bin", "usr/bin"]),
                 kata: folders(&["opt/kata/bin", "opt/kata/runtime-rs/bin"]),
                 virtiofsd: folders(&["opt/kata/libexec", "usr/libexec", "usr/lib/qemu"]),
@@ -370,7 +480,7 @@ mod tests {
                 let host = Fixture::new(files);
                 let mut inputs = inputs(host.path());
                 inputs.runtime = runtime.to_owned();
-                let check = containerd(&Asker { inputs: &inputs, deadline: Duration::from_secs(2) });
+                let check = containerd(&ProbeCx::new(&inputs, Duration::from_secs(2)));
                 assert_eq!((check.installed, check.ok, check.version.as_deref()), expected, "{check:?}");
                 assert!(check.required && check.detail.contains(detail), "{check:?}");
             };
@@ -405,7 +515,8 @@ mod tests {
         let check = |name: &str, expected: (bool, bool, Option<&str>), detail: &str| {
             let mut inputs = inputs(host.path());
             inputs.cli = name.to_owned();
-            let check = cli(&Asker { inputs: &inputs, deadline: Duration::from_secs(10) });
+            inputs.nerdctl = name.contains("nerdctl");
+            let check = cli(&ProbeCx::new(&inputs, Duration::from_secs(10)));
             assert_eq!(check.name, "nerdctl");
             assert_eq!((check.installed, check.ok, check.version.as_deref()), expected, "{check:?}");
             assert!(check.detail.contains(detail), "{check:?}");
@@ -432,7 +543,8 @@ mod tests {
                 Fixture::new(&[(&format!("/usr/bin/{name}"), &format!("#!/bin/sh\necho '{answer}'\n"))]);
             let mut inputs = inputs(host.path());
             inputs.cli = name.to_owned();
-            let check = cli(&Asker { inputs: &inputs, deadline: Duration::from_secs(10) });
+            inputs.nerdctl = name.contains("nerdctl");
+            let check = cli(&ProbeCx::new(&inputs, Duration::from_secs(10)));
             assert_eq!(check.purpose, purpose, "{check:?}");
         };
         check("nerdctl version 2.2.2", "nerdctl", "Container CLI");
@@ -462,9 +574,67 @@ mod tests {
             assert!(checks.iter().any(|check| check.name == "containerd" && check.ok), "{checks:?}");
             assert!(!ready(&checks));
             found.sort_unstable();
-            assert_eq!(found, ["containerd", "kata-runtime", "nerdctl", "vfio", "virtiofsd"]);
+            assert_eq!(found, ["cni", "containerd", "kata-runtime", "kvm", "nerdctl", "vfio", "virtiofsd"]);
         }
         assert_eq!(CALLS.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn one_missed_answer_keeps_what_was_well_for_a_round() {
+        let slow = "#!/bin/sh\n[ -e \"$0.slow\" ] && exec sleep 600\necho 'nerdctl version 2.2.2'\n";
+        let (host, _log) = kata_host(Language::Go, "3.18.0");
+        host.add(CLI, slow);
+        let mut inputs = inputs(host.path());
+        inputs.has_gpus = |_| false;
+        let mut checker = Checker { ask: Duration::from_millis(1500), ..Checker::new(Arc::new(inputs)) };
+        let mut nerdctl = || {
+            let mut found = None;
+            checker.round(&mut |check| found = (check.name == "nerdctl").then_some(check).or(found.take()));
+            found.unwrap()
+        };
+        let well = nerdctl();
+        assert!(well.ok && well.version.as_deref() == Some("2.2.2"), "{well:?}");
+        host.add(&format!("{CLI}.slow"), "");
+        let missed = nerdctl();
+        assert_eq!((missed.ok, &missed.version), (true, &well.version), "{missed:?}");
+        assert!(
+            missed.detail.contains("(this time: ") && missed.detail.contains("no answer within 1.5 s"),
+            "{missed:?}"
+        );
+        let again = nerdctl();
+        assert!(
+            !again.ok && again.detail.ends_with("the host is too busy or its disk too slow"),
+            "{again:?}"
+        );
+        host.remove(&format!("{CLI}.slow"));
+        assert_eq!(nerdctl(), well);
+        // A program that is broken is not slow.
+        host.add(CLI, "#!/bin/sh\nexit 3\n");
+        let broken = nerdctl();
+        assert!(!broken.ok && broken.detail.ends_with("exit status 3; install it again"), "{broken:?}");
+    }
+
+    #[test]
+    fn a_host_with_everything_is_ready_and_without_plugins_is_not() {
+        let (host, _log) = kata_host(Language::Go, "3.18.0");
+        host.add(CLI, ANSWERS);
+        let mut inputs = inputs(host.path());
+        inputs.has_gpus = |_| false;
+        let mut checker = Checker::new(Arc::new(inputs));
+        let mut round = || {
+            let mut checks = Vec::new();
+            checker.round(&mut |check| checks.push(check));
+            checks
+        };
+        let checks = round();
+        assert!(ready(&checks), "{checks:?}");
+        host.remove("/opt/cni/bin/portmap");
+        let checks = round();
+        let wrong: Vec<&Check> = checks.iter().filter(|check| check.required && !check.ok).collect();
+        assert!(
+            wrong.len() == 1 && wrong[0].detail.starts_with("portmap missing in /opt/cni/bin"),
+            "{wrong:?}"
+        );
     }
 
     #[test]
@@ -483,6 +653,7 @@ mod tests {
         let host = Fixture::new(&[(CLI, ANSWERS)]);
         let mut inputs = inputs(host.path());
         inputs.runtime = "runc".into();
+        inputs.network = Some("none".into());
         inputs.has_gpus = |_| false;
         let mut checks = Vec::new();
         Checker::new(Arc::new(inputs)).round(&mut |check| checks.push(check));
@@ -492,9 +663,9 @@ mod tests {
 
     #[test]
     fn folders_are_searched_once_each() {
-        let places = Places::standard("/opt/x:relative:/usr/bin:/opt/x:");
+        let dirs = SearchDirs::standard("/opt/x:relative:/usr/bin:/opt/x:");
         let expected =
             ["/opt/x", "/usr/bin", "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/sbin", "/bin"];
-        assert_eq!(places.path, expected.map(PathBuf::from));
+        assert_eq!(dirs.path, expected.map(PathBuf::from));
     }
 }

@@ -11,23 +11,6 @@ pub fn first(text: &str) -> Option<String> {
     text.lines().next()?.split_whitespace().find_map(version)
 }
 
-/// A Kata shim's answer to `--version`.
-#[derive(Debug, PartialEq, Eq)]
-pub struct KataShim {
-    /// Its version.
-    pub version: String,
-    /// Whether it is the Rust one (`runtime-rs`), else the Go one.
-    pub rust: bool,
-}
-
-/// Reads `Kata Containers containerd shim (Golang): id: "io.containerd.kata.v2", version: 3.18.0, commit: …`; Rust's
-/// has `(Rust)` and no quotes. `None` for what another shim prints.
-pub fn kata_shim(text: &str) -> Option<KataShim> {
-    let line = text.lines().find(|line| line.starts_with("Kata Containers"))?;
-    let (_, rest) = line.split_once("version: ")?;
-    Some(KataShim { version: version(rest.split_whitespace().next()?)?, rust: line.contains("(Rust)") })
-}
-
 /// Whether `--version` was answered by the virtiofsd in C that QEMU had up to 7.2: it says `version` before its number,
 /// the one in Rust does not. Kata starts it with options such as `--shared-dir=`, which only the one in Rust knows
 /// (kata-containers `virtiofsd.go`; QEMU's says `unknown option`).
@@ -88,25 +71,6 @@ mod tests {
         check("virtiofsd version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\n", true);
         check("virtiofsd 1.14.0\n", false);
         check("", false);
-    }
-
-    #[test]
-    fn both_kata_shims_and_no_other() {
-        let check = |text: &str, expected: Option<(&str, bool)>| {
-            let read = kata_shim(text);
-            assert_eq!(read.as_ref().map(|shim| (shim.version.as_str(), shim.rust)), expected, "{text:?}");
-        };
-        check(
-            "Kata Containers containerd shim (Golang): id: \"io.containerd.kata.v2\", version: 3.18.0, commit: abc\n",
-            Some(("3.18.0", false)),
-        );
-        check(
-            "Kata Containers containerd shim (Rust): id: io.containerd.kata.v2, version: 4.1.0-rc0, commit: abc",
-            Some(("4.1.0-rc0", true)),
-        );
-        check("containerd-shim-runc-v2:\n  Version:  1.6.20~ds1\n", None);
-        check("Kata Containers containerd shim (Rust): version: , commit", None);
-        check("", None);
     }
 
     #[test]

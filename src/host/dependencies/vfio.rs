@@ -3,16 +3,16 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::ask::Asker;
-use super::blank;
+use super::unknown;
+use super::version_query::ProbeCx;
 use crate::core::inventory::Check;
 use crate::host::files;
 
 /// The check. Modules are counted that are loaded or built in.
-pub(super) fn check(asker: &Asker<'_>) -> Check {
-    let inputs = asker.inputs;
+pub(super) fn check(cx: &ProbeCx<'_>) -> Check {
+    let inputs = cx.inputs;
     let modules = modules(&inputs.root);
-    let mut check = blank("vfio", inputs);
+    let mut check = unknown("vfio", inputs);
     check.required = inputs.gpus_by_vfio && (inputs.has_gpus)(&inputs.root);
     let count = modules.iter().filter(|name| *name != "iommufd").count();
     check.modules = u32::try_from(count).ok();
@@ -39,8 +39,8 @@ fn obstacle(root: &Path, modules: &[String]) -> Option<String> {
                 .to_owned(),
         );
     }
-    if files::names(root, "/sys/class/iommu").is_empty() {
-        let cpuinfo = files::text(root, "/proc/cpuinfo").unwrap_or_default();
+    if files::names(&files::under(root, "/sys/class/iommu")).is_empty() {
+        let cpuinfo = files::text(&files::under(root, "/proc/cpuinfo")).unwrap_or_default();
         let how = if cpuinfo.contains("GenuineIntel") {
             "turn on VT-d in the firmware and put intel_iommu=on on the kernel's command line"
         } else if cpuinfo.contains("AuthenticAMD") {
@@ -50,7 +50,7 @@ fn obstacle(root: &Path, modules: &[String]) -> Option<String> {
         };
         return Some(format!("the IOMMU is off: {how}"));
     }
-    if files::names(root, "/sys/kernel/iommu_groups").is_empty() {
+    if files::names(&files::under(root, "/sys/kernel/iommu_groups")).is_empty() {
         return Some(
             "the IOMMU is on but no device is in a group: see that iommu=off is not on the kernel's command line"
                 .to_owned(),
@@ -65,11 +65,12 @@ fn obstacle(root: &Path, modules: &[String]) -> Option<String> {
 /// A built-in module shows in /sys/module only if it has parameters or a version: modules.builtin lists them all
 /// (`kernel/drivers/vfio/pci/vfio-pci.ko`), and where that file is missing the driver's own folder gives it away.
 fn modules(root: &Path) -> Vec<String> {
-    let release = files::value(root, "/proc/sys/kernel/osrelease").unwrap_or_default();
-    let builtin = files::text(root, &format!("/lib/modules/{release}/modules.builtin")).unwrap_or_default();
+    let release = files::value(&files::under(root, "/proc/sys/kernel/osrelease")).unwrap_or_default();
+    let builtin = files::text(&files::under(root, format!("/lib/modules/{release}/modules.builtin")))
+        .unwrap_or_default();
     let builtin =
         builtin.lines().filter_map(|line| line.rsplit('/').next()?.strip_suffix(".ko").map(str::to_owned));
-    let loaded = files::names(root, "/sys/module");
+    let loaded = files::names(&files::under(root, "/sys/module"));
     let driver = files::under(root, "/sys/bus/pci/drivers/vfio-pci").exists();
     let shown: &[&str] = if driver { &["vfio", "vfio_pci"] } else { &[] };
     let found = loaded.into_iter().chain(builtin).map(|name| name.replace('-', "_"));
@@ -91,7 +92,7 @@ mod tests {
         let host = Fixture::new(files);
         let mut inputs = inputs(host.path());
         inputs.has_gpus = if gpus { |_| true } else { |_| false };
-        check(&Asker { inputs: &inputs, deadline: Duration::from_secs(1) })
+        check(&ProbeCx::new(&inputs, Duration::from_secs(1)))
     }
 
     fn loaded(names: &[&str]) -> Vec<(String, String)> {

@@ -1,33 +1,46 @@
-//! Asks a program something and takes its answer as text, or a line that says why there is none.
+//! Asks a program for its version, or the engine whether it is there, and takes the answer as text.
 
+use std::cell::Cell;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Inputs;
 use crate::process::{self, Bounds, Ended, Program};
 
-/// From SIGTERM to SIGKILL at the deadline: what only prints a version has nothing to tidy up.
+/// From SIGTERM to SIGKILL at the deadline: a program that prints its version has nothing to clean up.
 pub const GRACE: Duration = Duration::from_millis(100);
 /// Kept of each stream, in bytes.
 const OUTPUT: usize = 64 * 1024;
-/// The longest line of a program's words that is passed on, in characters.
-const WORDS_MAX: usize = 300;
+/// At most so much of a program's last line is passed on, in characters.
+const LINE_MAX: usize = 300;
 
-/// Asks in the environment and under the deadline that the checks have.
-pub struct Asker<'a> {
+/// What a probe works with.
+pub struct ProbeCx<'a> {
     /// What the checks depend on.
     pub inputs: &'a Inputs,
     /// For each program.
     pub deadline: Duration,
+    /// Whether a program did not answer in time. That says more about how busy the host is than about the program.
+    pub missed: Cell<bool>,
 }
 
-impl Asker<'_> {
+impl<'a> ProbeCx<'a> {
+    /// One with which nothing was asked yet.
+    pub fn new(inputs: &'a Inputs, deadline: Duration) -> Self {
+        Self { inputs, deadline, missed: Cell::new(false) }
+    }
+
+    /// An executable file of that name in `folders`, or the file itself where `name` is a path.
+    pub fn find(&self, name: &str, folders: &[PathBuf]) -> Option<PathBuf> {
+        process::find(name, &folders.iter().map(PathBuf::as_path).collect::<Vec<_>>())
+    }
+
     /// Runs `path`, which must be absolute, and returns what it printed (on standard error where standard output is
     /// empty).
     ///
     /// # Errors
-    /// In words for a person: it could not be started, had no answer in time, or failed; then its own last line, as a
+    /// A sentence for a person: it could not be started, had no answer in time, or failed; then its own last line, as a
     /// quote.
     pub fn ask(&self, path: &Path, args: &[&str]) -> Result<String, String> {
         let program = Program {
@@ -52,28 +65,34 @@ impl Asker<'_> {
             }
             Ended::Signal(signal) => Err(format!("ended by signal {signal}")),
             Ended::Deadline | Ended::Cancelled => {
+                self.missed.set(true);
                 Err(format!("no answer within {} s", self.deadline.as_secs_f32()))
             }
         }
     }
+
+    /// What to do about a program that did not work: one that is only slow is not broken.
+    pub fn advice(&self, otherwise: &'static str) -> &'static str {
+        if self.missed.get() { "the host is too busy or its disk too slow" } else { otherwise }
+    }
 }
 
-/// A program's last words as such: `it says "no such socket"`.
+/// A program's last line as a quote: `it says "no such socket"`.
 pub fn quoted(text: &str) -> String {
-    match last_words(text) {
-        words if words.is_empty() => "it says nothing".to_owned(),
-        words => format!("it says \"{}\"", words.replace('"', "'")),
+    match last_line(text) {
+        line if line.is_empty() => "it says nothing".to_owned(),
+        line => format!("it says \"{}\"", line.replace('"', "'")),
     }
 }
 
 /// The last line before the usage that is not empty, without logrus' frame (`time="…" level=fatal msg="…"`), printable and bounded.
-fn last_words(text: &str) -> String {
+fn last_line(text: &str) -> String {
     // Behind a complaint, usage is of no help.
     let text = text.split_once("\nUsage").map_or(text, |(complaint, _)| complaint);
     let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
     let message = line.split_once(" msg=\"").and_then(|(_, rest)| rest.strip_suffix('"'));
     let plain = message.map_or_else(|| line.to_owned(), |message| message.replace("\\\"", "\""));
-    plain.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WORDS_MAX).collect()
+    plain.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LINE_MAX).collect()
 }
 
 #[cfg(test)]
@@ -81,8 +100,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_words_are_readable() {
-        let check = |text: &str, expected: &str| assert_eq!(last_words(text), expected, "{text:?}");
+    fn the_last_line_are_readable() {
+        let check = |text: &str, expected: &str| assert_eq!(last_line(text), expected, "{text:?}");
         check(
             "time=\"2026-11-24T05:54:42Z\" level=warning msg=\"x\"\ntime=\"2026-11-24T05:54:42Z\" level=fatal msg=\"cannot access containerd socket \\\"/run/containerd/containerd.sock\\\": no such file or directory\"\n",
             "cannot access containerd socket \"/run/containerd/containerd.sock\": no such file or directory",
