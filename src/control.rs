@@ -184,6 +184,9 @@ fn answer(
         Err(error) => return Ok(refusal(&error)),
     };
     while replies.try_recv().is_ok() {}
+    if !matches!(request, Request::Status) {
+        log::info!("operator: {request} (user {}, process {})", peer.uid.as_raw(), peer.pid.as_raw_nonzero());
+    }
     emit(id, request);
     loop {
         match replies.recv_timeout(left(deadline).saturating_sub(TIMEOUT_REPLY)) {

@@ -8,6 +8,8 @@
 //!
 //! The events' channel is bounded and its senders block; nothing that the main loop calls blocks.
 
+mod origin;
+mod supervisor;
 mod timers;
 
 use std::fmt;
@@ -26,16 +28,19 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::core::operator::ControlId;
 use crate::core::persistence::{Record, RecordFile, StoreEvent};
-use crate::core::{self, Action, Core, End, Event, Origin};
+use crate::core::{self, Action, Core, End, Event};
 use crate::engine::cli::LogChoice;
 use crate::engine::watcher::{self, Watcher};
 use crate::engine::{self, Pool};
 use crate::hmac::keyed_hash;
+use crate::host::identity;
 use crate::janitor::{self, Janitor};
 use crate::link::{self, Link, Proxy, Url};
 use crate::sampler::{self, Sampler, SamplerEvent};
 use crate::setup::{self, Setup};
-use crate::store::{self, Directory, Found, Store};
+use crate::store::{Directory, Store, machine};
+
+use self::supervisor::Supervisor;
 
 /// Events that wait for the main loop; past it their senders wait.
 const EVENTS_MAX: usize = 64;
@@ -76,30 +81,42 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Runs the agent until it is told to end.
+/// Runs the agent until it is told to end. `file` is the configuration file, if there is one.
 ///
 /// # Errors
 /// [`Error`] when it cannot start, or cannot go on.
-pub fn run(config: &Config) -> Result<(), Error> {
+pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
     let (events, received) = sync_channel(EVENTS_MAX);
     // First of all, so that a signal during the start is not lost.
-    timers::signals(events.clone()).map_err(|e| Error::Start("the signals' thread", e.to_string()))?;
+    timers::signals(events.clone(), Duration::from_secs(config.grace_s))
+        .map_err(|e| Error::Start("the signals' thread", e.to_string()))?;
     let link = link_settings(config)?;
-    let (directory, mut origin) = open_state(config)?;
+    let _machine =
+        machine::lock(Path::new(machine::FOLDER), config.instance.as_deref()).map_err(Error::State)?;
+    let (directory, origin) = origin::open(config)?;
+    log::info!(
+        "vectorlay-agent {VERSION}: url {}, settings {}, state {}, node {}",
+        link.url,
+        file.map_or_else(|| "without a file".to_owned(), |file| file.display().to_string()),
+        directory.path().display(),
+        origin.identity.as_ref().map_or("not registered yet", |identity| identity.node_id.as_str()),
+    );
     let setup = Setup::new(config);
     for (what, why) in [("logs", setup.log_reason), ("GPUs", setup.handover_reason.as_str())] {
         log::info!("{what}: {why}");
     }
-    origin.token = config.token.clone();
     let mut edges = Edges::start(config, setup, link, directory, &events)?;
     timers::heartbeat(events).map_err(|e| Error::Start("the heartbeat's thread", e.to_string()))?;
 
     let mut actions = Vec::new();
+    let mut supervisor = Supervisor::new(Instant::now(), |name| std::env::var_os(name));
     let mut core = Core::new(Instant::now(), core_settings(config), origin, &mut actions);
+    supervisor.ready();
     loop {
         for action in actions.drain(..) {
             log::debug!("do: {action}");
             if let Some(end) = edges.perform(action) {
+                supervisor.stopping();
                 return match end {
                     End::Clean => Ok(()),
                     End::NoIdentity(why) => Err(Error::NoIdentity(why)),
@@ -107,21 +124,33 @@ pub fn run(config: &Config) -> Result<(), Error> {
                 };
             }
         }
-        let event = next_event(&core, &received);
+        supervisor.turn(Instant::now());
+        supervisor.report(Instant::now(), || core.status(Instant::now()));
+        let event = next_event(&core, &received, supervisor.deadline());
         log::debug!("event: {event}");
         if let Event::Saved(_) | Event::SaveFailed(..) | Event::IdentitySaved | Event::IdentityFailed(_) =
             event
         {
             edges.store.answered();
         }
+        match event {
+            Event::Reload => supervisor.reloading(),
+            Event::Terminate => supervisor.stopping(),
+            _ => {}
+        }
+        let is_reload = matches!(event, Event::Reload);
         core.handle(Instant::now(), event, &mut actions);
+        if is_reload {
+            supervisor.ready();
+        }
     }
 }
 
-/// The next event; time alone when the core's deadline comes first.
-fn next_event(core: &Core, received: &Receiver<Event>) -> Event {
+/// The next event; only time if the core's deadline or the supervisor's comes first.
+fn next_event(core: &Core, received: &Receiver<Event>, supervisor: Option<Instant>) -> Event {
     let now = Instant::now();
-    let wait = core.next_deadline(now).map(|at| at.saturating_duration_since(now));
+    let deadline = core.next_deadline(now).into_iter().chain(supervisor).min();
+    let wait = deadline.map(|at| at.saturating_duration_since(now));
     match received.recv_timeout(wait.unwrap_or(Duration::from_secs(3600))) {
         Ok(event) => event,
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Event::Tick,
@@ -181,46 +210,6 @@ fn make_log_dir(dir: &Path) {
             }
         }
     }
-}
-
-/// Takes the state directory's lock and reads what is in it.
-fn open_state(config: &Config) -> Result<(Directory, Origin), Error> {
-    let state = Error::State;
-    let mut directory = Directory::open(&config.state_dir).map_err(state)?;
-    let file = config.state_dir.join(RecordFile::Node.name());
-    let ways = format!(
-        "restore {} from a backup, or give an organisation token (VECTORLAY_TOKEN, or a file named by token_file) to \
-         register this node as a new one",
-        file.display()
-    );
-    let identity = match directory.load_identity().map_err(state)? {
-        Found::Good(identity) => Some(identity),
-        Found::Absent if config.token.is_none() => {
-            return Err(Error::NoIdentity(format!("this node has no identity: {ways}")));
-        }
-        Found::Absent => None,
-        Found::Damaged(what) if config.token.is_none() => {
-            return Err(Error::NoIdentity(format!("this node's identity is damaged: {what}; {ways}")));
-        }
-        Found::Damaged(what) => {
-            log::error!("this node's identity is damaged: {what}; registering anew");
-            None
-        }
-    };
-    let record = match directory.load_state().map_err(state)? {
-        Found::Good(text) => Some(text),
-        Found::Absent => None,
-        Found::Damaged(what) => {
-            log::error!(
-                "the record of accepted commands is damaged: {what}; going by the containers' labels"
-            );
-            None
-        }
-    };
-    let seed = store::random_bytes().map_err(state)?;
-    let fresh_key = store::random_bytes().map_err(state)?;
-    let seed = seed.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte));
-    Ok((directory, Origin { identity, fresh_key, token: None, record, seed }))
 }
 
 /// The threads, seen from the main loop.
@@ -286,12 +275,17 @@ impl Edges {
             gpus: Box::new(setup::gpu_reader(config)),
             utilization: Box::new(setup::utilization_reader(config)),
         };
+        let instance = config.instance.clone();
         let sampler = Sampler::start(
             sources,
             Arc::new(move |event| {
                 send(match event {
                     SamplerEvent::Usage(usage) => Event::Usage(usage),
-                    SamplerEvent::Hardware(hardware) => Event::Hardware(hardware),
+                    SamplerEvent::Hardware(mut hardware) => {
+                        hardware.machine_id =
+                            identity::of_instance(&hardware.machine_id, instance.as_deref());
+                        Event::Hardware(hardware)
+                    }
                     SamplerEvent::Check(_, check) => Event::Check(check),
                     SamplerEvent::ChecksDone(_) => Event::ChecksDone,
                 });

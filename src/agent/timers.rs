@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel};
 use std::thread::Builder;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -13,6 +13,7 @@ use signal_hook::iterator::Signals;
 
 use crate::core::Event;
 use crate::core::session::HEARTBEAT_EVERY;
+use crate::logging;
 
 /// Starts the heartbeat's thread. Its schedule is absolute: a beat that comes late does not move the next, and one
 /// that is missed is not made up for.
@@ -43,9 +44,13 @@ pub(super) fn heartbeat(events: SyncSender<Event>) -> io::Result<()> {
 /// Starts the thread that takes signals. The second one that ends the process does so at once, with status 1,
 /// whatever the threads do: the handler itself sees to it.
 ///
+/// SIGHUP checks the dependencies again, as a supervisor's reload does. An agent whose standard error is a terminal was
+/// started by hand: there SIGHUP says that the terminal was closed, and ends it as SIGTERM does.
+///
 /// # Errors
 /// The kernel's, when it gives no thread or takes no handler.
-pub(super) fn signals(events: SyncSender<Event>) -> io::Result<()> {
+pub(super) fn signals(events: SyncSender<Event>, grace: Duration) -> io::Result<()> {
+    let on_terminal = logging::on_terminal();
     let ending = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
         // In this order: the first signal finds the flag down, and then raises it.
@@ -55,10 +60,21 @@ pub(super) fn signals(events: SyncSender<Event>) -> io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     Builder::new().name("signals".into()).spawn(move || {
         for signal in &mut signals {
-            let event = if signal == SIGHUP {
+            let event = if signal == SIGHUP && !on_terminal {
                 log::info!("SIGHUP: checking the dependencies now");
                 Event::Reload
             } else {
+                let name = if signal == SIGINT {
+                    "SIGINT"
+                } else if signal == SIGHUP {
+                    "SIGHUP"
+                } else {
+                    "SIGTERM"
+                };
+                let seconds = grace.as_secs();
+                log::info!(
+                    "{name}: ending within about {seconds} s; a second SIGTERM or Ctrl-C ends it at once"
+                );
                 Event::Terminate
             };
             if events.send(event).is_err() {

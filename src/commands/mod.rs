@@ -12,6 +12,7 @@ pub mod vfio;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::path::Path;
 
 use crate::cli::{self, Command, Form, PROGRAM};
 use crate::config::{self, Config, Loaded, Need};
@@ -61,7 +62,7 @@ fn run(command: Command, loaded: Loaded) -> u8 {
     match command {
         Command::Run => match loaded.token_error {
             Some(error) => failed(&error, CONFIGURATION),
-            None => run_agent(config),
+            None => run_agent(config, loaded.file.as_deref()),
         },
         Command::Config(form) => {
             let text = match form {
@@ -83,7 +84,10 @@ fn run(command: Command, loaded: Loaded) -> u8 {
             let gpus = setup::gpu_reader(config)().unwrap_or_default();
             let storage = host::storage::read(&Setup::new(config).data_path);
             let storage = storage.as_ref().map(|(storage, _)| storage);
-            print(&info::render(&host::hardware(&config.root, gpus), storage, form), OK)
+            let mut hardware = host::hardware(&config.root, gpus);
+            let instance = config.instance.as_deref();
+            hardware.machine_id = host::identity::of_instance(&hardware.machine_id, instance);
+            print(&info::render(&hardware, storage, form), OK)
         }
         Command::Status(form) => request(config, &Request::Status, form),
         Command::Request(asked, form) => request(config, &asked, form),
@@ -99,8 +103,8 @@ fn run(command: Command, loaded: Loaded) -> u8 {
     }
 }
 
-fn run_agent(config: &Config) -> u8 {
-    match agent::run(config) {
+fn run_agent(config: &Config, file: Option<&Path>) -> u8 {
+    match agent::run(config, file) {
         Ok(()) => OK,
         Err(error) => {
             log::error!("{error}");

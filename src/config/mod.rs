@@ -143,6 +143,12 @@ fn check_together(config: &Config) -> Result<(), String> {
     if config.namespace.is_some() && cli.is_some_and(|name| name == "docker") {
         return Err("namespace is set, but docker has no namespaces; remove it".to_owned());
     }
+    let is_name = |name: &str| {
+        name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    };
+    if config.instance.as_deref().is_some_and(|name| !is_name(name)) {
+        return Err("instance must be 1 to 64 letters, digits, '-' and '_'".to_owned());
+    }
     let (high, low) = (config.image_high_percent, config.image_low_percent);
     if high > 0 && !(1..high).contains(&low) {
         return Err(format!("image_low_percent must be from 1 to {}, below image_high_percent", high - 1));

@@ -161,6 +161,8 @@ settings! {
     no_proxy: Option<String>, Kind::Text, None;
     /// Directory of the node's identity and records
     state_dir: PathBuf, Kind::Path, Some("/var/lib/vectorlay");
+    /// Name of this agent among several on one machine, which makes it a node of its own
+    instance: Option<String>, Kind::Text, None;
     /// Unix socket for commands such as status and drain
     control_socket: PathBuf, Kind::Path, Some("/run/vectorlay/agent.sock");
     /// Path whose disk usage is reported; default /data, else the engine's root, else /

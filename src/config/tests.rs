@@ -138,6 +138,7 @@ fn wrong_values_name_setting_source_value_and_what_is_expected() {
     check(new().file(&" ".repeat(FILE_MAX as usize + 1)), &["agent.json", "larger than 1048576 bytes"]);
     let docker = new().flag("namespace", "tenants").flag("container_cli", "/usr/bin/docker");
     check(docker, &["namespace", "docker"]);
+    check(new().flag("instance", "../a"), &["instance", "letters"]);
     check(new().flag("image_high_percent", "80"), &["image_low_percent"]);
     check(new().flag("image_high_percent", "80").flag("image_low_percent", "80"), &["image_low_percent"]);
 }
@@ -331,6 +332,7 @@ fn defaults_and_limits_fit_their_fields() {
             Kind::Whole { min, max } => vec![min.to_string(), max.to_string()],
             Kind::Words(words) => words.iter().map(|word| (*word).to_owned()).collect(),
             Kind::Bool => vec!["true".to_owned()],
+            Kind::Text if setting.name == "instance" => vec!["b".to_owned()],
             Kind::Text | Kind::Path | Kind::Secret | Kind::Proxy => vec!["/x".to_owned()],
         };
         if setting.name == "root" {

@@ -10,11 +10,9 @@ use super::Core;
 use super::commands::{DEPLOY_TIMEOUT, STOP_MARGIN, STOP_TIMEOUT};
 use super::node::Mode;
 use super::outbox::{Entry, Gate, Kind};
+use super::persistence::STATE_VERSION;
 use super::replica::{Code, Deploy, Phase, Refusal, Replica, Step, Stop};
 use crate::types::{ContainerId, PciAddress, ReplicaId, RequestId};
-
-/// The document's version.
-const VERSION: u64 = 1;
 
 impl Core {
     /// The record of what stands now.
@@ -33,7 +31,7 @@ impl Core {
         let results: Vec<Value> = self.outbox.iter().filter(|entry| entry.recorded).map(result).collect();
         let held: Vec<String> = self.gpus.held_back().map(|gpu| gpu.to_string()).collect();
         json!({
-            "version": VERSION,
+            "version": STATE_VERSION,
             "mode": self.node.mode().as_str(),
             "gpus_held_back": held,
             "replicas": replicas,
@@ -48,7 +46,7 @@ impl Core {
         let Ok(Value::Object(record)) = serde_json::from_str(text) else {
             return vec!["the record is not a JSON object: starting without it".to_owned()];
         };
-        if record.get("version").and_then(Value::as_u64) != Some(VERSION) {
+        if record.get("version").and_then(Value::as_u64) != Some(STATE_VERSION) {
             trouble.push(
                 "the record has another version: what it has in common with this one is used".to_owned(),
             );

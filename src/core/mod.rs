@@ -108,6 +108,8 @@ pub struct Origin {
     pub record: Option<String>,
     /// The seed of the spread and of the names of attempts: different in each process.
     pub seed: u64,
+    /// The machine's fingerprint, as far as it was read before the start.
+    pub machine_id: Option<String>,
 }
 
 /// What a job is for.
@@ -174,7 +176,7 @@ pub struct Core {
 impl Core {
     /// A core that has seen nothing yet, and what is to be done first.
     pub fn new(now: Instant, settings: Settings, origin: Origin, out: &mut Vec<Action>) -> Self {
-        let Origin { identity, fresh_key, token, record, seed } = origin;
+        let Origin { identity, fresh_key, token, record, seed, machine_id } = origin;
         let known = identity.as_ref().and_then(|identity| identity.spec_key);
         let keyless = identity.is_some() && known.is_none();
         let key = Key(known.unwrap_or(fresh_key));
@@ -187,7 +189,7 @@ impl Core {
             started: now,
             next_job: 0,
             session: Session::new(now, identity, token),
-            node: node::Node::new(now, Mode::Online),
+            node: node::Node::new(now, Mode::Online, machine_id),
             engine: engine::Engine::new(now),
             disk: disk::Disk::default(),
             identity_trouble: None,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use log::Level;
 use serde_json::{Map, Value, json};
 
 use super::inventory::{Check, GpuUse, Hardware, Storage, Usage};
@@ -57,6 +58,7 @@ impl Mode {
 #[derive(Debug)]
 pub(super) struct Node {
     mode: Mode,
+    machine_id: Option<String>,
     hardware: Option<Hardware>,
     hardware_at: Option<Instant>,
     checks: BTreeMap<&'static str, Check>,
@@ -74,9 +76,10 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn new(now: Instant, mode: Mode) -> Self {
+    pub(super) fn new(now: Instant, mode: Mode, machine_id: Option<String>) -> Self {
         Self {
             mode,
+            machine_id,
             hardware: None,
             hardware_at: None,
             checks: BTreeMap::new(),
@@ -139,6 +142,12 @@ impl Node {
 
     pub(super) fn usage(&mut self, usage: Usage) {
         self.usage = Some(usage);
+    }
+
+    /// The machine's fingerprint; `None`, never an empty one, where it is not known.
+    fn machine_id(&self) -> Option<&str> {
+        let read = self.hardware.as_ref().map(|hardware| hardware.machine_id.as_str());
+        read.filter(|id| !id.is_empty()).or(self.machine_id.as_deref())
     }
 
     /// The data path's use, in percent.
@@ -229,10 +238,9 @@ impl Core {
         if self.node.told.as_ref().is_none_or(|(told, why)| *told != state || *why != reason) {
             let payload = json!({ "state": state, "reason": reason });
             out.push(Action::Link(LinkCommand::Send(link, protocol::write("node_state", payload))));
-            out.push(Action::info(format!(
-                "node state: {state}{}{reason}",
-                if reason.is_empty() { "" } else { ": " }
-            )));
+            let level = if state == "degraded" { Level::Warn } else { Level::Info };
+            let colon = if reason.is_empty() { "" } else { ": " };
+            out.push(Action::Log(level, format!("node state: {state}{colon}{reason}")));
             self.node.told = Some((state, reason));
         }
     }
@@ -313,7 +321,7 @@ impl Core {
             "dependencies": self.dependencies(),
             "agent_version": self.settings.version,
             "protocol_version": PROTOCOL_VERSION,
-            "machine_id": hardware.machine_id,
+            "machine_id": self.node.machine_id(),
             "boot_id": hardware.boot_id,
             "arch": hardware.arch,
             "kernel": hardware.kernel,
@@ -331,7 +339,7 @@ impl Core {
     pub(super) fn registration_body(&self, now: Instant) -> String {
         let hardware = self.node.hardware.as_ref();
         json!({
-            "machine_id": hardware.map_or("", |h| h.machine_id.as_str()),
+            "machine_id": self.node.machine_id(),
             "hostname": hardware.map_or("", |h| h.hostname.as_str()),
             "agent_version": self.settings.version,
             "system_info": self.system_info(now),
@@ -419,7 +427,7 @@ impl Core {
     }
 
     /// What `vectorlay-agent status` shows.
-    pub(super) fn status(&self, now: Instant) -> Value {
+    pub fn status(&self, now: Instant) -> Value {
         let (state, reason) = self.state(now);
         let (link, trouble) = self.session.describe();
         let gpus = self.gpu_use(now);

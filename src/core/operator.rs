@@ -58,6 +58,10 @@ impl Request {
 
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        f.write_str(self.as_str())?;
+        match self.address() {
+            Some(address) => write!(f, " {address}"),
+            None => Ok(()),
+        }
     }
 }

@@ -38,6 +38,8 @@ pub enum Record {
     State(String),
 }
 
+/// Version of `state.json`. A file with a higher one is kept aside untouched.
+pub const STATE_VERSION: u64 = 1;
 /// Maximum size of `state.json` in bytes.
 pub const STATE_MAX: usize = 4 * 1024 * 1024;
 

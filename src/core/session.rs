@@ -7,6 +7,8 @@
 
 use std::time::{Duration, Instant};
 
+use log::Level;
+
 use super::identity::Identity;
 use super::link_api::{Down, DownReason, LinkCommand, LinkEvent, LinkId, Registration};
 use super::{Action, Core, End, Sample};
@@ -35,6 +37,8 @@ pub const INFO_WAIT: Duration = Duration::from_secs(2);
 pub const NAMED_WITHIN: Duration = Duration::from_secs(30);
 /// How long a proper close may take.
 pub const CLOSE_WITHIN: Duration = Duration::from_secs(3);
+/// A loss of the connection that lasts this long is logged as a warning.
+const LONG_LOSS: Duration = Duration::from_secs(60);
 /// How much longer than its deadline an attempt may take to say so.
 const DIAL_GUARD: Duration = Duration::from_secs(4);
 
@@ -67,6 +71,15 @@ pub(super) struct Session {
     last_beat: Option<Instant>,
     /// Why there is no connection.
     trouble: Option<String>,
+    /// Since when; `None` while connected.
+    offline_since: Option<Instant>,
+    /// Attempts that failed since then.
+    failed_attempts: u32,
+    /// Attempts that failed for the same reason as the last one logged, and were not logged.
+    repeated: u32,
+    /// That the connection is missing was logged as a warning.
+    warned: bool,
+    connected_once: bool,
 }
 
 #[derive(Debug)]
@@ -119,6 +132,11 @@ impl Session {
             links: 0,
             last_beat: None,
             trouble: None,
+            offline_since: Some(now),
+            failed_attempts: 0,
+            repeated: 0,
+            warned: false,
+            connected_once: false,
         }
     }
 
@@ -211,7 +229,19 @@ impl Core {
     fn up(&mut self, now: Instant, link: LinkId, out: &mut Vec<Action>) {
         let last = self.session.last_beat.map(|at| at + OFFLINE_AFTER - INFO_WAIT);
         let info_due = last.map_or(now + INFO_WAIT, |at| at.clamp(now, now + INFO_WAIT));
-        out.push(Action::info(format!("connected to the control plane ({link})")));
+        let without = match (self.session.offline_since.take(), self.session.failed_attempts) {
+            (None, _) | (Some(_), 0) => String::new(),
+            (Some(since), failed) => {
+                let seconds = now.saturating_duration_since(since).as_secs();
+                let noun = if failed == 1 { "attempt" } else { "attempts" };
+                format!(", after {seconds} s without a connection and {failed} failed {noun}")
+            }
+        };
+        out.push(Action::info(format!("connected to the control plane ({link}){without}")));
+        self.session.failed_attempts = 0;
+        self.session.repeated = 0;
+        self.session.warned = false;
+        self.session.connected_once = true;
         self.session.trouble = None;
         self.session.state = State::Up(Connection {
             link,
@@ -283,7 +313,22 @@ impl Core {
         let doubled = RECONNECT * 2u32.pow(self.session.failures.saturating_sub(1).min(8));
         let delay = if slowest { RECONNECT_MAX } else { doubled.min(RECONNECT_MAX) };
         let delay = self.random.spread(delay, SPREAD_PERCENT).max(retry_after.unwrap_or(Duration::ZERO));
-        out.push(Action::warn(format!("{detail}; next attempt in {:.1} s", delay.as_secs_f32())));
+        let since = *self.session.offline_since.get_or_insert(now);
+        self.session.failed_attempts += 1;
+        // Short losses happen. One that lasts is for somebody to look at, and so is a start without a connection.
+        let is_long = since + LONG_LOSS <= now || !self.session.connected_once;
+        let is_news = self.session.trouble.as_deref() != Some(detail) || (is_long && !self.session.warned);
+        let level = match (is_news, is_long) {
+            (false, _) => Level::Debug,
+            (true, false) => Level::Info,
+            (true, true) => Level::Warn,
+        };
+        self.session.repeated = if is_news { 0 } else { self.session.repeated + 1 };
+        self.session.warned |= is_news && is_long;
+        let again =
+            if is_news { String::new() } else { format!(" (failed {} times)", self.session.repeated + 1) };
+        let seconds = delay.as_secs_f32();
+        out.push(Action::Log(level, format!("{detail}{again}; next attempt in {seconds:.1} s")));
         self.session.trouble = Some(detail.to_owned());
         self.session.state = State::Idle(now + delay);
     }

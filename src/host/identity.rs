@@ -35,6 +35,18 @@ pub fn machine_id(root: &Path) -> Option<String> {
     Some(HEXLOWER.encode(&hash[..FINGERPRINT_BYTES]))
 }
 
+/// The fingerprint of one of several agents on a machine, which are nodes of their own. An agent without a name has the
+/// machine's, and a machine without a fingerprint gives none to any of them.
+pub fn of_instance(machine_id: &str, instance: Option<&str>) -> String {
+    match instance {
+        Some(name) if !machine_id.is_empty() => {
+            let hash = keyed_hash(KEY, format!("instance\0{machine_id}\0{name}").as_bytes());
+            HEXLOWER.encode(&hash[..FINGERPRINT_BYTES])
+        }
+        Some(_) | None => machine_id.to_owned(),
+    }
+}
+
 /// The kernel's ID of this boot; empty when it cannot be read.
 pub fn boot_id(root: &Path) -> String {
     files::value(&files::under(root, "/proc/sys/kernel/random/boot_id")).unwrap_or_default()
@@ -185,6 +197,16 @@ mod tests {
     fn id_of_cards(cards: &[[(String, String); 4]], more: &[(&str, &str)]) -> Option<String> {
         let own = cards.iter().flatten().map(|(path, content)| (path.as_str(), content.as_str()));
         id(&own.chain(more.iter().copied()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn named_agents_are_other_nodes() {
+        let machine = "0123456789abcdef0123456789abcdef";
+        assert_eq!(of_instance(machine, None), machine);
+        let (a, b) = (of_instance(machine, Some("a")), of_instance(machine, Some("b")));
+        assert!(a != b && a != machine && a.len() == machine.len());
+        assert_eq!(of_instance(machine, Some("a")), a);
+        assert_eq!(of_instance("", Some("a")), "");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::identity;
 use crate::core::identity::Identity;
-use crate::core::persistence::{RecordFile, STATE_MAX};
+use crate::core::persistence::{RecordFile, STATE_MAX, STATE_VERSION};
 use crate::types::Secret;
 
 /// Bytes of `node.json` at most.
@@ -32,6 +32,8 @@ pub struct Directory {
     path: PathBuf,
     /// Damaged files that could not be renamed: they must not be overwritten.
     unrenamed: Vec<RecordFile>,
+    /// The content of [`MODE_FILE`], if it was written by this process.
+    saved_mode: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +42,21 @@ pub enum Found<T> {
     Good(T),
     /// The content is invalid. The message says why, and where the file is kept now.
     Damaged(String),
+    /// A newer version of the agent wrote it. The message says where the file is kept now, untouched.
+    Newer(String),
 }
+
+/// What the store looks at in `state.json`; the rest is the core's.
+#[derive(serde::Deserialize)]
+struct Head {
+    version: Option<u64>,
+    mode: Option<String>,
+}
+
+/// Holds the last saved mode, so that a node in maintenance stays there if `state.json` is damaged.
+const MODE_FILE: &str = "mode";
+const MODE_TEMPORARY: &str = "mode.new";
+const MODE_MAX: u64 = 64;
 
 impl Directory {
     /// Makes the directory if it is missing (mode 0700), takes its lock, and removes files that a power cut left half
@@ -73,7 +89,7 @@ impl Directory {
         match rustix::fs::flock(&handle, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
-                let holder = holder(metadata.dev(), metadata.ino());
+                let holder = lock_holder(metadata.dev(), metadata.ino());
                 return Err(match holder {
                     Some(pid) => {
                         format!(
@@ -96,7 +112,7 @@ impl Directory {
         {
             log::warn!("other users can read {shown}, and its mode cannot be changed: {errno}");
         }
-        let directory = Self { handle, path: path.to_owned(), unrenamed: Vec::new() };
+        let directory = Self { handle, path: path.to_owned(), unrenamed: Vec::new(), saved_mode: None };
         for file in [RecordFile::Node, RecordFile::State] {
             directory.remove(temporary(file));
         }
@@ -120,16 +136,60 @@ impl Directory {
     /// # Errors
     /// When it exists but cannot be read.
     pub fn load_state(&mut self) -> Result<Found<String>, String> {
-        self.load(RecordFile::State, |text| {
+        let found = self.load(RecordFile::State, |text| {
             serde_json::from_str::<serde::de::IgnoredAny>(text)
                 .map(|_| text.to_owned())
                 .map_err(|error| format!("not JSON: {error}"))
-        })
+        })?;
+        let version = match &found {
+            Found::Good(text) => serde_json::from_str::<Head>(text).ok().and_then(|head| head.version),
+            Found::Absent | Found::Damaged(_) | Found::Newer(_) => None,
+        };
+        let Some(version) = version.filter(|version| *version > STATE_VERSION) else { return Ok(found) };
+        let kept = self.rename_aside(RecordFile::State, &format!("version-{version}"));
+        let path = self.path.join(RecordFile::State.name());
+        Ok(Found::Newer(format!(
+            "{} is of version {version}, newer than this agent's {STATE_VERSION}; {kept}",
+            path.display()
+        )))
+    }
+
+    /// The mode that was last saved, whatever has become of `state.json`.
+    pub fn last_mode(&self) -> Option<String> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(&self.handle, MODE_FILE, flags, Mode::empty()).ok()?);
+        let mut text = String::new();
+        file.take(MODE_MAX).read_to_string(&mut text).ok()?;
+        Some(text.trim().to_owned())
+    }
+
+    /// Writes the mode of the state that was just saved. That this fails is no reason to fail the save.
+    fn save_mode(&mut self, state: &str) {
+        let Some(mode) = serde_json::from_str::<Head>(state).ok().and_then(|head| head.mode) else { return };
+        if self.saved_mode.as_ref() == Some(&mode) {
+            return;
+        }
+        let write = || -> io::Result<()> {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let permissions = Mode::RUSR | Mode::WUSR;
+            let mut file = File::from(rustix::fs::openat(&self.handle, MODE_TEMPORARY, flags, permissions)?);
+            file.write_all(mode.as_bytes())?;
+            file.sync_all()?;
+            Ok(rustix::fs::renameat(&self.handle, MODE_TEMPORARY, &self.handle, MODE_FILE)?)
+        };
+        match write() {
+            Ok(()) => self.saved_mode = Some(mode),
+            Err(error) => log::warn!("cannot write {}: {error}", self.path.join(MODE_FILE).display()),
+        }
     }
 
     /// Renames a file with invalid content, so that the next save does not destroy it. Returns where it is now.
     pub fn quarantine(&mut self, file: RecordFile) -> String {
-        match self.rename_damaged(file) {
+        self.rename_aside(file, "damaged")
+    }
+
+    fn rename_aside(&mut self, file: RecordFile, suffix: &str) -> String {
+        match self.rename_to_free(file, suffix) {
             Ok(kept) => format!("kept as {}", self.path.join(kept).display()),
             Err(error) => {
                 if !self.unrenamed.contains(&file) {
@@ -146,7 +206,7 @@ impl Directory {
     /// When a step fails; the old content is then still there, whole.
     pub(super) fn save(&mut self, file: RecordFile, content: &Secret) -> Result<(), String> {
         if self.unrenamed.contains(&file) {
-            self.rename_damaged(file)?;
+            self.rename_to_free(file, "damaged")?;
             self.unrenamed.retain(|other| *other != file);
         }
         let most = most_bytes(file);
@@ -166,6 +226,9 @@ impl Directory {
                 let path = self.path.join(file.name());
                 return Err(format!("cannot {what} {}: {source}; {}", path.display(), advice(&source)));
             }
+        }
+        if file == RecordFile::State {
+            self.save_mode(content.expose());
         }
         Ok(())
     }
@@ -250,18 +313,14 @@ impl Directory {
         Ok(bytes)
     }
 
-    /// Renames `file` to the first free `….damaged-<n>`. The lock keeps others from taking that name meanwhile.
-    fn rename_damaged(&self, file: RecordFile) -> Result<String, String> {
+    /// Renames `file` to the first free `….<suffix>-<n>`. The lock keeps others from taking that name meanwhile.
+    fn rename_to_free(&self, file: RecordFile, suffix: &str) -> Result<String, String> {
         let path = self.path.join(file.name());
         let failed = |error: io::Error| {
-            format!(
-                "cannot rename the damaged {}: {error}; {}, or move it away",
-                path.display(),
-                advice(&error)
-            )
+            format!("cannot rename {}: {error}; {}, or move it away", path.display(), advice(&error))
         };
         for n in 1..=DAMAGED_MAX {
-            let name = format!("{}.damaged-{n}", file.name());
+            let name = format!("{}.{suffix}-{n}", file.name());
             match rustix::fs::statat(&self.handle, &name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(_) => {}
                 Err(Errno::NOENT) => {
@@ -272,7 +331,7 @@ impl Directory {
                 Err(errno) => return Err(failed(errno.into())),
             }
         }
-        Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, "100 damaged copies exist already")))
+        Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, "100 such copies exist already")))
     }
 
     /// Removes a file that nobody needs; if it stays, it does no harm.
@@ -313,7 +372,7 @@ pub(super) const fn temporary(file: RecordFile) -> &'static str {
 }
 
 /// The process that holds the lock on the file with this device and inode, if the kernel says.
-fn holder(dev: u64, ino: u64) -> Option<u32> {
+pub(super) fn lock_holder(dev: u64, ino: u64) -> Option<u32> {
     // The kernel's list of locks is short; on a host with more, the holder stays unnamed.
     const MOST: u64 = 1024 * 1024;
     let mut text = String::new();

@@ -5,6 +5,7 @@
 
 mod directory;
 mod identity;
+pub mod machine;
 
 use std::fs::File;
 use std::io::Read;

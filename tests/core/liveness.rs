@@ -143,3 +143,26 @@ fn a_heartbeat_is_sent_at_each_beat_and_a_ping_every_5_s() {
     rig.wait(26 * SECOND);
     assert_eq!(rig.pings.len(), 5);
 }
+
+#[test]
+fn repeated_failures_are_counted_and_only_a_long_loss_is_a_warning() {
+    let mut rig = Rig::online();
+    rig.log.clear();
+    for _ in 0..3 {
+        rig.down(DownReason::NoConnection);
+        _ = pause(&mut rig);
+    }
+    let said = |rig: &Rig, level: &str| rig.log.iter().filter(|line| line.starts_with(level)).count();
+    assert_eq!((said(&rig, "WARN"), said(&rig, "INFO"), said(&rig, "DEBUG")), (0, 1, 2), "{:?}", rig.log);
+    while rig.log.iter().all(|line| !line.starts_with("WARN")) {
+        rig.down(DownReason::NoConnection);
+        _ = pause(&mut rig);
+    }
+    let failed = rig.log.len();
+    rig.down(DownReason::NoConnection);
+    _ = pause(&mut rig);
+    assert_eq!(said(&rig, "WARN"), 1, "{:?}", rig.log);
+    rig.connect();
+    let connected = rig.log.iter().find(|line| line.contains("connected")).unwrap();
+    assert!(connected.ends_with(&format!("{} failed attempts", failed + 1)), "{connected} {failed}");
+}

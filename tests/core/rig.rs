@@ -110,6 +110,7 @@ impl Rig {
             token: start.token.map(|token| Secret::new(token.into())),
             record: start.record.clone(),
             seed: start.seed,
+            machine_id: None,
         };
         let mut out = Vec::new();
         let core = Core::new(now, settings, origin, &mut out);

@@ -170,7 +170,7 @@ impl World {
 
     fn origin(identity: Option<Identity>, record: Option<String>, seed: u64) -> Origin {
         let token = Some(Secret::new("vtk_test".into()));
-        Origin { identity, fresh_key: [9; 32], token, record, seed }
+        Origin { identity, fresh_key: [9; 32], token, record, seed, machine_id: None }
     }
 
     pub fn say(&mut self, text: impl FnOnce() -> String) {

@@ -64,7 +64,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
     (
         "thread::Builder",
         &[
-            "agent/timers.rs",
+            "agent/",
             "control.rs",
             "engine/",
             "host/",

@@ -73,6 +73,9 @@ impl Node {
             let path = node.path().join(part);
             node.set(setting, path.to_str().unwrap());
         }
+        // Tests run side by side, on a machine that may have an agent of its own.
+        let instance = node.path().file_name().unwrap().to_str().unwrap().to_owned();
+        node.set("instance", &instance);
         let path = node.path().to_str().unwrap().to_owned();
         node.set("data-path", &path).set("log", "debug").set("min-free-gb", "0");
         let file = node.file();

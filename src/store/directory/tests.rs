@@ -134,7 +134,7 @@ fn a_damaged_file_that_cannot_be_kept_is_not_overwritten() {
         matches!(directory.load_state().unwrap(), Found::Damaged(why) if why.contains("not overwritten"))
     );
     let error = directory.save(RecordFile::State, &state("{}")).unwrap_err();
-    assert!(error.contains("cannot rename the damaged"), "{error}");
+    assert!(error.contains("cannot rename"), "{error}");
     assert_eq!(fs::read(place.0.join("state.json")).unwrap(), b"precious");
     fs::remove_file(place.0.join("state.json.damaged-7")).unwrap();
     directory.save(RecordFile::State, &state("{}")).unwrap();
@@ -377,13 +377,13 @@ fn cut_everywhere(plan: &[Step], file: RecordFile, saves: &[(&str, Option<usize>
                 RecordFile::Node => match directory.load_identity().unwrap() {
                     Found::Good(identity) => Found::Good(identity::write(&identity).expose().to_owned()),
                     Found::Absent => Found::Absent,
-                    Found::Damaged(why) => Found::Damaged(why),
+                    Found::Damaged(why) | Found::Newer(why) => Found::Damaged(why),
                 },
             };
             let found = match &found {
                 Found::Good(text) => allowed.contains(&Some(text)),
                 Found::Absent => allowed.contains(&None),
-                Found::Damaged(_) => false,
+                Found::Damaged(_) | Found::Newer(_) => false,
             };
             tried += 1;
             lost += usize::from(!found);
@@ -432,4 +432,32 @@ fn the_model_finds_what_a_careless_save_loses() {
     let (_, lost) =
         cut_everywhere(&without(Step::SyncFile), RecordFile::State, &[("[1]", None), ("[2]", None)]);
     assert!(lost > 0);
+}
+
+#[test]
+fn maintenance_outlives_a_damaged_state() {
+    let place = Place::new("mode");
+    let mut directory = place.open();
+    assert_eq!(directory.last_mode(), None);
+    directory.save(RecordFile::State, &state(r#"{"version":1,"mode":"maintenance"}"#)).unwrap();
+    drop(directory);
+    place.put("state.json", b"{\"version\":1,\"mo");
+    let mut directory = place.open();
+    assert!(matches!(directory.load_state().unwrap(), Found::Damaged(_)));
+    assert_eq!(directory.last_mode().as_deref(), Some("maintenance"));
+    directory.save(RecordFile::State, &state(r#"{"version":1,"mode":"online"}"#)).unwrap();
+    assert_eq!(directory.last_mode().as_deref(), Some("online"));
+}
+
+#[test]
+fn a_newer_versions_state_is_kept_untouched() {
+    let place = Place::new("newer");
+    let newer = format!(r#"{{"version":{},"mode":"maintenance","more":1}}"#, STATE_VERSION + 1);
+    place.put("state.json", newer.as_bytes());
+    let mut directory = place.open();
+    let Found::Newer(why) = directory.load_state().unwrap() else { panic!() };
+    let kept = format!("state.json.version-{}-1", STATE_VERSION + 1);
+    assert!(why.contains(&kept), "{why}");
+    directory.save(RecordFile::State, &state("{}")).unwrap();
+    assert_eq!(fs::read(place.0.join(kept)).unwrap(), newer.as_bytes());
 }
