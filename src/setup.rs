@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::config::{Config, GpuCdiName, GpuHandover, LogDriver};
 use crate::core::inventory::{Gpu, GpuUse, Handover};
 use crate::engine::cli::{Cli, DEFAULT_PATH, Flavour, LogChoice, LogSetting, choose_log};
+use crate::engine::releases;
 use crate::host::dependencies::{Inputs, SearchDirs};
 use crate::host::handover::{self, CdiNames};
 use crate::host::shim::{Kind, Language, means_kata};
@@ -90,6 +91,14 @@ fn ask_version(path: &Path, env: &[(OsString, OsString)]) -> Option<String> {
     };
     let finished = process::run(&program, &bounds, None).ok()?;
     Some(String::from_utf8_lossy(&finished.stdout).into_owned())
+}
+
+/// What is known to be wrong with the container CLI's release. Asks it for its version.
+pub fn known_hole(setup: &Setup) -> Option<String> {
+    let flavour = setup.cli.flavour;
+    let ask = || ask_version(&setup.cli.path, &setup.inputs.env);
+    let said = (flavour == Flavour::Nerdctl).then(ask).flatten();
+    releases::known_hole(flavour, said.as_deref())
 }
 
 fn choose_logs(config: &Config, flavour: Flavour, inputs: &Inputs) -> (LogChoice, &'static str) {

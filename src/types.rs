@@ -3,12 +3,14 @@
 //! Nothing here does I/O. Each type's constructor is its whole check; whoever holds the value need not check it
 //! again, and none of them can be mistaken for a flag by a command line that it is put on.
 
+mod image_ref;
 mod spec;
 
 use std::fmt;
 
 use zeroize::Zeroizing;
 
+pub use image_ref::{IMAGE_MAX, ImageRef};
 pub use spec::{Port, RegistryAuth, Spec};
 
 /// Why a value from outside was refused. `Display` says what was wrong with it, never the value itself.
@@ -36,8 +38,6 @@ impl std::error::Error for Invalid {}
 pub const REPLICA_ID_MAX: usize = 64;
 /// The longest node ID and request ID, in bytes.
 pub const ID_MAX: usize = 128;
-/// The longest image reference, in bytes (Docker's limit for a name is 255, a tag 128, a digest 71 and more).
-pub const IMAGE_MAX: usize = 512;
 
 /// Declares a checked string with the accessors that all of them share.
 macro_rules! checked_string {
@@ -130,41 +130,6 @@ fn printable(what: &'static str, text: &str, max: usize) -> Result<String, Inval
         Err(Invalid::new(what, "has a character that is not printable ASCII"))
     } else {
         Ok(text.to_owned())
-    }
-}
-
-checked_string! {
-    /// An image reference, as `nerdctl run` takes it (`[host[:port]/]path[:tag][@digest]`). Only its alphabet and
-    /// its first character are checked, so that it can be no flag; the engine judges the rest in its own words.
-    ImageRef
-}
-
-impl ImageRef {
-    /// Checks `text`.
-    ///
-    /// # Errors
-    /// [`Invalid`] when it is empty, too long, begins with something other than a letter or a digit, or has a
-    /// character that no reference has.
-    pub fn new(text: &str) -> Result<Self, Invalid> {
-        let invalid = |why| Invalid::new("image", why);
-        if text.is_empty() {
-            return Err(invalid("is empty"));
-        }
-        if text.len() > IMAGE_MAX {
-            return Err(invalid("is longer than 512 bytes"));
-        }
-        // '[' opens an IPv6 registry address.
-        if !matches!(text.as_bytes()[0], b'[' | b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9') {
-            return Err(invalid("does not begin with a letter or a digit"));
-        }
-        let fits = |b: u8| {
-            b.is_ascii_alphanumeric()
-                || matches!(b, b'.' | b'_' | b'-' | b'/' | b':' | b'@' | b'[' | b']' | b'+')
-        };
-        if !text.bytes().all(fits) {
-            return Err(invalid("has a character that an image reference cannot have"));
-        }
-        Ok(Self(text.to_owned()))
     }
 }
 
@@ -303,22 +268,6 @@ mod tests {
         }
         for bad in ["", "-a", ".a", "_a", "a b", "a/b", "ä", "a\n", "a=b", "a,b", &"a".repeat(65)] {
             assert!(ReplicaId::new(bad).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn image_references_are_no_flags() {
-        for good in [
-            "bb:1",
-            "localhost:5000/a/b:tag",
-            "ghcr.io/o/i@sha256:0123456789abcdef",
-            "UPPER/Bad::x",
-            "[::1]:5000/x:1",
-        ] {
-            assert!(ImageRef::new(good).is_ok(), "{good:?}");
-        }
-        for bad in ["", "-v", "--privileged", "/x", "a b", "a\n", "a;b", "$(x)", "ä", &"a".repeat(513)] {
-            assert!(ImageRef::new(bad).is_err(), "{bad:?}");
         }
     }
 

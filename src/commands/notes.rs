@@ -1,5 +1,5 @@
 //! What `check` reports besides the dependencies: each GPU's verdict, how GPUs are passed to containers, what Kata's
-//! configuration would refuse, and where logs go.
+//! configuration would refuse, where logs go, and a release of the CLI that should be replaced.
 
 use std::time::Instant;
 
@@ -16,6 +16,7 @@ use crate::setup::{self, Setup};
 pub(super) fn all(config: &Config, setup: &Setup) -> Vec<Note> {
     let note = |topic: &str, text: String| Note { topic: topic.to_owned(), text };
     let mut notes = vec![note("logs", setup.log_reason.to_owned())];
+    notes.extend(setup::known_hole(setup).map(|text| note("nerdctl", text)));
     let now = Instant::now();
     let inventory =
         Watch::new(&config.root, setup::health_limits(config)).read(now, &mut || lspci::run(&config.root));

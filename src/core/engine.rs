@@ -97,7 +97,11 @@ impl Core {
                 self.engine_silent(now, message.clone())
             }
             Some(Failure {
-                kind: FailureKind::NoImage | FailureKind::NameTaken | FailureKind::NoSuchContainer,
+                kind:
+                    FailureKind::NoImage
+                    | FailureKind::ImageRefused
+                    | FailureKind::NameTaken
+                    | FailureKind::NoSuchContainer,
                 ..
             }) => self.engine_answers(now),
             // A refusal or a slow pull may be anybody's fault.

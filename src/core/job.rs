@@ -35,7 +35,7 @@ pub fn is_deploy_id(text: &str) -> bool {
 /// One call of the container CLI.
 #[derive(Debug, Clone)]
 pub enum Job {
-    /// `run -d --pull never`.
+    /// `run -d --pull never`, after a look at the image's configuration.
     Run(Box<RunJob>),
     /// `pull`.
     Pull(Box<PullJob>),
@@ -232,6 +232,8 @@ pub struct Failure {
 pub enum FailureKind {
     /// `run --pull never` without the image.
     NoImage,
+    /// The image's configuration would steer the host: says how.
+    ImageRefused,
     /// The container's name is taken.
     NameTaken,
     /// The engine does not answer (or its CLI cannot be started).

@@ -145,6 +145,7 @@ impl Core {
                 self.enter(id, Phase::Naming(job, failure));
             }
             FailureKind::NoImage
+            | FailureKind::ImageRefused
             | FailureKind::NameTaken
             | FailureKind::Unavailable
             | FailureKind::Deadline

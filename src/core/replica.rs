@@ -32,6 +32,8 @@ pub const REQUESTS_MAX: usize = 64;
 pub enum Code {
     /// The command cannot be carried out as it stands.
     Invalid,
+    /// The image's configuration would steer the host.
+    ImageRefused,
     /// A limit of the node is reached.
     Busy,
     /// Not as many GPUs are free.
@@ -59,8 +61,9 @@ pub enum Code {
 }
 
 impl Code {
-    const ALL: [(Self, &'static str); 13] = [
+    const ALL: [(Self, &'static str); 14] = [
         (Self::Invalid, "invalid"),
+        (Self::ImageRefused, "image_refused"),
         (Self::Busy, "busy"),
         (Self::NoGpu, "no_gpu"),
         (Self::NoDisk, "no_disk"),
@@ -112,6 +115,7 @@ impl Refusal {
             FailureKind::Unavailable => Code::RuntimeUnavailable,
             FailureKind::Deadline => Code::Timeout,
             FailureKind::Impossible => Code::Invalid,
+            FailureKind::ImageRefused => Code::ImageRefused,
             FailureKind::NoImage => Code::PullFailed,
             FailureKind::NameTaken | FailureKind::NoSuchContainer | FailureKind::Refused if !pulling => {
                 Code::StartFailed

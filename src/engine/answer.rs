@@ -7,7 +7,8 @@
 
 use serde_json::Value;
 
-use super::cli::LABEL_NONE;
+use super::cli::{Flavour, LABEL_NONE};
+use super::image::{self, Facts};
 use super::words;
 use crate::core::inventory::GpuUse;
 use crate::core::job::{
@@ -30,8 +31,8 @@ const UNAVAILABLE: [&str; 8] = [
     "Cannot connect to the Docker daemon",
     "error during connect:",
 ];
-/// The image is not there (`run --pull never`): nerdctl's words, Docker's.
-const NO_IMAGE: [&str; 3] = ["image not available", "No such image", "Unable to find image"];
+/// The image is not there (`run --pull never`, `image inspect`): nerdctl's words, Docker's.
+const NO_IMAGE: [&str; 4] = ["image not available", "no such image", "No such image", "Unable to find image"];
 /// The name is taken: nerdctl's words, Docker's.
 const NAME_TAKEN: [&str; 2] = ["is already used by ID", "is already in use by container"];
 
@@ -83,6 +84,36 @@ pub fn deploy_of(job: &Job, result: &Result<Finished, Error>) -> Result<String, 
     label.ok_or_else(|| unreadable("inspect", "a label is no JSON string"))
 }
 
+/// What matters of the image of a run, from what the look at it printed.
+///
+/// # Errors
+/// The call's failure; [`FailureKind::NoImage`] when the image is not there.
+pub fn facts(
+    flavour: Flavour,
+    job: &Job,
+    image: &ImageRef,
+    result: &Result<Finished, Error>,
+) -> Result<Facts, Failure> {
+    const LOOK: &str = "image inspect";
+    let finished = match result {
+        Ok(finished) if finished.ended == Ended::Exit(0) => finished,
+        Ok(finished) => return Err(failure(job, "the engine's image inspect", finished)),
+        Err(error) => return Err(Failure { kind: FailureKind::Unavailable, message: error.to_string() }),
+    };
+    let text = String::from_utf8_lossy(&finished.stdout);
+    // nerdctl prints a line for each name: what is cut off of them may be left out, as long as ours is there.
+    let whole =
+        if finished.stdout_cut { text.rsplit_once('\n').map_or("", |(whole, _)| whole) } else { &text };
+    match image::read(flavour, image, whole) {
+        Ok(Some(facts)) => Ok(facts),
+        Ok(None) if finished.stdout_cut => Err(unreadable(LOOK, "it prints too much")),
+        Ok(None) => {
+            Err(Failure { kind: FailureKind::NoImage, message: format!("image not available: {image}") })
+        }
+        Err(why) => Err(unreadable(LOOK, why)),
+    }
+}
+
 /// The last `most` of `lines`, as many as fit into [`LOG_MAX`], and whether some of them did not.
 pub fn last_lines(lines: &[&str], most: u32) -> (Vec<String>, bool) {
     let mut kept = Vec::new();
@@ -104,12 +135,12 @@ pub fn last_lines(lines: &[&str], most: u32) -> (Vec<String>, bool) {
 fn succeeded<'a>(job: &Job, result: &'a Result<Finished, Error>) -> Result<&'a Finished, Failure> {
     match result {
         Ok(finished) if finished.ended == Ended::Exit(0) => Ok(finished),
-        Ok(finished) => Err(failure(job, finished)),
+        Ok(finished) => Err(failure(job, verb(job), finished)),
         Err(error) => Err(Failure { kind: FailureKind::Unavailable, message: error.to_string() }),
     }
 }
 
-fn failure(job: &Job, finished: &Finished) -> Failure {
+fn failure(job: &Job, verb: &str, finished: &Finished) -> Failure {
     let secrets = secrets(job);
     let error = words::last_error(&finished.stderr, finished.stderr_cut);
     let bare = words::without_secrets(&error, &secrets);
@@ -119,20 +150,20 @@ fn failure(job: &Job, finished: &Finished) -> Failure {
     match finished.ended {
         Ended::Deadline => Failure {
             kind: FailureKind::Deadline,
-            message: words::one_line(&ours(format!("{} did not finish within {seconds} s", verb(job)))),
+            message: words::one_line(&ours(format!("{} did not finish within {seconds} s", verb))),
         },
         Ended::Cancelled => Failure {
             kind: FailureKind::Deadline,
-            message: format!("{} was cancelled after {seconds} s", verb(job)),
+            message: format!("{} was cancelled after {seconds} s", verb),
         },
         Ended::Signal(signal) => Failure {
             kind: FailureKind::Refused,
-            message: words::one_line(&ours(format!("{} was ended by signal {signal}", verb(job)))),
+            message: words::one_line(&ours(format!("{} was ended by signal {signal}", verb))),
         },
         Ended::Exit(code) => Failure {
             kind: kind(job, &bare),
             message: if said.is_empty() {
-                format!("{} ended with status {code} and said nothing; see the engine's log", verb(job))
+                format!("{} ended with status {code} and said nothing; see the engine's log", verb)
             } else {
                 said
             },
@@ -276,7 +307,7 @@ fn removed(job: &Job, id: &ContainerId, result: &Result<Finished, Error>) -> Res
     if finished.ended == Ended::Exit(0) && echoed {
         return Ok(());
     }
-    match failure(job, finished) {
+    match failure(job, verb(job), finished) {
         Failure { kind: FailureKind::NoSuchContainer, .. } => Ok(()),
         failure => Err(failure),
     }

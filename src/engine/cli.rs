@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::env;
+use super::image_policy::Checked;
 use crate::core::inventory::Handover;
 use crate::core::job::{
     Failure, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC, PullJob, RunJob, Vendor,
 };
 use crate::process::{Bounds, Program};
-use crate::types::ContainerId;
+use crate::types::{ContainerId, ImageRef};
 
 /// The PATH of the CLI where no other is configured.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -169,14 +170,19 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// The call that does `job`, and what it may take. A pull's credentials are not in it.
+    /// The call that does `job`, and what it may take. A pull's credentials are not in it. A run begins with a look at
+    /// its image, which is what this gives for it; [`Self::run`] is the rest.
     ///
     /// # Errors
     /// [`crate::core::job::FailureKind::Impossible`] when the job cannot be put on a command line.
     pub fn call(&self, job: &Job) -> Result<(Program, Bounds), Failure> {
         let bounds = |deadline, output| Bounds { deadline, grace: GRACE, output, tail: false };
         Ok(match job {
-            Job::Run(run) => (self.run(run)?, bounds(run.deadline, OUTPUT)),
+            Job::Run(run) => {
+                // What cannot be carried is said before an image is pulled for it.
+                env::split(&run.spec.env, &run.spec.command)?;
+                (self.look_at(&run.spec.image), bounds(LOOK_DEADLINE.min(run.deadline), LIST_OUTPUT))
+            }
             Job::Pull(pull) => (self.pull(pull), bounds(pull.deadline, OUTPUT)),
             Job::List => (self.list(), bounds(LOOK_DEADLINE, LIST_OUTPUT)),
             Job::Inspect(id) => {
@@ -211,7 +217,7 @@ impl Cli {
                 (self.marked("images", args), bounds(LOOK_DEADLINE, LIST_OUTPUT))
             }
             Job::RemoveImage(image) => (
-                self.marked("rmi", ["rmi".into(), image.as_str().to_owned()]),
+                self.marked("rmi", ["rmi".into(), image.canonical().to_owned()]),
                 bounds(REMOVE_DEADLINE, OUTPUT),
             ),
             Job::GuestUse(id, vendor) => (self.guest_use(id, *vendor), bounds(GUEST_DEADLINE, OUTPUT)),
@@ -233,7 +239,23 @@ impl Cli {
         self.marked("exec", args)
     }
 
-    fn run(&self, job: &RunJob) -> Result<Program, Failure> {
+    /// All of an image's configuration as JSON: see [`super::image::read`].
+    fn look_at(&self, image: &ImageRef) -> Program {
+        let mode = match self.flavour {
+            // The other mode of nerdctl's does not tell the digest that `run` goes by.
+            Flavour::Nerdctl => Some("--mode=native".to_owned()),
+            Flavour::Docker => None,
+        };
+        let args = ["image".to_owned(), "inspect".to_owned()].into_iter().chain(mode);
+        let args = args.chain(["--format={{json .}}".to_owned(), image.canonical().to_owned()]);
+        self.marked("image", args)
+    }
+
+    /// The call that runs `job` with the image that was looked at and checked, within what is left of its time.
+    ///
+    /// # Errors
+    /// [`crate::core::job::FailureKind::Impossible`] when the job cannot be put on a command line.
+    pub fn run(&self, job: &RunJob, image: &Checked, left: Duration) -> Result<(Program, Bounds), Failure> {
         let split = env::split(&job.spec.env, &job.spec.command)?;
         let mut args = self.global_args();
         args.extend(["run".into(), "--detach".into()]);
@@ -245,6 +267,12 @@ impl Cli {
             let value =
                 job.labels.iter().find(|(name, _)| *name == label).map_or(LABEL_NONE, |(_, value)| value);
             flag("label", &format!("{label}={value}"));
+        }
+        for label in &image.masked {
+            flag("label", &format!("{label}={LABEL_NONE}"));
+        }
+        if image.no_healthcheck {
+            flag("no-healthcheck", "true");
         }
         if let Some(network) = &self.network {
             flag("network", network);
@@ -274,12 +302,14 @@ impl Cli {
         for (name, _) in &split.inherited {
             args.push(joined("--env=", name));
         }
-        args.push(spec.image.as_str().into());
+        // After the deploy's own: the last one counts.
+        args.extend(self.visible_gpus(job).map(OsString::from));
+        args.push(image.id.as_str().into());
         args.extend(spec.command.iter().map(OsString::from));
         let mut program = self.program(args);
         program.env.extend(split.inherited);
         program.input = split.file;
-        Ok(program)
+        Ok((program, Bounds { deadline: left, grace: GRACE, output: OUTPUT, tail: false }))
     }
 
     fn log_flags(&self, job: &RunJob, flag: &mut dyn FnMut(&str, &str)) {
@@ -317,8 +347,17 @@ impl Cli {
         }
     }
 
+    /// NVIDIA's container runtime, where it is the host's, hands over the GPUs that this variable names, and each CUDA
+    /// image names all of them. A microVM has its own.
+    fn visible_gpus(&self, job: &RunJob) -> Option<String> {
+        let named = |node: &&str| self.handover == Handover::Nvidia && !node.contains('=');
+        let ids: Vec<&str> = job.gpus.iter().map(|(_, node)| node.as_str()).filter(named).collect();
+        let ids = if ids.is_empty() { "void".to_owned() } else { ids.join(",") };
+        (!self.runtime.contains("kata")).then(|| format!("--env=NVIDIA_VISIBLE_DEVICES={ids}"))
+    }
+
     fn pull(&self, job: &PullJob) -> Program {
-        self.marked("pull", ["pull".into(), "--quiet".into(), job.image.as_str().to_owned()])
+        self.marked("pull", ["pull".into(), "--quiet".into(), job.image.canonical().to_owned()])
     }
 
     fn list(&self) -> Program {
@@ -343,7 +382,7 @@ impl Cli {
     }
 
     /// A call that starts no container, marked in its environment as a child of an agent.
-    fn marked<const N: usize>(&self, mark: &str, args: [String; N]) -> Program {
+    fn marked(&self, mark: &str, args: impl IntoIterator<Item = String>) -> Program {
         let args = self.global_args().into_iter().chain(args.into_iter().map(OsString::from)).collect();
         let mut program = self.program(args);
         program.env.push((MARK.into(), mark.into()));
@@ -430,15 +469,70 @@ mod tests {
         ContainerId::new(&"ab".repeat(32)).unwrap()
     }
 
+    fn image() -> Checked {
+        Checked { id: "sha256:ab".into(), masked: vec![], no_healthcheck: false }
+    }
+
+    fn run_args(cli: &Cli, job: &RunJob) -> Vec<String> {
+        text(&cli.run(job, &image(), Duration::ZERO).unwrap().0)
+    }
+
     #[test]
     fn a_plain_run() {
-        let args = text(&cli(Flavour::Nerdctl).run(&job()).unwrap());
+        let args = run_args(&cli(Flavour::Nerdctl), &job());
         let expected = "--namespace=ns run --detach --name=replica-r --runtime=io.containerd.kata.v2 --pull=never \
              --label=vectorlay.replica=r --label=vectorlay.deploy=d1 --label=vectorlay.spec=none \
              --label=vectorlay.gpus=none --label=vectorlay.node=none --log-driver=json-file --log-opt=max-size=10m \
-             --log-opt=max-file=3 bb:1";
+             --log-opt=max-file=3 sha256:ab";
         assert_eq!(args.join(" "), expected);
-        assert_eq!(text(&cli(Flavour::Docker).run(&job()).unwrap())[0], "run");
+        assert_eq!(run_args(&cli(Flavour::Docker), &job())[0], "run");
+    }
+
+    #[test]
+    fn a_run_of_an_image_that_has_to_be_held_back() {
+        let image =
+            Checked { masked: vec!["com.docker.compose.project".into()], no_healthcheck: true, ..image() };
+        let (program, bounds) = cli(Flavour::Docker).run(&job(), &image, Duration::from_secs(3)).unwrap();
+        let args = text(&program);
+        for flag in ["--label=com.docker.compose.project=none", "--no-healthcheck=true"] {
+            assert!(args.iter().any(|arg| arg == flag), "{flag} in {args:?}");
+        }
+        assert_eq!(bounds.deadline, Duration::from_secs(3));
+    }
+
+    #[test]
+    fn a_run_begins_with_a_look_at_its_image() {
+        let check = |flavour, line: &str| {
+            let (program, bounds) = cli(flavour).call(&Job::Run(Box::new(job()))).unwrap();
+            assert_eq!(text(&program).join(" "), line);
+            assert_eq!((bounds.deadline, program.env[2].0.to_str()), (LOOK_DEADLINE, Some(MARK)));
+        };
+        check(
+            Flavour::Nerdctl,
+            "--namespace=ns image inspect --mode=native --format={{json .}} docker.io/library/bb:1",
+        );
+        check(Flavour::Docker, "image inspect --format={{json .}} docker.io/library/bb:1");
+        let mut job = job();
+        job.spec.command = vec!["a\0".into()];
+        assert!(cli(Flavour::Docker).call(&Job::Run(Box::new(job))).is_err());
+    }
+
+    #[test]
+    fn nvidias_runtime_hands_over_what_was_claimed() {
+        let gpu = PciAddress::parse("41:00.0").unwrap();
+        let check = |runtime: &str, handover, nodes: &[&str], expected: Option<&str>| {
+            let mut job = job();
+            job.gpus = nodes.iter().map(|node| (gpu, (*node).to_owned())).collect();
+            let cli = Cli { handover, runtime: runtime.into(), ..cli(Flavour::Docker) };
+            let args = run_args(&cli, &job);
+            let found = args.iter().find_map(|arg| arg.strip_prefix("--env=NVIDIA_VISIBLE_DEVICES="));
+            assert_eq!(found, expected, "{runtime} {nodes:?}");
+        };
+        check("nvidia", Handover::Nvidia, &[], Some("void"));
+        check("nvidia", Handover::Nvidia, &["GPU-a", "GPU-b"], Some("GPU-a,GPU-b"));
+        check("nvidia", Handover::Nvidia, &["nvidia.com/gpu=GPU-a"], Some("void"));
+        check("runc", Handover::Amd, &["/dev/dri/renderD128"], Some("void"));
+        check("io.containerd.kata.v2", Handover::Vfio, &["/dev/vfio/1"], None);
     }
 
     #[test]
@@ -461,7 +555,7 @@ mod tests {
         let mut cli = cli(Flavour::Docker);
         cli.network = Some("net".into());
         cli.log = LogChoice::File { dir: "/var/log/v".into() };
-        let program = cli.run(&job).unwrap();
+        let (program, _) = cli.run(&job, &image(), Duration::ZERO).unwrap();
         let args = text(&program);
         let from = args.iter().position(|arg| arg.starts_with("--network")).unwrap();
         let expected = [
@@ -476,7 +570,7 @@ mod tests {
             "--device=/dev/vfio/12",
             "--env-file=/proc/self/fd/0",
             "--env=B",
-            "bb:1",
+            "sha256:ab",
             "--privileged",
             "",
             "-v",
@@ -493,7 +587,7 @@ mod tests {
         let check = |handover, nodes: &[&str], expected: &[&str]| {
             let mut job = job();
             job.gpus = nodes.iter().map(|node| (gpu, (*node).to_owned())).collect();
-            let args = text(&Cli { handover, ..cli(Flavour::Docker) }.run(&job).unwrap());
+            let args = run_args(&Cli { handover, ..cli(Flavour::Docker) }, &job);
             let gpus: Vec<_> =
                 args.iter().filter(|a| a.starts_with("--gpus") || a.starts_with("--device")).collect();
             assert_eq!(gpus, expected);
@@ -535,7 +629,9 @@ mod tests {
         check(Job::Logs(id(), 100), &format!("logs --timestamps --tail=100 {a}"), 20);
         let pull =
             PullJob { image: ImageRef::new("bb:1").unwrap(), auth: None, deadline: Duration::from_secs(7) };
-        check(Job::Pull(Box::new(pull)), "pull --quiet bb:1", 7);
+        check(Job::Pull(Box::new(pull)), "pull --quiet docker.io/library/bb:1", 7);
+        let image = ImageRef::new("a/b:2").unwrap();
+        check(Job::RemoveImage(image), "rmi docker.io/a/b:2", 120);
     }
 
     #[test]

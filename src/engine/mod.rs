@@ -16,8 +16,11 @@ pub mod answer;
 pub mod cli;
 pub mod credentials;
 pub mod env;
+pub mod image;
+pub mod image_policy;
 pub mod logs;
 pub mod orphans;
+pub mod releases;
 pub mod watcher;
 pub mod words;
 
@@ -28,10 +31,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use crate::core::job::{Failure, FailureKind, Job, JobId, Outcome};
+use crate::core::job::{Failure, FailureKind, Job, JobId, Outcome, RunJob};
 use crate::process::{self, Cancel};
+use crate::types::ImageRef;
 use cli::{Cli, LogChoice};
 use credentials::Credentials;
+use image::Known;
+use image_policy::Checked;
 
 /// After this long a stop or a removal no longer counts against its lane.
 pub const OVERDUE: Duration = Duration::from_secs(30);
@@ -67,7 +73,8 @@ pub struct Pool {
 enum Message {
     Submit(JobId, Job),
     Cancel(JobId),
-    Ended(JobId),
+    /// With the image of a run as it was looked at.
+    Ended(JobId, Option<Checked>),
     Close,
 }
 
@@ -82,6 +89,7 @@ impl Pool {
         let manager = Manager {
             lanes: [settings.deploys, settings.stops, settings.looks].map(Lane::new),
             running: Vec::new(),
+            known: Known::default(),
             settings: Arc::new(settings),
             sink,
             inbox: inbox.clone(),
@@ -144,11 +152,22 @@ struct Running {
     overdue: Option<Instant>,
     /// Whether it counts against its lane.
     placed: bool,
+    image: Use,
+}
+
+/// What a job has to do with an image.
+enum Use {
+    Nothing,
+    /// It runs it; at its start images had changed this many times.
+    Runs(ImageRef, u64),
+    /// It changes what the name stands for.
+    Changes(ImageRef),
 }
 
 struct Manager {
     lanes: [Lane; 3],
     running: Vec<(JobId, Running)>,
+    known: Known,
     settings: Arc<Settings>,
     sink: Sink,
     inbox: Sender<Message>,
@@ -170,7 +189,7 @@ impl Manager {
             match message {
                 Some(Message::Submit(id, job)) => self.lanes[lane_of(&job)].waiting.push_back((id, job)),
                 Some(Message::Cancel(id)) => self.cancel(id),
-                Some(Message::Ended(id)) => self.ended(id),
+                Some(Message::Ended(id, image)) => self.ended(id, image),
                 Some(Message::Close) => self.closing = true,
                 None => self.free_overdue(),
             }
@@ -207,16 +226,36 @@ impl Manager {
         let (settings, sink, inbox, flag) =
             (self.settings.clone(), self.sink.clone(), self.inbox.clone(), cancel.clone());
         let shown = job.clone();
+        let (image, known) = match &job {
+            Job::Run(run) => {
+                let image = run.spec.image.clone();
+                let known = self.known.get(&image, Instant::now());
+                (Use::Runs(image, self.known.changes()), known)
+            }
+            Job::Pull(pull) => (Use::Changes(pull.image.clone()), None),
+            Job::RemoveImage(image) => (Use::Changes(image.clone()), None),
+            Job::List
+            | Job::Inspect(_)
+            | Job::Stop(..)
+            | Job::Remove(_)
+            | Job::Logs(..)
+            | Job::Probe
+            | Job::Images
+            | Job::GuestUse(..) => (Use::Nothing, None),
+        };
         let thread = std::thread::Builder::new().name(format!("job-{}", id.0)).spawn(move || {
-            let outcome = perform(&settings, id, &job, flag.as_ref());
+            let (outcome, image) = match &job {
+                Job::Run(run) => run_checked(&settings, &job, run, known),
+                job => (perform(&settings, id, job, flag.as_ref()), None),
+            };
             // The place is free before the outcome is told: what follows from it finds the place.
-            let _ = inbox.send(Message::Ended(id));
+            let _ = inbox.send(Message::Ended(id, image));
             sink(id, outcome);
         });
         match thread {
             Ok(_) => {
                 self.lanes[lane].taken += 1;
-                self.running.push((id, Running { lane, cancel, overdue, placed: true }));
+                self.running.push((id, Running { lane, cancel, overdue, placed: true, image }));
             }
             Err(error) => {
                 let message =
@@ -243,10 +282,17 @@ impl Manager {
         }
     }
 
-    fn ended(&mut self, id: JobId) {
+    fn ended(&mut self, id: JobId, checked: Option<Checked>) {
         if let Some(at) = self.running.iter().position(|(running, _)| *running == id) {
             let (_, job) = self.running.swap_remove(at);
             self.lanes[job.lane].taken -= usize::from(job.placed);
+            match (job.image, checked) {
+                (Use::Changes(image), _) => self.known.forget(&image),
+                (Use::Runs(image, changes), Some(checked)) => {
+                    self.known.keep(&image, checked, changes, Instant::now());
+                }
+                (Use::Runs(..), None) | (Use::Nothing, _) => {}
+            }
         }
     }
 
@@ -266,6 +312,39 @@ impl Manager {
             }
         }
     }
+}
+
+/// Looks at the image of a run, unless it is known, and runs just what was looked at. With the outcome comes what a look
+/// has found.
+fn run_checked(
+    settings: &Settings,
+    job: &Job,
+    run: &RunJob,
+    known: Option<Checked>,
+) -> (Outcome, Option<Checked>) {
+    let began = Instant::now();
+    let looked = known.is_none();
+    let checked = match known.map_or_else(|| look(settings, job, run), Ok) {
+        Ok(checked) => checked,
+        Err(failure) => return (answer::failed(job, failure), None),
+    };
+    let left = run.deadline.saturating_sub(began.elapsed());
+    let outcome = match settings.cli.run(run, &checked, left) {
+        Ok((program, bounds)) => answer::outcome(job, &process::run(&program, &bounds, None)),
+        Err(failure) => answer::failed(job, failure),
+    };
+    let gone = matches!(&outcome, Outcome::Ran(Err(Failure { kind: FailureKind::NoImage, .. })));
+    (outcome, (looked && !gone).then_some(checked))
+}
+
+fn look(settings: &Settings, job: &Job, run: &RunJob) -> Result<Checked, Failure> {
+    let (program, bounds) = settings.cli.call(job)?;
+    let facts =
+        answer::facts(settings.cli.flavour, job, &run.spec.image, &process::run(&program, &bounds, None))?;
+    image_policy::check(facts).map_err(|why| Failure {
+        kind: FailureKind::ImageRefused,
+        message: words::one_line(&format!("image {} is refused: {why}", run.spec.image)),
+    })
 }
 
 /// Does a job: the call and what has to be done around it.
@@ -318,7 +397,7 @@ mod tests {
     use crate::core::inventory::Handover;
     use crate::core::job::PullJob;
     use crate::process::{Bounds, Program};
-    use crate::types::{ContainerId, ImageRef, RegistryAuth, Secret};
+    use crate::types::{ContainerId, RegistryAuth, ReplicaId, Secret, Spec};
     use cli::{DEFAULT_PATH, Flavour};
     use std::sync::mpsc::SyncSender;
     use std::sync::mpsc::sync_channel;
@@ -473,6 +552,57 @@ mod tests {
         std::fs::write(bench.dir.join("logs/d1.log"), "a\nb\n").unwrap();
         bench.submit(2, Job::Logs(container(1), 1));
         assert_eq!(bench.next(), (2, logs(&["b"])));
+    }
+
+    #[test]
+    fn a_run_is_of_the_image_that_was_looked_at() {
+        // Each pull gives the name another digest, and the second one's image a label that steers the host.
+        let script = "echo \"$1 $2\" >>$HOME/calls
+            pulls=$(grep -c ^pull $HOME/calls)
+            digest=sha256:$(printf %064d \"$pulls\")
+            label=; [ \"$pulls\" -lt 2 ] || label='\"nerdctl/ports\":\"x\"'
+            for last; do :; done
+            case $1 in
+            image) [ \"$pulls\" = 0 ] && exit
+                printf '{\"Image\":{\"Name\":\"%s\",\"Target\":{\"digest\":\"%s\"}},' \"$last\" $digest
+                printf '\"ImageConfigDesc\":{\"digest\":\"x\"},'
+                printf '\"ImageConfig\":{\"config\":{\"Labels\":{%s}}}}\\n' \"$label\";;
+            run) echo \"$last\" >>$HOME/ran; printf '%064d\\n' 7;;
+            esac";
+        let bench = Bench::new("look", script, LONG);
+        let job = || {
+            let spec = Spec {
+                image: ImageRef::new("bb:1").unwrap(),
+                gpu_count: 0,
+                env: vec![],
+                command: vec![],
+                millicpus: None,
+                memory_mib: None,
+                shm_mib: None,
+                pids_limit: None,
+                ports: vec![],
+            };
+            let replica = ReplicaId::new("r").unwrap();
+            let name = "replica-r".to_owned();
+            Job::Run(Box::new(RunJob { replica, name, spec, labels: vec![], gpus: vec![], deadline: LONG }))
+        };
+        let ask = |id, job| {
+            bench.submit(id, job);
+            match bench.next() {
+                (answered, Outcome::Ran(result)) if answered == id => result.map_err(|f| f.kind).map(drop),
+                (answered, Outcome::Pulled(result)) if answered == id => result.map_err(|f| f.kind),
+                other => panic!("{other:?}"),
+            }
+        };
+        let read = |name: &str| std::fs::read_to_string(bench.dir.join(name)).unwrap_or_default();
+        assert_eq!(ask(1, job()), Err(FailureKind::NoImage));
+        assert_eq!((ask(2, pull(None)), ask(3, job()), ask(4, job())), (Ok(()), Ok(()), Ok(())));
+        assert_eq!(read("calls"), "image inspect\npull --quiet\nimage inspect\nrun --detach\nrun --detach\n");
+        let digest = format!("sha256:{:064}\n", 1);
+        assert_eq!(read("ran"), digest.repeat(2), "not the name, which the CLI could read otherwise by then");
+        // A pull ends what is known.
+        assert_eq!((ask(5, pull(None)), ask(6, job())), (Ok(()), Err(FailureKind::ImageRefused)));
+        assert_eq!(read("ran"), digest.repeat(2));
     }
 
     #[test]

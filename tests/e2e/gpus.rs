@@ -18,6 +18,10 @@ for last; do :; done
 case "$1" in
 --version) echo "nerdctl version 2.2.2" ;;
 version) echo '{"Client":{"Version":"2.2.2"},"Server":{"Components":[]}}' ;;
+image)
+    digest=sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+    echo '{"Image":{"Name":"'"$last"'","Target":{"digest":"'$digest'"}},"ImageConfigDesc":{"digest":"'$digest'"}}'
+    ;;
 ps)
     for file in "$here"/up/*; do [ ! -e "$file" ] || printf '%s\tUp\n' "$(cat "$file")"; done
     for file in "$here"/exited/*; do [ ! -e "$file" ] || printf '%s\tExited (0) 1 second ago\n' "$(cat "$file")"; done

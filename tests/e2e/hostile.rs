@@ -10,8 +10,29 @@ use crate::world::World;
 fn nothing_from_the_network_becomes_a_flag() {
     let Some(world) = World::start("nothing_from_the_network_becomes_a_flag") else { return };
     let foreign = world.engine.start_foreign("bystander");
-    for image in ["--privileged", "-v", "--help", "", " ", "a b", "bb:1;id", "$(id)", "/etc/passwd", "bb\n:1"]
-    {
+    let archive = world.node.path().join("archive");
+    std::fs::write(&archive, "").unwrap();
+    let archive = archive.display();
+    let files =
+        [format!("oci-archive://{archive}"), format!("docker-archive://{archive}"), format!("{archive}")];
+    let names = [
+        "--privileged",
+        "-v",
+        "--help",
+        "",
+        " ",
+        "a b",
+        "bb:1;id",
+        "$(id)",
+        "/etc/passwd",
+        "bb\n:1",
+        "oci-archive:///dev/zero",
+        "ipfs://bafkreicysg23kiwv34eg2d7qweipxwosdo2py4ldv42nbauguluen5v6am",
+        "ipns://k51qzi5uqu5dgutdk6i1ynyzgkqngpha5xpgia3a5qqp4jsh0u4csozksxel2r",
+        "http://127.0.0.1/x",
+        "sha256",
+    ];
+    for image in names.into_iter().chain(files.iter().map(String::as_str)) {
         world.fail("a", &json!({"image": image}), "invalid");
     }
     // The command is the container's, whatever it looks like.

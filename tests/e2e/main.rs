@@ -22,6 +22,7 @@ mod half_open;
 mod heartbeat;
 mod hostile;
 mod identity;
+mod images;
 mod looks;
 mod reconnect;
 mod restarts;

@@ -17,6 +17,7 @@ use vectorlay::core::job::{
     ListedStatus, Outcome, PullJob, RunJob, Vendor,
 };
 use vectorlay::engine::cli::{Cli, DEFAULT_PATH, Flavour, LogChoice};
+use vectorlay::engine::image_policy::Checked;
 use vectorlay::engine::watcher::{Event, Watcher};
 use vectorlay::engine::{OVERDUE, Pool, Settings};
 use vectorlay::process::{self, Bounds, Program};
@@ -422,7 +423,8 @@ fn the_names_of_gpus_are_read_one_by_one() {
     let mut job = bench.job("gpus", &["/bin/sleep", "1"]);
     let gpu = |bus: &str, uuid: &str| (PciAddress::parse(&format!("{bus}:00.0")).unwrap(), uuid.to_owned());
     job.gpus = vec![gpu("41", "GPU-a"), gpu("42", "GPU-b")];
-    let (mut program, bounds) = bench.cli.call(&Job::Run(Box::new(job))).unwrap();
+    let image = Checked { id: bench.image.canonical().to_owned(), masked: vec![], no_healthcheck: false };
+    let (mut program, bounds) = bench.cli.run(&job, &image, LONG).unwrap();
     // Made, but not started: that would take the GPUs.
     program.args.retain(|word| word != "--detach");
     let run = program.args.iter_mut().find(|word| *word == "run").unwrap();

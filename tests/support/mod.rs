@@ -3,5 +3,6 @@ pub mod agent;
 pub mod control_plane;
 pub mod engine;
 pub mod host;
+pub mod images;
 pub mod protocol_page;
 pub mod skip;
