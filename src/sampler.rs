@@ -261,7 +261,7 @@ mod tests {
 
         sampler.order(Sample::Hardware);
         let SamplerEvent::Hardware(hardware) = next() else { panic!("not the hardware") };
-        assert_eq!((hardware.hostname.as_str(), hardware.gpus.len()), ("gpu-07", 1));
+        assert_eq!((hardware.hostname.as_deref(), hardware.gpus.len()), (Some("gpu-07"), 1));
 
         for round in [1, 2] {
             sampler.order(Sample::Checks);

@@ -282,8 +282,9 @@ impl Edges {
                 send(match event {
                     SamplerEvent::Usage(usage) => Event::Usage(usage),
                     SamplerEvent::Hardware(mut hardware) => {
+                        let machine_id = hardware.machine_id.take();
                         hardware.machine_id =
-                            identity::of_instance(&hardware.machine_id, instance.as_deref());
+                            machine_id.map(|id| identity::of_instance(id, instance.as_deref()));
                         Event::Hardware(hardware)
                     }
                     SamplerEvent::Check(_, check) => Event::Check(check),

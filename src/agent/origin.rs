@@ -87,7 +87,7 @@ fn fingerprint(root: &Path, instance: Option<&str>) -> Option<String> {
     let (answer, answered) = channel();
     let (root, instance) = (root.to_owned(), instance.map(str::to_owned));
     let read = move || {
-        let id = identity::machine_id(&root).map(|id| identity::of_instance(&id, instance.as_deref()));
+        let id = identity::machine_id(&root).map(|id| identity::of_instance(id, instance.as_deref()));
         // Nobody listens any more after the deadline.
         let _ = answer.send(id);
     };

@@ -18,16 +18,16 @@ fn render_text(hardware: &Hardware, storage: Option<&Storage>) -> String {
         || "unknown".to_owned(),
         |s| format!("{}: {} of {} GiB used ({} %)", s.path, s.used_gb, s.total_gb, s.usage_percent),
     );
-    let known = |text: &str| if text.is_empty() { "unknown".to_owned() } else { text.to_owned() };
+    let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".to_owned());
+    let online = hardware
+        .cpu_cores
+        .map_or_else(|| "unknown number".to_owned(), |count| super::counted(count as usize, "CPU"));
     let rows = [
-        ("hostname", hardware.hostname.clone()),
-        (
-            "CPU",
-            format!("{}, {} online", hardware.cpu_model, super::counted(hardware.cpu_cores as usize, "CPU")),
-        ),
-        ("RAM", format!("{} GiB", hardware.ram_gib)),
+        ("hostname", known(&hardware.hostname)),
+        ("CPU", format!("{}, {online} online", known(&hardware.cpu_model))),
+        ("RAM", hardware.ram_gib.map_or_else(|| "unknown".to_owned(), |gib| format!("{gib} GiB"))),
         ("storage", storage),
-        ("kernel", format!("{} ({})", hardware.kernel, hardware.arch)),
+        ("kernel", format!("{} ({})", known(&hardware.kernel), known(&hardware.arch))),
         ("machine ID", known(&hardware.machine_id)),
         ("boot ID", known(&hardware.boot_id)),
         ("GPUs", hardware.gpus.len().to_string()),
@@ -98,12 +98,12 @@ mod tests {
         };
         let obstructed = || Verdict::Obstructed("bound to nouveau".into());
         Hardware {
-            hostname: "gpu-07".into(),
-            cpu_model: "AMD EPYC 7763".into(),
-            cpu_cores: 128,
-            ram_gib: 512,
-            arch: "x86_64".into(),
-            kernel: "6.1.0".into(),
+            hostname: Some("gpu-07".into()),
+            cpu_model: Some("AMD EPYC 7763".into()),
+            cpu_cores: Some(128),
+            ram_gib: Some(512),
+            arch: Some("x86_64".into()),
+            kernel: Some("6.1.0".into()),
             gpus: vec![
                 gpu("41:00.0", "A", Verdict::Assignable, Health::Ok),
                 gpu("42:00.0", "B", Verdict::Assignable, Health::Suspect("link at x4".into())),

@@ -86,7 +86,8 @@ fn run(command: Command, loaded: Loaded) -> u8 {
             let storage = storage.as_ref().map(|(storage, _)| storage);
             let mut hardware = host::hardware(&config.root, gpus);
             let instance = config.instance.as_deref();
-            hardware.machine_id = host::identity::of_instance(&hardware.machine_id, instance);
+            let machine_id = hardware.machine_id.take();
+            hardware.machine_id = machine_id.map(|id| host::identity::of_instance(id, instance));
             print(&info::render(&hardware, storage, form), OK)
         }
         Command::Status(form) => request(config, &Request::Status, form),

@@ -5,25 +5,25 @@ use serde_json::{Map, Value, json};
 
 use crate::types::PciAddress;
 
-/// What changes only with a reboot or a screwdriver.
+/// What changes only with a reboot or a screwdriver. A field that the kernel does not tell is `None`.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Hardware {
     /// The kernel's host name.
-    pub hostname: String,
+    pub hostname: Option<String>,
     /// The first `model name` of /proc/cpuinfo, or what the architecture has instead.
-    pub cpu_model: String,
+    pub cpu_model: Option<String>,
     /// Online logical CPUs.
-    pub cpu_cores: u32,
+    pub cpu_cores: Option<u32>,
     /// MemTotal in GiB, rounded to the nearest integer.
-    pub ram_gib: u32,
+    pub ram_gib: Option<u32>,
     /// `x86_64`, `aarch64`.
-    pub arch: String,
+    pub arch: Option<String>,
     /// The kernel's release, as `uname -r` prints it.
-    pub kernel: String,
+    pub kernel: Option<String>,
     /// /proc/sys/kernel/random/boot_id.
-    pub boot_id: String,
-    /// A stable, non-secret fingerprint of the machine (see `host::identity`).
-    pub machine_id: String,
+    pub boot_id: Option<String>,
+    /// A stable, non-secret fingerprint of the machine (see `host::identity`); `None` when nothing tells it from others.
+    pub machine_id: Option<String>,
     /// The GPUs, by address.
     pub gpus: Vec<Gpu>,
 }

@@ -144,10 +144,10 @@ impl Node {
         self.usage = Some(usage);
     }
 
-    /// The machine's fingerprint; `None`, never an empty one, where it is not known.
+    /// The machine's fingerprint, where it is known.
     fn machine_id(&self) -> Option<&str> {
-        let read = self.hardware.as_ref().map(|hardware| hardware.machine_id.as_str());
-        read.filter(|id| !id.is_empty()).or(self.machine_id.as_deref())
+        let read = self.hardware.as_ref().and_then(|hardware| hardware.machine_id.as_deref());
+        read.or(self.machine_id.as_deref())
     }
 
     /// The data path's use, in percent.
@@ -340,7 +340,7 @@ impl Core {
         let hardware = self.node.hardware.as_ref();
         json!({
             "machine_id": self.node.machine_id(),
-            "hostname": hardware.map_or("", |h| h.hostname.as_str()),
+            "hostname": hardware.and_then(|h| h.hostname.as_deref()),
             "agent_version": self.settings.version,
             "system_info": self.system_info(now),
         })

@@ -4,21 +4,21 @@ use std::path::Path;
 
 use super::files;
 
-/// What the processor calls itself, or what is known of it where it does not (ARM); `unknown` when nothing is.
-pub fn model(root: &Path) -> String {
+/// What the processor calls itself, or what is known of it where it does not (ARM).
+pub fn model(root: &Path) -> Option<String> {
     let text = files::text(&files::under(root, "/proc/cpuinfo")).unwrap_or_default();
     named(&text)
         .or_else(|| arm(&text))
         .or_else(|| files::value(&files::under(root, "/proc/device-tree/model")))
-        .unwrap_or_else(|| "unknown".to_owned())
 }
 
-/// How many logical CPUs are online: what the kernel can schedule on. 0 when it does not tell.
-pub fn online(root: &Path) -> u32 {
+/// How many logical CPUs are online: what the kernel can schedule on.
+pub fn online(root: &Path) -> Option<u32> {
     let listed = files::value(&files::under(root, "/sys/devices/system/cpu/online"));
-    listed.and_then(|list| count(&list)).unwrap_or_else(|| {
-        let text = files::text(&files::under(root, "/proc/cpuinfo")).unwrap_or_default();
-        text.lines().filter_map(field).filter(|(name, _)| *name == "processor").count() as u32
+    listed.and_then(|list| count(&list)).or_else(|| {
+        let text = files::text(&files::under(root, "/proc/cpuinfo"))?;
+        let processors = text.lines().filter_map(field).filter(|(name, _)| *name == "processor").count();
+        u32::try_from(processors).ok().filter(|count| *count > 0)
     })
 }
 
@@ -81,7 +81,7 @@ mod tests {
     fn models_of_several_machines() {
         let check = |cpuinfo: &str, device_tree: &str, expected: &str| {
             let host = Fixture::new(&[("/proc/cpuinfo", cpuinfo), ("/proc/device-tree/model", device_tree)]);
-            assert_eq!(model(host.path()), expected, "{cpuinfo}");
+            assert_eq!(model(host.path()).as_deref(), Some(expected), "{cpuinfo}");
         };
         let x86 =
             "processor\t: 0\nmodel\t\t: 1\nmodel name\t: Intel(R)  Xeon(R) CPU   @ 2.20GHz \nflags : a:b\n";
@@ -90,8 +90,7 @@ mod tests {
         check(grace, "", "ARM Neoverse V2");
         check("CPU implementer\t: 0x61\nCPU part\t: 0x022\n", "", "ARM, implementer 0x61, part 0x022");
         check("processor : 0\n", "Some Board\0", "Some Board");
-        check("model name :\n", "", "unknown");
-        assert_eq!(model(Fixture::new(&[]).path()), "unknown");
+        assert_eq!(model(Fixture::new(&[]).path()), None);
     }
 
     #[test]
@@ -101,7 +100,7 @@ mod tests {
                 ("/sys/devices/system/cpu/online", list),
                 ("/proc/cpuinfo", "processor\t: 0\n\nprocessor\t: 1\nmodel name: processor\n"),
             ]);
-            assert_eq!(online(host.path()), expected, "{list:?}");
+            assert_eq!(online(host.path()), Some(expected), "{list:?}");
         };
         check("0-127\n", 128);
         check("0\n", 1);
@@ -110,6 +109,6 @@ mod tests {
         for bad in ["", "\n", "3-0\n", "0-\n", "x\n", "0-4294967295\n"] {
             check(bad, 2);
         }
-        assert_eq!(online(Fixture::new(&[]).path()), 0);
+        assert_eq!(online(Fixture::new(&[]).path()), None);
     }
 }

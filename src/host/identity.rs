@@ -36,33 +36,29 @@ pub fn machine_id(root: &Path) -> Option<String> {
 }
 
 /// The fingerprint of one of several agents on a machine, which are nodes of their own. An agent without a name has the
-/// machine's, and a machine without a fingerprint gives none to any of them.
-pub fn of_instance(machine_id: &str, instance: Option<&str>) -> String {
-    match instance {
-        Some(name) if !machine_id.is_empty() => {
-            let hash = keyed_hash(KEY, format!("instance\0{machine_id}\0{name}").as_bytes());
-            HEXLOWER.encode(&hash[..FINGERPRINT_BYTES])
-        }
-        Some(_) | None => machine_id.to_owned(),
-    }
+/// machine's.
+pub fn of_instance(machine_id: String, instance: Option<&str>) -> String {
+    let Some(name) = instance else { return machine_id };
+    let hash = keyed_hash(KEY, format!("instance\0{machine_id}\0{name}").as_bytes());
+    HEXLOWER.encode(&hash[..FINGERPRINT_BYTES])
 }
 
-/// The kernel's ID of this boot; empty when it cannot be read.
-pub fn boot_id(root: &Path) -> String {
-    files::value(&files::under(root, "/proc/sys/kernel/random/boot_id")).unwrap_or_default()
+/// The kernel's ID of this boot.
+pub fn boot_id(root: &Path) -> Option<String> {
+    files::value(&files::under(root, "/proc/sys/kernel/random/boot_id"))
 }
 
-/// The kernel's host name; `unknown` when it cannot be read.
-pub fn hostname(root: &Path) -> String {
-    files::value(&files::under(root, "/proc/sys/kernel/hostname")).unwrap_or_else(|| "unknown".to_owned())
+/// The kernel's host name, which is `(none)` until somebody sets one.
+pub fn hostname(root: &Path) -> Option<String> {
+    files::value(&files::under(root, "/proc/sys/kernel/hostname")).filter(|name| name != "(none)")
 }
 
-/// The kernel's release, as `uname -r` prints it; `unknown` when it cannot be read.
-pub fn kernel(root: &Path) -> String {
-    files::value(&files::under(root, "/proc/sys/kernel/osrelease")).unwrap_or_else(|| "unknown".to_owned())
+/// The kernel's release, as `uname -r` prints it.
+pub fn kernel(root: &Path) -> Option<String> {
+    files::value(&files::under(root, "/proc/sys/kernel/osrelease"))
 }
 
-/// UUIDs that boards of many makers share. All digits alike is looked for besides.
+/// UUIDs that boards of many makers share. (UUIDs of one repeated digit are rejected separately.)
 const BOGUS_UUIDS: [&str; 6] = [
     "03000200-0400-0500-0006-000700080009",
     "00010203-0405-0607-0809-0a0b0c0d0e0f",
@@ -72,8 +68,8 @@ const BOGUS_UUIDS: [&str; 6] = [
     "12345678-1234-5678-90ab-cddeefaabbcc",
 ];
 
-/// What stands where a maker did not fill in a serial number, in lower case. All characters alike is looked for
-/// besides.
+/// What stands where a maker did not fill in a serial number, in lower case. (Serials of one repeated character are
+/// rejected separately.)
 const BOGUS_SERIALS: [&str; 18] = [
     "to be filled by o.e.m.",
     "to be filled by o.e.m",
@@ -202,11 +198,10 @@ mod tests {
     #[test]
     fn named_agents_are_other_nodes() {
         let machine = "0123456789abcdef0123456789abcdef";
-        assert_eq!(of_instance(machine, None), machine);
-        let (a, b) = (of_instance(machine, Some("a")), of_instance(machine, Some("b")));
+        assert_eq!(of_instance(machine.to_owned(), None), machine);
+        let (a, b) = (of_instance(machine.to_owned(), Some("a")), of_instance(machine.to_owned(), Some("b")));
         assert!(a != b && a != machine && a.len() == machine.len());
-        assert_eq!(of_instance(machine, Some("a")), a);
-        assert_eq!(of_instance("", Some("a")), "");
+        assert_eq!(of_instance(machine.to_owned(), Some("a")), a);
     }
 
     #[test]
@@ -307,10 +302,13 @@ mod tests {
             ("/proc/sys/kernel/osrelease", "6.1.0-28-amd64\n"),
             ("/proc/sys/kernel/random/boot_id", "5d4a2b1e-0000-4000-8000-000000000001\n"),
         ]);
-        assert_eq!(hostname(host.path()), "gpu-07");
-        assert_eq!(kernel(host.path()), "6.1.0-28-amd64");
-        assert_eq!(boot_id(host.path()), "5d4a2b1e-0000-4000-8000-000000000001");
-        let nothing = Fixture::new(&[]);
-        assert_eq!((hostname(nothing.path()), boot_id(nothing.path())), ("unknown".into(), String::new()));
+        assert_eq!(hostname(host.path()).as_deref(), Some("gpu-07"));
+        assert_eq!(kernel(host.path()).as_deref(), Some("6.1.0-28-amd64"));
+        assert_eq!(boot_id(host.path()).as_deref(), Some("5d4a2b1e-0000-4000-8000-000000000001"));
+        // What is not known is absent, never a word or a zero.
+        let nothing = Fixture::new(&[("/proc/sys/kernel/hostname", "(none)\n")]);
+        let known = super::super::hardware(nothing.path(), Vec::new());
+        let arch = known.arch.clone();
+        assert_eq!(known, crate::core::inventory::Hardware { arch, ..Default::default() });
     }
 }

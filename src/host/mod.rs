@@ -31,18 +31,17 @@ use std::path::Path;
 
 use crate::core::inventory::{Gpu, Hardware};
 
-/// What the machine is, with the GPUs that an inventory found. `machine_id` is empty when nothing tells the machine
-/// from others, a number 0 when the kernel does not tell it.
+/// What the machine is, with the GPUs that an inventory found.
 pub fn hardware(root: &Path, gpus: Vec<Gpu>) -> Hardware {
     Hardware {
         hostname: identity::hostname(root),
         cpu_model: cpu::model(root),
         cpu_cores: cpu::online(root),
-        ram_gib: memory::read(root).map_or(0, memory::Memory::total_gib),
-        arch: std::env::consts::ARCH.to_owned(),
+        ram_gib: memory::read(root).map(memory::Memory::total_gib),
+        arch: Some(std::env::consts::ARCH.to_owned()),
         kernel: identity::kernel(root),
         boot_id: identity::boot_id(root),
-        machine_id: identity::machine_id(root).unwrap_or_default(),
+        machine_id: identity::machine_id(root),
         gpus,
     }
 }

@@ -27,7 +27,13 @@ fn identity(rig: &Rig) -> (&str, Option<&str>) {
 #[test]
 fn over_http_then_it_connects_with_what_it_got() {
     let mut rig = new_node();
-    assert!(matches!(rig.orders[..], [LinkCommand::Register { .. }]));
+    let [LinkCommand::Register { body, .. }] = &rig.orders[..] else { panic!("{:?}", rig.orders) };
+    // What the machine does not tell is null: an empty fingerprint would be the same on every such machine.
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!((&body["machine_id"], &body["hostname"]), (&serde_json::Value::Null, &"gpu-07".into()));
+    for unknown in ["machine_id", "boot_id", "cpuModel", "cpuCores", "ramGb", "kernel", "arch"] {
+        assert_eq!(body["system_info"].get(unknown), Some(&serde_json::Value::Null), "{unknown}");
+    }
     let (node, token) = (NodeId::new("n7").unwrap(), Some(Secret::new("nt".into())));
     rig.link(LinkEvent::Registered(Registration::Done { node, token }));
     assert_eq!(identity(&rig), ("n7", Some("nt")));

@@ -461,5 +461,5 @@ pub fn hardware(count: usize) -> Hardware {
         verdict: Verdict::Assignable,
         health: Health::Ok,
     };
-    Hardware { gpus: (0..count).map(gpu).collect(), hostname: "gpu-07".into(), ..Hardware::default() }
+    Hardware { gpus: (0..count).map(gpu).collect(), hostname: Some("gpu-07".into()), ..Hardware::default() }
 }
