@@ -113,7 +113,7 @@ fn line(format: LogFormat, prefix: Prefix, now: Duration, record: &Record<'_>) -
     match (format, prefix) {
         (LogFormat::Text, Prefix::Priority) => format!("<{}>{message}", priority(record.level())),
         (LogFormat::Text, Prefix::Time) => {
-            format!("{} {:<5} {message}", dates::shown(now.as_secs()), record.level())
+            format!("{} {:<5} {message}", dates::utc(now.as_secs()), record.level())
         }
         (LogFormat::Json, prefix) => {
             let object = json!({
@@ -141,7 +141,7 @@ fn priority(level: Level) -> u8 {
 
 /// `2026-11-24T05:51:50.120Z`, of the time since 1970.
 fn rfc3339(time: Duration) -> String {
-    let shown = dates::shown(time.as_secs());
+    let shown = dates::utc(time.as_secs());
     format!("{}.{:03}Z", shown.trim_end_matches(" UTC").replace(' ', "T"), time.subsec_millis())
 }
 

@@ -26,6 +26,7 @@ use serde_json::Value;
 use crate::cli::VERSION;
 use crate::config::Config;
 use crate::control::Control;
+use crate::core::link_api::LinkEvent;
 use crate::core::operator::ControlId;
 use crate::core::persistence::{Record, RecordFile, StoreEvent};
 use crate::core::{self, Action, Core, End, Event};
@@ -106,7 +107,8 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
         log::info!("{what}: {why}");
     }
     let mut edges = Edges::start(config, setup, link, directory, &events)?;
-    timers::heartbeat(events).map_err(|e| Error::Start("the heartbeat's thread", e.to_string()))?;
+    let heartbeat =
+        timers::heartbeat(events).map_err(|e| Error::Start("the heartbeat's thread", e.to_string()))?;
 
     let mut actions = Vec::new();
     let mut supervisor = Supervisor::new(Instant::now(), |name| std::env::var_os(name));
@@ -126,7 +128,12 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
         }
         supervisor.turn(Instant::now());
         supervisor.report(Instant::now(), || core.status(Instant::now()));
-        let event = next_event(&core, &received, supervisor.deadline());
+        // A heartbeat that is due goes before everything that waits in the channel.
+        let event = if heartbeat.is_due() {
+            Event::HeartbeatDue
+        } else {
+            next_event(&core, &received, supervisor.deadline())
+        };
         log::debug!("event: {event}");
         if let Event::Saved(_) | Event::SaveFailed(..) | Event::IdentitySaved | Event::IdentityFailed(_) =
             event
@@ -139,7 +146,12 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
             _ => {}
         }
         let is_reload = matches!(event, Event::Reload);
+        let text_bytes = match &event {
+            Event::Link(_, LinkEvent::Text(text)) => text.len(),
+            _ => 0,
+        };
         core.handle(Instant::now(), event, &mut actions);
+        edges.link.consumed(text_bytes);
         if is_reload {
             supervisor.ready();
         }
@@ -187,6 +199,9 @@ fn link_settings(config: &Config) -> Result<link::Settings, Error> {
         Proxy::new(proxy.expose(), config.no_proxy.as_deref().unwrap_or_default())
             .map_err(|e| wrong("proxy", &e))
     });
+    if let Some(path) = &config.ca_file {
+        link::check_ca_file(path).map_err(|e| wrong("ca_file", &e))?;
+    }
     Ok(link::Settings { url, register_url, ca_file: config.ca_file.clone(), proxy: proxy.transpose()? })
 }
 
@@ -317,7 +332,7 @@ impl Edges {
 
     fn perform(&mut self, action: Action) -> Option<End> {
         match action {
-            Action::Link(order) => self.link.order(order),
+            Action::Link(order) => self.link.command(order),
             Action::Job(id, job) => self.pool.submit(id, job),
             Action::CancelJob(id) => self.pool.cancel(id),
             Action::Watch(container, pid) => self.watcher.watch(container, pid),

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
@@ -15,21 +15,36 @@ use crate::core::Event;
 use crate::core::session::HEARTBEAT_EVERY;
 use crate::logging;
 
+/// Whether a heartbeat is due. It does not wait in the events' channel, where a flood may stand before it.
+pub(super) struct Heartbeat(Arc<AtomicBool>);
+
+impl Heartbeat {
+    /// Whether one is due; true once for each.
+    pub(super) fn is_due(&self) -> bool {
+        self.0.swap(false, Ordering::SeqCst)
+    }
+}
+
 /// Starts the heartbeat's thread. Its schedule is absolute: a beat that comes late does not move the next, and one
 /// that is missed is not made up for.
 ///
 /// # Errors
 /// The kernel's, when it gives no thread.
-pub(super) fn heartbeat(events: SyncSender<Event>) -> io::Result<()> {
+pub(super) fn heartbeat(events: SyncSender<Event>) -> io::Result<Heartbeat> {
+    let heartbeat = Heartbeat(Arc::new(AtomicBool::new(false)));
+    let due = Arc::clone(&heartbeat.0);
     Builder::new().name("heartbeat".into()).spawn(move || {
         // Nothing is ever sent: waiting for it is sleeping until a time.
         let (_sender, nothing): (_, Receiver<()>) = channel();
         let mut next = Instant::now() + HEARTBEAT_EVERY;
         loop {
             let wait = next.saturating_duration_since(Instant::now());
-            if nothing.recv_timeout(wait) != Err(RecvTimeoutError::Timeout)
-                || events.send(Event::HeartbeatDue).is_err()
-            {
+            if nothing.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+            due.store(true, Ordering::SeqCst);
+            // Wakes the main loop if it sleeps. With a full channel it is awake, and looks before it takes an event.
+            if let Err(TrySendError::Disconnected(_)) = events.try_send(Event::Tick) {
                 return;
             }
             let now = Instant::now();
@@ -38,7 +53,7 @@ pub(super) fn heartbeat(events: SyncSender<Event>) -> io::Result<()> {
             }
         }
     })?;
-    Ok(())
+    Ok(heartbeat)
 }
 
 /// Starts the thread that takes signals. The second one that ends the process does so at once, with status 1,

@@ -177,6 +177,7 @@ impl fmt::Display for Action {
                 LinkCommand::Send(link, text) => write!(f, "{link}: send {} bytes", text.len()),
                 LinkCommand::Ping(link, number) => write!(f, "{link}: ping {number}"),
                 LinkCommand::Close { link, code, .. } => write!(f, "{link}: close with {code}"),
+                LinkCommand::Reject { link, .. } => write!(f, "{link}: reject"),
                 LinkCommand::Abandon(link) => write!(f, "{link}: abandon"),
             },
             Self::Job(id, job) => write!(f, "{id}: {job}"),

@@ -50,6 +50,14 @@ pub enum LinkCommand {
         /// The reason, at most 123 bytes.
         reason: &'static str,
     },
+    /// End the connection because the peer broke a rule that the link cannot see: close with 1008 (policy violation),
+    /// drop whatever it still sends, and report `Down` with [`DownReason::Violation`].
+    Reject {
+        /// The connection.
+        link: LinkId,
+        /// What the peer did, for a person.
+        detail: String,
+    },
     /// Drop the connection without a word, and report `Down`.
     Abandon(LinkId),
 }
@@ -65,7 +73,7 @@ pub enum LinkEvent {
     NotText(usize),
     /// A pong arrived that carries this number.
     Pong(u64),
-    /// Bytes arrived (said at most once a second while nothing else is).
+    /// Bytes arrived (reported at most once a second, while nothing else is).
     Alive,
     /// The attempt failed, or the connection ended. The last event of its link.
     Down(Down),
@@ -89,6 +97,9 @@ pub struct Down {
 pub enum DownReason {
     /// No connection came about (name, address, TLS, deadline).
     NoConnection,
+    /// Nothing listens at any of the host's addresses (ECONNREFUSED): the server is not running, and asking again costs
+    /// nobody anything.
+    Refused,
     /// The upgrade was answered with this HTTP status.
     Http(u16),
     /// The peer closed with this code.

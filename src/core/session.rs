@@ -293,7 +293,7 @@ impl Core {
                 self.session.node = None;
                 self.session.node_token = None;
             }
-            DownReason::NoConnection | DownReason::Http(_) | DownReason::Violation => {
+            DownReason::NoConnection | DownReason::Refused | DownReason::Http(_) | DownReason::Violation => {
                 self.session.failures += 1
             }
             DownReason::Closed(_) | DownReason::Broken => {}

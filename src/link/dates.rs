@@ -1,6 +1,6 @@
-//! Dates as HTTP writes them (RFC 9110, section 5.6.7) and as a person reads them. Pure: the time is an argument.
+//! Dates as HTTP writes them (RFC 9110, section 5.6.7) and as a person reads them.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The longest time that a server's `Retry-After` can keep the agent away.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
@@ -22,8 +22,14 @@ pub fn retry_after(value: &str, now: u64) -> Option<Duration> {
     Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
 }
 
+/// [`retry_after`] by the wall clock.
+pub(super) fn retry_after_now(value: &str) -> Option<Duration> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    retry_after(value, now.as_secs())
+}
+
 /// Prints seconds since 1970 as `2026-11-24 05:51:50 UTC`.
-pub fn shown(seconds: u64) -> String {
+pub fn utc(seconds: u64) -> String {
     let (year, month, day) = civil(seconds / DAY);
     let rest = seconds % DAY;
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", rest / 3600, rest / 60 % 60, rest % 60)
@@ -102,7 +108,7 @@ mod tests {
     #[test]
     fn dates_both_ways() {
         // From `date -u -d @SECONDS`.
-        let check = |seconds: u64, text: &str| assert_eq!(shown(seconds), text);
+        let check = |seconds: u64, text: &str| assert_eq!(utc(seconds), text);
         check(0, "1970-01-01 00:00:00 UTC");
         check(784_111_777, "1994-11-06 08:49:37 UTC");
         check(951_782_400, "2000-02-29 00:00:00 UTC");
@@ -114,7 +120,7 @@ mod tests {
             assert_eq!(days(y, m, d), day);
         }
         // A certificate without an end, and whatever else a peer may claim, prints.
-        assert_eq!(shown(253_402_300_799), "9999-12-31 23:59:59 UTC");
-        assert!(!shown(u64::MAX).is_empty());
+        assert_eq!(utc(253_402_300_799), "9999-12-31 23:59:59 UTC");
+        assert!(!utc(u64::MAX).is_empty());
     }
 }

@@ -1,13 +1,13 @@
-//! From a URL to a stream: name, addresses, proxy and TLS, and from there to a WebSocket, all under one deadline.
+//! From a URL to a stream: name, addresses, proxy and TLS under one deadline.
 //!
 //! ```text
 //! lookup (a thread of its own) → connect (all addresses, staggered) → CONNECT (with a proxy) → TLS → upgrade
 //! ```
 //!
-//! Each step waits with the attempt's [`Patience`], so none of them can stretch it, and giving the attempt up is
-//! noticed in all of them. Nothing here is tried twice.
+//! Each step waits under the attempt's [`Deadline`], so that none of them can stretch it, and a cancelled attempt ends
+//! in all of them. Nothing here is tried twice.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -15,88 +15,100 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFlags, eventfd};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-use super::error::{Error, tls_words};
+use super::error::{Error, tls_message};
+use super::head::{Head, HeadError};
 use super::proxy::Proxy;
-use super::sock::{Patience, Sock};
+use super::sock::{Deadline, Sock};
 use super::tls::{self, Stream};
 use super::url::{Host, Url};
-use crate::types::Secret;
+use crate::wait::Wakeup;
 
-/// How long after one address the next one is tried, while the first has not answered (RFC 8305 section 8 says 250 ms):
-/// what a black hole costs.
+/// How long an address is waited for alone before the next one is tried beside it (RFC 8305, section 8): what a black
+/// hole costs.
 const STAGGER: Duration = Duration::from_millis(250);
 /// The most addresses of a name that are tried.
 const ADDRESSES_MAX: usize = 16;
 /// The most lookups that may hang at the same time; each holds a thread until its resolver gives up.
 const LOOKUPS_MAX: usize = 8;
-/// How long unacknowledged bytes may stand before the kernel ends a connection, in milliseconds. The core's pings
-/// notice a dead peer sooner; this helps where nothing is read.
+/// How long sent bytes may stay unacknowledged before the kernel ends the connection, in milliseconds. The core's pings
+/// notice a dead peer sooner; this is for a close, where they have ended.
 const TCP_USER_TIMEOUT_MS: u32 = 20_000;
-/// The longest answer of a proxy, in bytes.
-const PROXY_ANSWER_MAX: usize = 8 << 10;
 
-/// What a connection is made with, and what it leaves behind.
+/// Opens connections by the settings.
 #[derive(Debug)]
 pub(super) struct Dialer {
     /// Roots besides the built-in ones.
     pub ca_file: Option<PathBuf>,
     /// The proxy.
     pub proxy: Option<Proxy>,
-    /// Held by each lookup that has not come back.
+    /// Each lookup that has not come back holds one of these.
     lookups: Arc<()>,
+    /// The last warning about the CA file, which is read anew at each attempt.
+    ca_warning: Option<String>,
 }
 
 impl Dialer {
     /// With these settings.
     pub(super) fn new(ca_file: Option<PathBuf>, proxy: Option<Proxy>) -> Self {
-        Self { ca_file, proxy, lookups: Arc::new(()) }
+        Self { ca_file, proxy, lookups: Arc::new(()), ca_warning: None }
     }
 
     /// Connects to the URL's host, through the proxy where it serves that, with TLS where the URL wants it.
     ///
     /// # Errors
     /// [`Error`]: which step failed, and on what.
-    pub(super) fn open(&self, url: &Url, patience: &Patience) -> Result<Stream, Error> {
+    pub(super) fn open(&mut self, url: &Url, deadline: &Deadline) -> Result<Stream, Error> {
         // First, so that a bad file costs no connection.
-        let config = if url.secure() { Some(tls::config(self.ca_file.as_deref())?) } else { None };
+        let config = if url.secure() { Some(self.tls_config()?) } else { None };
         let proxy = self.proxy.as_ref().filter(|proxy| proxy.serves(url.host(), url.port()));
         let (host, port) = proxy.map_or((url.host(), url.port()), |proxy| (proxy.host(), proxy.port()));
-        let called = |text: String| match proxy {
+        let described = |text: String| match proxy {
             Some(_) => format!("the proxy {text} (setting proxy)"),
             None => text,
         };
-        let addresses = self.addresses(host, port, &called(host.to_string()), patience)?;
-        let mut sock = connect(&addresses, &called(format!("{host}:{port}")), patience)?;
+        let addresses = self.addresses(host, port, &described(host.to_string()), deadline)?;
+        let mut sock = connect(&addresses, &described(format!("{host}:{port}")), deadline)?;
         if let Some(proxy) = proxy {
-            tunnel(&mut sock, proxy, url, patience)?;
+            tunnel(&mut sock, proxy, url, deadline)?;
         }
         let Some(config) = config else { return Ok(Stream::Plain(sock)) };
         let peer = format!("{}:{}", url.host(), url.port());
         tls::handshake(config, url.host(), sock).map_err(|error| match rustls_error(&error) {
             Some(inner) => {
-                let why = tls_words(inner, &url.host().to_string(), self.ca_file.as_deref());
+                let why = tls_message(inner, &url.host().to_string(), self.ca_file.as_deref());
                 Error::Tls { peer, why }
             }
-            None => failed(patience, "the TLS handshake", "answer to the TLS handshake", &peer, error),
+            None => step_failed(deadline, "the TLS handshake", "answer to the TLS handshake", &peer, error),
         })
     }
 
-    /// All addresses of a host, IPv6 and IPv4 in turn, beginning with the resolver's first choice. Errors say what it
-    /// is `called`.
+    fn tls_config(&mut self) -> Result<Arc<rustls::ClientConfig>, Error> {
+        let (config, warning) = tls::config(self.ca_file.as_deref())?;
+        if self.ca_warning != warning {
+            if let Some(warning) = &warning {
+                log::warn!("{warning}");
+            }
+            self.ca_warning = warning;
+        }
+        Ok(config)
+    }
+
+    /// All addresses of a host, IPv6 and IPv4 in turn, beginning with the resolver's first choice. `described` is the
+    /// host in errors.
     fn addresses(
         &self,
         host: &Host,
         port: u16,
-        called: &str,
-        patience: &Patience,
+        described: &str,
+        deadline: &Deadline,
     ) -> Result<Vec<SocketAddr>, Error> {
         match host {
             Host::Address(address) => Ok(vec![SocketAddr::new(*address, port)]),
-            Host::Name(name) => self.look_up(name, port, called, patience).map(interleaved),
+            Host::Name(name) => self.look_up(name, port, described, deadline).map(interleaved),
         }
     }
 
@@ -104,26 +116,25 @@ impl Dialer {
         &self,
         name: &str,
         port: u16,
-        called: &str,
-        patience: &Patience,
+        described: &str,
+        deadline: &Deadline,
     ) -> Result<Vec<SocketAddr>, Error> {
-        let refused = |source| Error::Lookup { name: called.to_owned(), source };
+        let refused = |source| Error::Lookup { name: described.to_owned(), source };
         if Arc::strong_count(&self.lookups) > LOOKUPS_MAX {
-            return Err(Error::LookupsHang { name: called.to_owned() });
+            return Err(Error::LookupsHang { name: described.to_owned() });
         }
         let (answer, answered) = mpsc::sync_channel(1);
-        let done =
-            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| refused(e.into()))?;
-        let tell = done.try_clone().map_err(refused)?;
-        let (question, held) = ((name.to_owned(), port), Arc::clone(&self.lookups));
+        let done = Wakeup::new().map_err(refused)?;
+        let (wakeup, held) = (done.clone(), Arc::clone(&self.lookups));
+        let question = (name.to_owned(), port);
         std::thread::Builder::new()
             .name("lookup".into())
             .spawn(move || {
                 let found = question.to_socket_addrs().map(|all| all.take(ADDRESSES_MAX).collect::<Vec<_>>());
-                // Nobody waits any more when the attempt is over.
+                // The attempt may be over, and then the answer goes nowhere.
                 let _ = answer.send(found);
                 drop(held);
-                let _ = rustix::io::write(&tell, &1u64.to_ne_bytes());
+                wakeup.wake();
             })
             .map_err(refused)?;
         loop {
@@ -137,23 +148,23 @@ impl Dialer {
                 }
                 Err(mpsc::TryRecvError::Empty) => {}
             }
-            patience.wait(&[done.as_fd()], PollFlags::IN, None).map_err(|e| {
-                let servers = format!("the name servers for {called}");
-                failed(patience, "waiting for an answer", "answer", &servers, e)
+            deadline.wait(&[done.as_fd()], PollFlags::IN, None).map_err(|e| {
+                let servers = format!("the name servers for {described}");
+                step_failed(deadline, "waiting for an answer", "answer", &servers, e)
             })?;
         }
     }
 }
 
-/// What `source` means: the attempt is over, or the connection was lost.
-fn failed(
-    patience: &Patience,
+/// The error for a step that failed with `source`: the attempt is over, or the connection was lost.
+fn step_failed(
+    deadline: &Deadline,
     doing: &'static str,
     waiting_for: &'static str,
     peer: &str,
     source: io::Error,
 ) -> Error {
-    patience.ended(waiting_for, peer).unwrap_or_else(|| {
+    deadline.error(waiting_for, peer).unwrap_or_else(|| {
         let closed = source.kind() == io::ErrorKind::UnexpectedEof;
         let source =
             if closed { io::Error::new(source.kind(), "the peer closed the connection") } else { source };
@@ -182,36 +193,36 @@ fn interleaved(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
 
 /// Connects to the first address that answers. The next one is tried when one fails, or has not answered for
 /// [`STAGGER`]; the earlier ones stay in the race.
-fn connect(addresses: &[SocketAddr], peer: &str, patience: &Patience) -> Result<Sock, Error> {
+fn connect(addresses: &[SocketAddr], peer: &str, deadline: &Deadline) -> Result<Sock, Error> {
     let mut waiting: Vec<(OwnedFd, SocketAddr)> = Vec::new();
-    let mut tried: Vec<String> = Vec::new();
+    let mut failures: Vec<(IpAddr, Errno)> = Vec::new();
     let mut next = addresses.iter();
     let mut next_at = Instant::now();
     loop {
         if (waiting.is_empty() || Instant::now() >= next_at) && next.len() > 0 {
             if let Some(address) = next.next() {
-                match begin(*address) {
+                match start_connect(*address) {
                     Ok(fd) => waiting.push((fd, *address)),
-                    Err(error) => tried.push(format!("{}: {}", address.ip(), io::Error::from(error))),
+                    Err(errno) => failures.push((address.ip(), errno)),
                 }
                 next_at = Instant::now() + STAGGER;
             }
             continue;
         }
         if waiting.is_empty() {
-            return Err(Error::Connect { peer: peer.to_owned(), tried: tried.join("; ") });
+            return Err(none_answered(peer, &failures));
         }
         let fds: Vec<_> = waiting.iter().map(|(fd, _)| fd.as_fd()).collect();
-        let until_next = (next.len() > 0).then(|| next_at.saturating_duration_since(Instant::now()));
-        let ready = patience
+        let until_next = (next.len() > 0).then_some(next_at);
+        let ready = deadline
             .wait(&fds, PollFlags::OUT, until_next)
-            .map_err(|e| failed(patience, "connecting", "answer to the connection", peer, e))?;
+            .map_err(|e| step_failed(deadline, "connecting", "answer to the connection", peer, e))?;
         for i in (0..waiting.len()).rev().filter(|i| ready[*i]) {
             let (fd, address) = waiting.swap_remove(i);
             match sockopt::socket_error(&fd).and_then(|inner| inner) {
-                Ok(()) => return Ok(Sock::new(prepared(fd), patience.clone())),
-                Err(error) => {
-                    tried.push(format!("{}: {}", address.ip(), io::Error::from(error)));
+                Ok(()) => return Ok(Sock::new(configured(fd), deadline.clone())),
+                Err(errno) => {
+                    failures.push((address.ip(), errno));
                     next_at = Instant::now();
                 }
             }
@@ -219,7 +230,17 @@ fn connect(addresses: &[SocketAddr], peer: &str, patience: &Patience) -> Result<
     }
 }
 
-fn begin(address: SocketAddr) -> Result<OwnedFd, Errno> {
+fn none_answered(peer: &str, failures: &[(IpAddr, Errno)]) -> Error {
+    let tried: Vec<_> =
+        failures.iter().map(|(address, errno)| format!("{address}: {}", io::Error::from(*errno))).collect();
+    Error::Connect {
+        peer: peer.to_owned(),
+        tried: tried.join("; "),
+        refused: failures.iter().all(|(_, errno)| *errno == Errno::CONNREFUSED),
+    }
+}
+
+fn start_connect(address: SocketAddr) -> Result<OwnedFd, Errno> {
     let family = match address.ip() {
         IpAddr::V4(_) => AddressFamily::INET,
         IpAddr::V6(_) => AddressFamily::INET6,
@@ -232,45 +253,36 @@ fn begin(address: SocketAddr) -> Result<OwnedFd, Errno> {
     }
 }
 
-fn prepared(fd: OwnedFd) -> TcpStream {
-    // Both are a help, not a need.
+fn configured(fd: OwnedFd) -> TcpStream {
+    // A connection works without them too.
     let _ = sockopt::set_tcp_nodelay(&fd, true);
     let _ = sockopt::set_tcp_user_timeout(&fd, TCP_USER_TIMEOUT_MS);
     TcpStream::from(fd)
 }
 
-/// Asks the proxy for a tunnel. Read byte by byte, so that nothing of what follows is swallowed.
-fn tunnel(sock: &mut Sock, proxy: &Proxy, url: &Url, patience: &Patience) -> Result<(), Error> {
+/// Asks the proxy for a tunnel.
+fn tunnel(sock: &mut Sock, proxy: &Proxy, url: &Url, deadline: &Deadline) -> Result<(), Error> {
     let at = format!("{}:{}", proxy.host(), proxy.port());
-    let failed = |e| failed(patience, "asking the proxy for a tunnel", "answer to CONNECT", &at, e);
-    let request: Secret = proxy.connect_request(url.host(), url.port());
-    sock.write_all(request.expose().as_bytes()).map_err(failed)?;
-    let mut answer = Vec::new();
-    let mut byte = [0u8];
-    while !answer.ends_with(b"\r\n\r\n") && answer.len() < PROXY_ANSWER_MAX {
-        sock.read_exact(&mut byte).map_err(failed)?;
-        answer.push(byte[0]);
-    }
-    let line: String =
-        String::from_utf8_lossy(&answer).lines().next().unwrap_or("").chars().take(120).collect();
-    let status = line.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1));
-    let answer = match status {
-        Some(code) if answer.ends_with(b"\r\n\r\n") && code.len() == 3 && code.starts_with('2') => {
-            return Ok(());
-        }
-        Some("407") => format!("{line} (it wants a user and password, or others)"),
-        Some(_) => line,
-        None => "its answer is not HTTP".to_owned(),
+    let lost =
+        |error| step_failed(deadline, "asking the proxy for a tunnel", "answer to CONNECT", &at, error);
+    let request = proxy.connect_request(url.host(), url.port());
+    sock.write_all(request.expose().as_bytes()).map_err(lost)?;
+    let answer = match Head::read(sock) {
+        Ok(head) if (200..300).contains(&head.status) => return Ok(()),
+        Ok(head) if head.status == 407 => "HTTP 407: it wants a user and password, or others".to_owned(),
+        Ok(head) => format!("HTTP {} {}", head.status, head.reason),
+        Err(HeadError::Io(error)) => return Err(lost(error)),
+        Err(HeadError::Closed(_)) => return Err(lost(io::ErrorKind::UnexpectedEof.into())),
+        Err(error) => error.to_string(),
     };
-    let printable = answer.chars().filter(|c| !c.is_control()).collect();
-    Err(Error::Proxy { proxy: at.clone(), peer: format!("{}:{}", url.host(), url.port()), answer: printable })
+    Err(Error::Proxy { proxy: at, peer: format!("{}:{}", url.host(), url.port()), answer })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::core::link_api::LinkId;
-    use crate::link::wake::Wake;
+    use crate::link::shared::Shared;
 
     #[test]
     fn the_families_take_turns() {
@@ -291,9 +303,9 @@ mod tests {
         let address = SocketAddr::try_from(rustix::net::getsockname(&fd).unwrap()).unwrap();
         let mut inside = Vec::new();
         for _ in 0..16 {
-            let wake = Wake::new().unwrap();
-            let patience = Patience::attempt(Duration::from_millis(100), &wake, LinkId(1));
-            match connect(&[address], "itself", &patience) {
+            let shared = Shared::new().unwrap();
+            let deadline = Deadline::for_attempt(Duration::from_millis(100), &shared, LinkId(1));
+            match connect(&[address], "itself", &deadline) {
                 Ok(sock) => inside.push(sock),
                 Err(_) => return (fd, inside, address),
             }
@@ -316,10 +328,10 @@ mod tests {
         let good = listener.local_addr().unwrap();
         let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let check = |addresses: &[SocketAddr], at_least: Duration, good: bool| {
-            let wake = Wake::new().unwrap();
-            let patience = Patience::attempt(Duration::from_secs(2), &wake, LinkId(1));
+            let shared = Shared::new().unwrap();
+            let deadline = Deadline::for_attempt(Duration::from_secs(2), &shared, LinkId(1));
             let began = Instant::now();
-            let connected = connect(addresses, "them", &patience);
+            let connected = connect(addresses, "them", &deadline);
             let took = began.elapsed();
             assert_eq!(connected.is_ok(), good, "{connected:?}");
             assert!(took >= at_least && took < at_least + Duration::from_secs(1), "{took:?}");
@@ -338,13 +350,13 @@ mod tests {
     #[test]
     fn a_lookup_that_hangs_is_left_behind() {
         let dialer = Dialer::new(None, None);
-        let wake = Wake::new().unwrap();
-        // No patience at all stands for a resolver that takes longer than there is.
-        let patience = Patience::attempt(Duration::ZERO, &wake, LinkId(1));
-        let error = dialer.look_up("localhost", 1, "localhost", &patience).err().map(|e| e.to_string());
+        let shared = Shared::new().unwrap();
+        // No deadline at all stands for a resolver that takes longer than there is.
+        let deadline = Deadline::for_attempt(Duration::ZERO, &shared, LinkId(1));
+        let error = dialer.look_up("localhost", 1, "localhost", &deadline).err().map(|e| e.to_string());
         assert!(error.is_none_or(|text| text.contains("no answer from the name servers for localhost")));
         let hanging = vec![Arc::clone(&dialer.lookups); LOOKUPS_MAX];
-        let error = dialer.look_up("localhost", 1, "the proxy localhost", &patience).unwrap_err();
+        let error = dialer.look_up("localhost", 1, "the proxy localhost", &deadline).unwrap_err();
         assert!(matches!(error, Error::LookupsHang { .. }), "{error}");
         assert!(error.to_string().starts_with("looking up the proxy localhost: earlier lookups"), "{error}");
         drop(hanging);

@@ -6,29 +6,31 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::dates;
+use super::head::Head;
+use super::url::Url;
 use crate::core::link_api::{Down, DownReason};
 
-/// Everything that can go wrong on the way to a connection.
+/// Everything that can go wrong on the way to a connection. `Display` ends with what to do next.
 #[derive(Debug)]
 pub enum Error {
     /// The link thread or its wake-up descriptor could not be made.
     Start(io::Error),
-    /// The attempt was given up from outside.
-    GivenUp,
+    /// The core cancelled the attempt.
+    Cancelled,
     /// The attempt's deadline passed.
     Deadline {
-        /// What it was waiting for.
+        /// The step that it was in.
         waiting_for: &'static str,
-        /// On which peer.
+        /// Whose turn it was.
         peer: String,
-        /// How long it took in all.
+        /// The time that the whole attempt was given.
         after: Duration,
     },
     /// A name could not be looked up.
     Lookup {
-        /// The name, and whose it is where that is not the URL's host.
+        /// The name, with a word on where it comes from unless it is the URL's host.
         name: String,
-        /// What the resolver said.
+        /// The resolver's error.
         source: io::Error,
     },
     /// Earlier lookups never came back, and no more are started.
@@ -40,16 +42,18 @@ pub enum Error {
     Connect {
         /// The host and port.
         peer: String,
-        /// Each address tried and what came of it.
+        /// Each address that was tried, with its error.
         tried: String,
+        /// Whether each of them answered that nothing listens there (ECONNREFUSED).
+        refused: bool,
     },
     /// The socket was lost, or could not be prepared, before the connection stood.
     Lost {
-        /// What was under way.
+        /// The step that failed.
         doing: &'static str,
         /// With which peer.
         peer: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The proxy did not open a tunnel.
@@ -58,7 +62,7 @@ pub enum Error {
         proxy: String,
         /// Where the tunnel was to lead.
         peer: String,
-        /// Its answer: a status line, or what was wrong with it.
+        /// Its status line, or what was wrong with its answer.
         answer: String,
     },
     /// The CA file cannot be used.
@@ -68,14 +72,14 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// TLS failed: what is wrong with the certificate, or with the handshake, and what to do.
+    /// The TLS handshake failed.
     Tls {
-        /// The host.
+        /// The host and port.
         peer: String,
-        /// What was wrong.
+        /// What is wrong with the certificate or the handshake, and what to do.
         why: String,
     },
-    /// The token or the node's ID cannot stand in an HTTP header.
+    /// The setting named here cannot stand in an HTTP header.
     Header(&'static str),
     /// The upgrade was answered with an HTTP status.
     Status {
@@ -87,14 +91,17 @@ pub enum Error {
         retry_after: Option<Duration>,
         /// Where a redirect points.
         location: Option<String>,
-        /// Whether it was asked as a node that is registered, and not as one that registers.
+        /// Whether a registered node asked, and not one that has yet to register.
         as_node: bool,
+        /// Whether something between here and the control plane seems to have answered: a control plane answers in
+        /// JSON, never with a web page.
+        foreign: bool,
     },
-    /// The answer to the upgrade was none.
+    /// The answer to the upgrade does not open a WebSocket.
     Upgrade {
         /// The URL.
         url: String,
-        /// What was wrong.
+        /// What is wrong with it.
         why: String,
     },
 }
@@ -105,7 +112,7 @@ impl fmt::Display for Error {
             Self::Start(source) => {
                 write!(f, "starting the link thread: {source}: raise the limits on threads and open files")
             }
-            Self::GivenUp => f.write_str("the attempt was given up"),
+            Self::Cancelled => f.write_str("the attempt was cancelled"),
             Self::Deadline { waiting_for, peer, after } => write!(
                 f,
                 "no {waiting_for} from {peer} within {} s: check the network path, the port and any firewall",
@@ -119,7 +126,7 @@ impl fmt::Display for Error {
                 f,
                 "looking up {name}: earlier lookups have not come back: check /etc/resolv.conf and the name servers"
             ),
-            Self::Connect { peer, tried } => write!(
+            Self::Connect { peer, tried, .. } => write!(
                 f,
                 "connecting to {peer}: {tried}: check that the server runs there and that no firewall is in between"
             ),
@@ -130,7 +137,10 @@ impl fmt::Display for Error {
                 )
             }
             Self::Proxy { proxy, peer, answer } => {
-                write!(f, "the proxy {proxy} opened no tunnel to {peer}: {answer}: check the proxy setting")
+                write!(
+                    f,
+                    "the proxy {proxy} did not open a tunnel to {peer}: {answer}: check the proxy setting"
+                )
             }
             Self::CaFile { path, why } => {
                 write!(
@@ -143,11 +153,17 @@ impl fmt::Display for Error {
             Self::Header(what) => {
                 write!(
                     f,
-                    "the {what} has a character that no HTTP header can carry: check where it is configured"
+                    "the {what} has a character that an HTTP header cannot carry: check where it is configured"
                 )
             }
-            Self::Status { url, status, location, as_node, .. } => {
+            Self::Status { url, status, location, as_node, foreign, .. } => {
                 write!(f, "{url} answered with HTTP {status}: ")?;
+                if *foreign && Error::is_about_the_node(*status) {
+                    return f.write_str(
+                        "that is not the control plane's own answer, which would be JSON: look at the proxy or firewall \
+                         in between",
+                    );
+                }
                 match (status, location) {
                     (300..=399, Some(location)) => {
                         write!(
@@ -158,7 +174,7 @@ impl fmt::Display for Error {
                     (300..=399, None) => {
                         f.write_str("redirects are not followed: set the URL that it leads to")
                     }
-                    (200..=299, _) => f.write_str("no socket is served there: check the URL"),
+                    (200..=299, _) => f.write_str("the control plane's socket is not there: check the URL"),
                     (401 | 403, _) if *as_node => f.write_str(
                         "the node's own token, in node.json in the state directory, is refused (the organisation's, \
                          where that file has none): check that this node is still known there; if it was registered \
@@ -181,51 +197,68 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Start(source) | Self::Lookup { source, .. } | Self::Lost { source, .. } => Some(source),
-            Self::GivenUp
-            | Self::Deadline { .. }
-            | Self::LookupsHang { .. }
-            | Self::Connect { .. }
-            | Self::Proxy { .. }
-            | Self::CaFile { .. }
-            | Self::Tls { .. }
-            | Self::Header(_)
-            | Self::Status { .. }
-            | Self::Upgrade { .. } => None,
-        }
-    }
-}
+impl std::error::Error for Error {}
 
 impl Error {
-    /// What the core is told.
+    /// The error for an answer that is not 101.
+    pub(super) fn status(url: &Url, head: &Head, as_node: bool) -> Self {
+        Self::Status {
+            url: url.to_string(),
+            status: head.status,
+            retry_after: head.value("retry-after").and_then(dates::retry_after_now),
+            location: head.value("location").map(shown_location),
+            as_node,
+            foreign: head.value("content-type").is_some_and(is_html),
+        }
+    }
+
+    /// The statuses by which a control plane refuses a token or removes a node. They are not believed where they come
+    /// as a web page.
+    fn is_about_the_node(status: u16) -> bool {
+        matches!(status, 401 | 403 | 410)
+    }
+
+    /// The event for the core.
     pub(super) fn down(&self) -> Down {
         let (why, retry_after) = match self {
+            Self::Status { status, retry_after, foreign: true, .. } if Self::is_about_the_node(*status) => {
+                (DownReason::NoConnection, *retry_after)
+            }
             Self::Status { status, retry_after, .. } => (DownReason::Http(*status), *retry_after),
-            Self::GivenUp => (DownReason::Broken, None),
+            Self::Connect { refused: true, .. } => (DownReason::Refused, None),
+            Self::Cancelled => (DownReason::Broken, None),
             _ => (DownReason::NoConnection, None),
         };
         Down { why, retry_after, detail: self.to_string() }
     }
 }
 
-/// What is wrong with a TLS handshake, in an operator's words. `ca_file` is what the setting says, for the advice.
-pub(super) fn tls_words(error: &rustls::Error, host: &str, ca_file: Option<&std::path::Path>) -> String {
+/// Whether a `Content-Type` is that of a web page.
+pub(super) fn is_html(content_type: &str) -> bool {
+    content_type.trim_start().get(..9).is_some_and(|start| start.eq_ignore_ascii_case("text/html"))
+}
+
+/// `Location`, fit for a message to a person: no query, no control characters, at most 200 characters.
+pub(super) fn shown_location(location: &str) -> String {
+    let plain = location.split(['?', '#']).next().unwrap_or_default();
+    plain.chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
+/// What is wrong with a TLS handshake and what to do. `ca_file` is the setting.
+pub(super) fn tls_message(error: &rustls::Error, host: &str, ca_file: Option<&std::path::Path>) -> String {
     use rustls::CertificateError as Certificate;
     use rustls::{AlertDescription, Error as Tls};
     match error {
         Tls::InvalidCertificate(certificate) => match certificate {
             Certificate::ExpiredContext { time, not_after } => format!(
                 "the server's certificate expired on {} (this host's clock says {}): renew it there, or set this host's clock if that is wrong",
-                dates::shown(not_after.as_secs()),
-                dates::shown(time.as_secs())
+                dates::utc(not_after.as_secs()),
+                dates::utc(time.as_secs())
             ),
             Certificate::NotValidYetContext { time, not_before } => format!(
                 "the server's certificate is not valid before {}, but this host's clock says {}: that is probably wrong, set the clock (timedatectl set-ntp true)",
-                dates::shown(not_before.as_secs()),
-                dates::shown(time.as_secs())
+                dates::utc(not_before.as_secs()),
+                dates::utc(time.as_secs())
             ),
             Certificate::Expired => "the server's certificate expired: renew it there".to_owned(),
             Certificate::NotValidYet => {
@@ -243,7 +276,7 @@ pub(super) fn tls_words(error: &rustls::Error, host: &str, ca_file: Option<&std:
             Certificate::BadSignature => {
                 "the server's certificate is not signed by the issuer that it names: look at what ca_file holds, or replace it there".to_owned()
             }
-            // The verifier's own error type is not ours to name; its text is all that there is.
+            // The verifier's own error type is private to it; only its text is there to be looked at.
             Certificate::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity") => format!(
                 "the server uses a CA's certificate as its own (self-signed, `CA:TRUE`): issue it one with `CA:FALSE` and put the CA into {}",
                 ca_file.map_or("ca_file".to_owned(), |path| path.display().to_string())
@@ -251,7 +284,7 @@ pub(super) fn tls_words(error: &rustls::Error, host: &str, ca_file: Option<&std:
             other => format!("the server's certificate is refused ({other}): replace it there"),
         },
         Tls::InvalidMessage(_) => {
-            "what it answers is not TLS: check the port, or that the server has TLS switched on".to_owned()
+            "its answer is not TLS: check the port, or that the server has TLS switched on".to_owned()
         }
         Tls::AlertReceived(AlertDescription::ProtocolVersion | AlertDescription::HandshakeFailure)
         | Tls::PeerIncompatible(_) => {
@@ -263,22 +296,21 @@ pub(super) fn tls_words(error: &rustls::Error, host: &str, ca_file: Option<&std:
 }
 
 fn unknown_issuer(ca_file: Option<&std::path::Path>) -> String {
-    let what =
-        "the server's certificate is issued by nobody that is trusted here (a private CA, or self-signed)";
+    let what = "the issuer of the server's certificate is not trusted here (a private CA, or self-signed)";
     match ca_file {
         Some(path) => format!(
             "{what}: neither a public root nor one in {} issued it: put the right CA certificate there",
             path.display()
         ),
-        None => format!("{what}: set ca_file to the CA's certificate if it is one that you trust"),
+        None => format!("{what}: set ca_file to the CA's certificate if you trust it"),
     }
 }
 
-/// `DnsName("a.example")`, as rustls lists them, without what stands around the names; eight of them at most.
+/// rustls lists names as `DnsName("a.example")`: the bare names, eight of them at most.
 fn names(presented: &[String]) -> String {
     const SHOWN: usize = 8;
     if presented.is_empty() {
-        return "no name at all".to_owned();
+        return "nothing".to_owned();
     }
     let mut text = String::new();
     for (i, name) in presented.iter().take(SHOWN).enumerate() {

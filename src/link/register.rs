@@ -1,4 +1,4 @@
-//! The registration: one POST over a stream that is open already, by ureq.
+//! Registration over HTTP: one POST by ureq over a stream that is open already.
 //!
 //! ureq frames the request and reads the answer. The connection is the link's own, so the roots, the proxy, the
 //! deadline and the errors are the same as for the socket.
@@ -6,17 +6,18 @@
 use std::io::{self, Read, Write};
 use std::sync::{Mutex, PoisonError};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 use ureq::{Agent, Body, config::Config, http};
 
-use super::error::Error;
-use super::sock::Patience;
+use super::dates;
+use super::error::{Error, is_html, shown_location};
+use super::sock::Deadline;
 use super::tls::Stream;
-use super::upgrade::{USER_AGENT, bearer, location, retry_after};
+use super::upgrade::USER_AGENT;
 use super::url::Url;
 use crate::core::link_api::Registration;
 use crate::protocol::TOKEN_MAX;
@@ -27,13 +28,13 @@ const ANSWER_MAX: u64 = 64 << 10;
 /// The longest head of an answer, in bytes, which is also what is read at once.
 const HEAD_MAX: usize = 16 << 10;
 
-/// Sends the one request. The stream's patience bounds all of it; redirects are not followed.
+/// Sends the one request. The stream's deadline bounds all of it; redirects are not followed.
 pub(super) fn post(
     stream: Stream,
     url: &Url,
     token: &Secret,
     body: String,
-    patience: &Patience,
+    deadline: &Deadline,
 ) -> Registration {
     let failed = |detail: String| Registration::Failed { retry_after: None, detail };
     let authorization = match bearer(token) {
@@ -41,29 +42,41 @@ pub(super) fn post(
         Err(error) => return failed(error.to_string()),
     };
     let sent = agent(stream)
-        .post(url.to_string())
+        .post(url.full())
         .header(http::header::AUTHORIZATION, authorization)
         .header(http::header::CONTENT_TYPE, "application/json")
         .header(http::header::CONNECTION, "close")
         .send(body);
     let read = sent.and_then(|mut response| {
-        let status = response.status().as_u16();
-        // What is left unread of other answers goes with the connection.
-        let text = if (200..300).contains(&status) { answer(response.body_mut())? } else { None };
+        let text = match response.status().as_u16() {
+            200..=299 => answer(response.body_mut())?,
+            // A refusal counts by its status even if its body is cut.
+            401 | 403 => answer(response.body_mut()).unwrap_or(None),
+            // The body goes with the connection.
+            _ => None,
+        };
         Ok((response, text))
     });
     match read {
         Ok((response, text)) => judge(url, response.status().as_u16(), response.headers(), text.as_deref()),
         Err(error) => {
             let peer = format!("{}:{}", url.host(), url.port());
-            failed(match patience.ended("answer to the registration", &peer) {
-                Some(ended) => ended.to_string(),
+            failed(match deadline.error("answer to the registration", &peer) {
+                Some(error) => error.to_string(),
                 None => {
                     format!("registering at {url}: {error}: check the URL and look at the server's own log")
                 }
             })
         }
     }
+}
+
+/// The value of `Authorization`.
+fn bearer(token: &Secret) -> Result<http::HeaderValue, Error> {
+    let text = Secret::new(format!("Bearer {}", token.expose()));
+    let mut value = http::HeaderValue::from_str(text.expose()).map_err(|_| Error::Header("token"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// The body as text; `None` when it is longer than [`ANSWER_MAX`] or not UTF-8.
@@ -75,20 +88,35 @@ fn answer(body: &mut Body) -> Result<Option<String>, ureq::Error> {
     }
 }
 
-/// What an answer means by the protocol. A redirect is a failure, not an absence: an
-/// operator must see where it points.
+/// What an answer means by the protocol. A redirect is a failure, not an absence: an operator must see where it points.
+/// A refusal ends the agent, so it must be the control plane's own: a firewall or portal in between answers with 403
+/// too, and with a web page.
 fn judge(url: &Url, status: u16, headers: &http::HeaderMap, text: Option<&str>) -> Registration {
     match status {
         200..=299 => text.and_then(done).unwrap_or(Registration::Absent),
-        401 | 403 => Registration::Refused(status),
+        401 if !is_page(headers, text) => Registration::Refused(status),
+        403 if text.is_some_and(is_json_object) => Registration::Refused(status),
         400 | 404 | 405 | 426 | 501 => Registration::Absent,
         _ => {
-            let retry_after = retry_after(headers.get(http::header::RETRY_AFTER));
-            let location = location(headers.get(http::header::LOCATION));
-            let error = Error::Status { url: url.to_string(), status, retry_after, location, as_node: false };
+            let value = |name| headers.get(name).and_then(|value| value.to_str().ok());
+            let retry_after = value(http::header::RETRY_AFTER).and_then(dates::retry_after_now);
+            let location = value(http::header::LOCATION).map(shown_location);
+            // Without JSON, a refusal is not the control plane's.
+            let foreign = matches!(status, 401 | 403);
+            let url = url.to_string();
+            let error = Error::Status { url, status, retry_after, location, as_node: false, foreign };
             Registration::Failed { retry_after, detail: error.to_string() }
         }
     }
+}
+
+fn is_page(headers: &http::HeaderMap, text: Option<&str>) -> bool {
+    let content_type = headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    content_type.is_some_and(is_html) || text.is_some_and(|text| text.trim_start().starts_with('<'))
+}
+
+fn is_json_object(text: &str) -> bool {
+    serde_json::from_str::<Map<String, Value>>(text).is_ok()
 }
 
 /// `{"node_id","node_token"?}`; `None` when it is anything else.
@@ -119,40 +147,44 @@ fn agent(stream: Stream) -> Agent {
         .max_response_header_size(HEAD_MAX)
         .user_agent(USER_AGENT)
         .build();
-    Agent::with_parts(config, Given(Mutex::new(Some(stream))), NoNames)
+    Agent::with_parts(config, Preconnected(Mutex::new(Some(stream))), NullResolver)
 }
 
-/// Gives ureq the one connection.
+/// Hands ureq the connection that is open already.
 #[derive(Debug)]
-struct Given(Mutex<Option<Stream>>);
+struct Preconnected(Mutex<Option<Stream>>);
 
-impl Connector<()> for Given {
-    type Out = Carrier;
+impl Connector<()> for Preconnected {
+    type Out = UreqTransport;
 
-    fn connect(&self, _: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<Carrier>, ureq::Error> {
+    fn connect(
+        &self,
+        _: &ConnectionDetails<'_>,
+        _: Option<()>,
+    ) -> Result<Option<UreqTransport>, ureq::Error> {
         let stream = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Ok(stream.map(|stream| Carrier { stream, buffers: LazyBuffers::new(HEAD_MAX, HEAD_MAX) }))
+        Ok(stream.map(|stream| UreqTransport { stream, buffers: LazyBuffers::new(HEAD_MAX, HEAD_MAX) }))
     }
 }
 
-/// The connection stands already: there is no name to look up.
+/// Resolves nothing: the connection is open already.
 #[derive(Debug)]
-struct NoNames;
+struct NullResolver;
 
-impl Resolver for NoNames {
+impl Resolver for NullResolver {
     fn resolve(&self, _: &http::Uri, _: &Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
         Ok(self.empty())
     }
 }
 
-/// The connection as ureq uses one. Its time limits are the stream's own.
+/// The connection in the form that ureq uses. The stream's deadline bounds it; ureq's timeouts are not set.
 #[derive(Debug)]
-struct Carrier {
+struct UreqTransport {
     stream: Stream,
     buffers: LazyBuffers,
 }
 
-impl Transport for Carrier {
+impl Transport for UreqTransport {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.buffers
     }
@@ -225,7 +257,16 @@ mod tests {
             check(status, "", "absent");
         }
         check(401, "", "refused 401");
-        check(403, "", "refused 403");
+        check(401, "no", "refused 401");
+        check(403, r#"{"error":"unknown token"}"#, "refused 403");
+        // Something in between answered.
+        for page in ["<html>", " \n<!doctype html>"] {
+            check(401, page, "failed");
+            check(403, page, "failed");
+        }
+        check(403, "", "failed");
+        check(403, "Forbidden by policy", "failed");
+        check(403, "[]", "failed");
         for status in [301, 302, 307, 308, 402, 408, 409, 410, 422, 429, 500, 502, 503, 504] {
             check(status, r#"{"node_id":"n-1"}"#, "failed");
         }

@@ -1,7 +1,8 @@
-//! A TCP connection that never blocks the kernel's way: its socket is non-blocking, and waiting is poll(2).
+//! A TCP socket that is always non-blocking.
 //!
-//! While a [`Patience`] is set, reads and writes wait for it at most, all of them together: a peer that drips single
-//! bytes cannot stretch it, since the clock is read before each read too. Without one, `WouldBlock` is passed on.
+//! While a [`Deadline`] is set, reads and writes wait with poll(2), all of them together no longer than it: the clock
+//! is read before each read too, so that a peer that drips single bytes cannot stretch it. Without one, `WouldBlock`
+//! is passed on, and no more is read than [`Sock::allow`] allows: whatever a peer sends, a turn of the thread ends.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -9,91 +10,81 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 
 use super::error::Error;
-use super::wake::Wake;
+use super::shared::Shared;
 use crate::core::link_api::LinkId;
+use crate::wait::poll_until;
 
-/// How long an attempt may take, and who may end it sooner.
+/// Until when an attempt or a close may take, and what cancels it sooner.
 #[derive(Debug, Clone)]
-pub(super) struct Patience {
-    /// What it began with.
-    whole: Duration,
-    deadline: Instant,
-    wake: Arc<Wake>,
-    /// The link whose giving up ends it, if any.
-    link: Option<LinkId>,
+pub(super) struct Deadline {
+    /// The time that it was given, for messages.
+    allowed: Duration,
+    at: Instant,
+    shared: Arc<Shared>,
+    /// The attempt whose cancelling ends it; a close cannot be cancelled.
+    attempt: Option<LinkId>,
 }
 
-impl Patience {
-    /// Until `time` has passed or `link` was given up.
-    pub(super) fn attempt(time: Duration, wake: &Arc<Wake>, link: LinkId) -> Self {
-        Self { whole: time, deadline: Instant::now() + time, wake: Arc::clone(wake), link: Some(link) }
+impl Deadline {
+    /// For an attempt to connect or to register: until `time` has passed or the attempt is cancelled.
+    pub(super) fn for_attempt(time: Duration, shared: &Arc<Shared>, link: LinkId) -> Self {
+        Self { attempt: Some(link), ..Self::for_close(time, shared) }
     }
 
-    /// Until `time` has passed.
-    pub(super) fn farewell(time: Duration, wake: &Arc<Wake>) -> Self {
-        Self { whole: time, deadline: Instant::now() + time, wake: Arc::clone(wake), link: None }
+    /// For closing a connection: until `time` has passed.
+    pub(super) fn for_close(time: Duration, shared: &Arc<Shared>) -> Self {
+        Self { allowed: time, at: Instant::now() + time, shared: Arc::clone(shared), attempt: None }
     }
 
-    /// What is left of it; nothing when the link was given up.
-    pub(super) fn left(&self) -> Option<Duration> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        (!left.is_zero() && !self.given_up()).then_some(left)
+    /// Whether the attempt was cancelled.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.attempt.is_some_and(|link| self.shared.is_cancelled(link))
     }
 
-    /// Whether the attempt was ended from outside.
-    pub(super) fn given_up(&self) -> bool {
-        self.link.is_some_and(|link| self.wake.is_given_up(link))
+    /// Whether the time is over or the attempt was cancelled.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_cancelled() || Instant::now() >= self.at
     }
 
-    /// Why the attempt is over, if it is: given up, or too late while waiting for something from `peer`. To be asked
-    /// when a step failed, for what a library makes of the socket's error is anybody's guess.
-    pub(super) fn ended(&self, waiting_for: &'static str, peer: &str) -> Option<Error> {
-        if self.given_up() {
-            Some(Error::GivenUp)
-        } else if self.left().is_none() {
-            Some(Error::Deadline { waiting_for, peer: peer.to_owned(), after: self.whole })
+    /// The error that it stands for once it is over: cancelled, or too late while waiting for something from `peer`.
+    /// Ask this first when a step failed: a library may have made anything of the socket's `TimedOut`.
+    pub(super) fn error(&self, waiting_for: &'static str, peer: &str) -> Option<Error> {
+        if self.is_cancelled() {
+            Some(Error::Cancelled)
+        } else if self.is_over() {
+            Some(Error::Deadline { waiting_for, peer: peer.to_owned(), after: self.allowed })
         } else {
             None
         }
     }
 
-    /// Waits until one of `fds` is ready for `flags`, at most `time`; says which are.
+    /// Waits until one of `fds` is ready for `flags`, or until `sooner`; says which are.
     ///
     /// # Errors
-    /// `TimedOut` when there is no patience left.
+    /// `TimedOut` when it is over.
     pub(super) fn wait(
         &self,
         fds: &[BorrowedFd<'_>],
         flags: PollFlags,
-        time: Option<Duration>,
+        sooner: Option<Instant>,
     ) -> io::Result<Vec<bool>> {
-        let left = self.left().ok_or(io::ErrorKind::TimedOut)?;
-        let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, flags)).collect();
-        if self.link.is_some() {
-            polled.push(PollFd::new(&self.wake, PollFlags::IN));
+        if self.is_over() {
+            return Err(io::ErrorKind::TimedOut.into());
         }
-        wait(&mut polled, Some(time.map_or(left, |time| time.min(left))))?;
+        let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, flags)).collect();
+        if self.attempt.is_some() {
+            polled.push(PollFd::new(&*self.shared, PollFlags::IN));
+        }
+        poll_until(&mut polled, Some(sooner.map_or(self.at, |sooner| sooner.min(self.at))))?;
         let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
         if ready.get(fds.len()) == Some(&true) {
-            // The orders are taken before the thread polls for them again, so this loses none.
-            self.wake.reset();
+            // The thread takes its commands before it polls again, so this loses none.
+            self.shared.clear();
         }
         Ok(ready)
-    }
-}
-
-/// poll(2) with an optional limit; being interrupted by a signal is like being ready.
-pub(super) fn wait(fds: &mut [PollFd<'_>], time: Option<Duration>) -> io::Result<()> {
-    let time = time.map(|time| Timespec {
-        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(time.subsec_nanos()),
-    });
-    match poll(fds, time.as_ref()) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -101,19 +92,31 @@ pub(super) fn wait(fds: &mut [PollFd<'_>], time: Option<Duration>) -> io::Result
 #[derive(Debug)]
 pub(super) struct Sock {
     tcp: TcpStream,
-    patience: Option<Patience>,
+    deadline: Option<Deadline>,
     received: u64,
+    /// What may still be read without a deadline, in bytes.
+    allowance: usize,
 }
 
 impl Sock {
     /// Takes a connected, non-blocking socket.
-    pub(super) fn new(tcp: TcpStream, patience: Patience) -> Self {
-        Self { tcp, patience: Some(patience), received: 0 }
+    pub(super) fn new(tcp: TcpStream, deadline: Deadline) -> Self {
+        Self { tcp, deadline: Some(deadline), received: 0, allowance: 0 }
     }
 
-    /// From now on, wait like this; `None`: not at all.
-    pub(super) fn set_patience(&mut self, patience: Option<Patience>) {
-        self.patience = patience;
+    /// From now on reads and writes wait until then; `None`: not at all.
+    pub(super) fn set_deadline(&mut self, deadline: Option<Deadline>) {
+        self.deadline = deadline;
+    }
+
+    /// Allows `bytes` to be read without a deadline; beyond them reads are `WouldBlock`.
+    pub(super) fn allow(&mut self, bytes: usize) {
+        self.allowance = bytes;
+    }
+
+    /// Whether the last [`Sock::allow`] is used up, so that there may be more to read at once.
+    pub(super) fn is_allowance_spent(&self) -> bool {
+        self.allowance == 0
     }
 
     /// How many bytes arrived since the beginning.
@@ -121,23 +124,22 @@ impl Sock {
         self.received
     }
 
-    /// Says that nothing more will be sent.
+    /// Tells the peer that nothing more will be sent.
     pub(super) fn shut_down_writing(&self) {
-        // A socket that is broken already has nothing more to say either.
+        // It fails where the connection is broken, and then the peer hears nothing anyway.
         let _ = self.tcp.shutdown(Shutdown::Write);
     }
 
-    /// Waits for `flags` if there is patience, passes `WouldBlock` on if not.
     fn blocked(&self, flags: PollFlags) -> io::Result<()> {
-        match &self.patience {
-            Some(patience) => patience.wait(&[self.tcp.as_fd()], flags, None).map(drop),
+        match &self.deadline {
+            Some(deadline) => deadline.wait(&[self.tcp.as_fd()], flags, None).map(drop),
             None => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 
-    fn check_patience(&self) -> io::Result<()> {
-        match &self.patience {
-            Some(patience) if patience.left().is_none() => Err(io::ErrorKind::TimedOut.into()),
+    fn check_deadline(&self) -> io::Result<()> {
+        match &self.deadline {
+            Some(deadline) if deadline.is_over() => Err(io::ErrorKind::TimedOut.into()),
             _ => Ok(()),
         }
     }
@@ -145,13 +147,18 @@ impl Sock {
 
 impl Read for Sock {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let room = if self.deadline.is_some() { buf.len() } else { buf.len().min(self.allowance) };
+        if room == 0 && !buf.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         loop {
-            self.check_patience()?;
-            match self.tcp.read(buf) {
+            self.check_deadline()?;
+            match self.tcp.read(&mut buf[..room]) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.blocked(PollFlags::IN)?,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Ok(n) => {
                     self.received += n as u64;
+                    self.allowance = self.allowance.saturating_sub(n);
                     return Ok(n);
                 }
                 Err(e) => return Err(e),
@@ -163,7 +170,7 @@ impl Read for Sock {
 impl Write for Sock {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         loop {
-            self.check_patience()?;
+            self.check_deadline()?;
             match self.tcp.write(buf) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.blocked(PollFlags::OUT)?,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

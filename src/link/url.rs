@@ -16,8 +16,9 @@ impl Host {
     /// Reads a host: a name, an IPv4 address, or an IPv6 address in brackets.
     pub(super) fn parse(text: &str) -> Result<Self, BadUrl> {
         if let Some(inner) = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
-            let address: Ipv6Addr =
-                inner.parse().map_err(|_| BadUrl("has no IPv6 address between '[' and ']'"))?;
+            let address: Ipv6Addr = inner
+                .parse()
+                .map_err(|_| BadUrl("has something other than an IPv6 address between '[' and ']'"))?;
             return Ok(Self::Address(address.into()));
         }
         if let Ok(address) = text.parse::<IpAddr>() {
@@ -35,13 +36,13 @@ impl Host {
         }
         if text.len() > 253 || !text.strip_suffix('.').unwrap_or(text).split('.').all(label) {
             return Err(BadUrl(
-                "has a host that is no name and no address (write others than ASCII as xn--…)",
+                "has a host that is neither a name nor an address (write names beyond ASCII as xn--…)",
             ));
         }
         Ok(Self::Name(text.trim_end_matches('.').to_ascii_lowercase()))
     }
 
-    /// Whether it means this machine, so that nothing leaves it.
+    /// Whether it names this machine, so that nothing sent there leaves it.
     pub fn is_loopback(&self) -> bool {
         match self {
             Self::Name(name) => name == "localhost",
@@ -122,7 +123,7 @@ impl Url {
         Self::parse(text, allow_insecure, |scheme| match scheme {
             Scheme::Ws | Scheme::Wss => Ok(()),
             Scheme::Http | Scheme::Https => Err(BadUrl(
-                "is no WebSocket URL: write wss:// instead of https:// (ws:// instead of http://)",
+                "is not a WebSocket URL: write wss:// instead of https:// (ws:// instead of http://)",
             )),
         })
     }
@@ -135,7 +136,7 @@ impl Url {
         Self::parse(text, allow_insecure, |scheme| match scheme {
             Scheme::Http | Scheme::Https => Ok(()),
             Scheme::Ws | Scheme::Wss => {
-                Err(BadUrl("is no HTTP URL: write https:// instead of wss:// (http:// instead of ws://)"))
+                Err(BadUrl("is not an HTTP URL: write https:// instead of wss:// (http:// instead of ws://)"))
             }
         })
     }
@@ -169,6 +170,16 @@ impl Url {
         self.scheme.secure()
     }
 
+    /// The whole URL, its query too.
+    pub(super) fn full(&self) -> String {
+        format!("{}://{}{}", self.scheme.name(), self.authority(), self.target)
+    }
+
+    /// Path and query, as they stand in a request.
+    pub(super) fn target(&self) -> &str {
+        &self.target
+    }
+
     /// For the `Host` header: the port is left out where it is the scheme's own.
     pub(super) fn authority(&self) -> String {
         if self.port == self.scheme.port() {
@@ -178,7 +189,7 @@ impl Url {
         }
     }
 
-    /// `fits` is asked about the scheme before anything else is judged.
+    /// `fits` judges the scheme before anything else is judged.
     fn parse(
         text: &str,
         allow_insecure: bool,
@@ -214,9 +225,14 @@ impl Url {
     }
 }
 
+/// For people: without the query, in which a secret may stand.
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}{}", self.scheme.name(), self.authority(), self.target)
+        write!(f, "{}://{}", self.scheme.name(), self.authority())?;
+        match self.target.split_once('?') {
+            Some((path, _)) => write!(f, "{path}?…"),
+            None => f.write_str(&self.target),
+        }
     }
 }
 
@@ -230,7 +246,7 @@ pub(super) fn split_port(authority: &str, default: u16) -> Result<(&str, u16), B
             let port = &port[1..];
             let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
             let port = if digits { port.parse().ok().filter(|p| *p > 0) } else { None };
-            Ok((host, port.ok_or(BadUrl("has a port that is no number from 1 to 65535"))?))
+            Ok((host, port.ok_or(BadUrl("has a port that is not a number from 1 to 65535"))?))
         }
         _ => Ok((authority, default)),
     }
@@ -244,7 +260,7 @@ mod tests {
     fn good_urls_are_read_and_written_back() {
         let check = |text: &str, shown: &str, port: u16| {
             let url = Url::websocket(text, true).unwrap();
-            assert_eq!((url.to_string().as_str(), url.port()), (shown, port), "{text}");
+            assert_eq!((url.full().as_str(), url.port()), (shown, port), "{text}");
         };
         check("wss://cp.example.com/api/node/ws", "wss://cp.example.com/api/node/ws", 443);
         check("WSS://CP.Example.com.:443", "wss://cp.example.com/", 443);
@@ -252,6 +268,8 @@ mod tests {
         check("wss://[::1]:99/", "wss://[::1]:99/", 99);
         check("wss://[2001:db8::1]", "wss://[2001:db8::1]/", 443);
         check("wss://10.0.0.1:80/a%20b", "wss://10.0.0.1:80/a%20b", 80);
+        let url = Url::websocket("wss://a/ws?key=hunter2", false).unwrap();
+        assert_eq!(url.to_string(), "wss://a/ws?…");
     }
 
     #[test]
@@ -264,7 +282,7 @@ mod tests {
         check("cp.example.com", "scheme");
         check("ftp://a", "scheme");
         check("https://a", "wss://");
-        check("http://u@a:x", "is no WebSocket URL: write wss://");
+        check("http://u@a:x", "is not a WebSocket URL: write wss://");
         check("wss://", "no host");
         check("wss:///path", "no host");
         check("wss://user:hunter2@a/", "token");
@@ -272,13 +290,13 @@ mod tests {
         check("wss://a:65536/", "port");
         check("wss://a:/", "port");
         check("wss://a:+1/", "port");
-        check("wss://[::1", "no name");
+        check("wss://[::1", "neither a name");
         check("wss://[::g]", "IPv6");
         check("wss://::1/", "IPv6");
         check("wss://fe80::1:80/", "IPv6");
-        check("wss://a b/", "no name");
+        check("wss://a b/", "neither a name");
         check("wss://ü/", "xn--");
-        check("wss://a..b/", "no name");
+        check("wss://a..b/", "neither a name");
         check("wss://a/#x", "fragment");
         check("wss://a/x y", "%XX");
         check("wss://a/\r\nX: y", "%XX");
@@ -296,7 +314,7 @@ mod tests {
             assert!(Url::websocket(far, true).is_ok(), "{far}");
         }
         assert!(Url::http("http://10.0.0.1/register", false).is_err());
-        // What is wrong with the scheme itself is said first.
+        // A wrong scheme is reported before anything else.
         let error = Url::websocket("http://cp.example.com/ws", false).unwrap_err().to_string();
         assert!(error.contains("ws:// instead of http://"), "{error}");
     }

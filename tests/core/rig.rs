@@ -255,7 +255,7 @@ impl Rig {
             LinkCommand::Dial { link, .. } | LinkCommand::Register { link, .. } => self.link = Some(*link),
             LinkCommand::Send(_, text) => self.sent.push(line(text)),
             LinkCommand::Ping(_, number) => self.pings.push(*number),
-            LinkCommand::Close { .. } | LinkCommand::Abandon(_) => {}
+            LinkCommand::Close { .. } | LinkCommand::Reject { .. } | LinkCommand::Abandon(_) => {}
         }
         if !matches!(order, LinkCommand::Send(..) | LinkCommand::Ping(..)) {
             self.orders.push(order);

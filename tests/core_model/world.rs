@@ -388,6 +388,8 @@ impl World {
                 Link::Up(up) if up.id == link => up.closing = true,
                 _ => self.breaks(format!("{link} is closed, which is not up")),
             },
+            // The world's server sends no more nonsense than a clumsy one.
+            LinkCommand::Reject { link, detail } => self.breaks(format!("{link} is rejected: {detail}")),
             LinkCommand::Abandon(link) => {
                 if self.link_id() == Some(link) {
                     self.link = Link::None;

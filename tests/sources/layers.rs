@@ -58,7 +58,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
             "wait.rs",
         ],
     ),
-    ("SystemTime::now", &["link/upgrade.rs", "logging.rs"]),
+    ("SystemTime::now", &["link/dates.rs", "logging.rs"]),
     ("thread::spawn", &[]),
     ("thread::scope", &[]),
     (

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tungstenite::protocol::CloseFrame;
 use tungstenite::{Message, WebSocket};
 use vectorlay::core::link_api::{DownReason, LinkCommand, LinkEvent, LinkId};
-use vectorlay::link::{CLOSE_DEADLINE, MESSAGE_MAX, UNSENT_MAX};
+use vectorlay::link::{BACKLOG_MAX, CLOSE_DEADLINE, MESSAGE_MAX, UNSENT_MAX};
 
 use super::peers;
 use super::rig::{LONG, Rig};
@@ -39,7 +39,7 @@ fn frames_and_what_becomes_of_them() {
     rig.up(1);
     rig.send(99, "for a link that is not");
     rig.send(1, "grüße");
-    rig.link.order(LinkCommand::Ping(LinkId(1), 7));
+    rig.link.command(LinkCommand::Ping(LinkId(1), 7));
     let mut words = Vec::new();
     loop {
         match rig.word(1) {
@@ -85,7 +85,7 @@ fn bursts_arrive_whole_and_in_order() {
 }
 
 #[test]
-fn an_order_does_not_wait_for_a_tick() {
+fn a_command_does_not_wait_for_a_tick() {
     const ROUNDS: usize = 201;
     let rig = Rig::new(&peers::ws(echo));
     rig.up(1);
@@ -99,7 +99,7 @@ fn an_order_does_not_wait_for_a_tick() {
         .collect();
     took.sort();
     let median = took[ROUNDS / 2];
-    println!("order to frame to event, median {median:?}");
+    println!("command to frame to event, median {median:?}");
     assert!(median < Duration::from_millis(5), "{median:?}");
 }
 
@@ -237,6 +237,111 @@ fn ends_that_the_peer_makes() {
     );
 }
 
+#[test]
+fn close_codes_that_must_not_be_sent_are_violations() {
+    let check = |payload: &'static [u8], why: DownReason, answered: u16| {
+        let (tx, rx) = channel();
+        let rig = Rig::new(&peers::ws(move |mut socket| {
+            socket.get_mut().write_all(&[&[0x88, payload.len() as u8], payload].concat()).unwrap();
+            tx.send(socket.read()).unwrap();
+        }));
+        rig.up(1);
+        assert_eq!(rig.down(1).why, why, "{payload:?}");
+        match rx.recv_timeout(LONG).unwrap() {
+            Ok(Message::Close(Some(frame))) => assert_eq!(u16::from(frame.code), answered, "{payload:?}"),
+            other => panic!("{payload:?}: {other:?}"),
+        }
+    };
+    // RFC 6455, section 7.4: 0 to 999, 1004 to 1006, 1015, what is not assigned, 5000 and above.
+    for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535_u16] {
+        check(Box::leak(Box::new(code.to_be_bytes())), DownReason::Violation, 1002);
+    }
+    check(&[3], DownReason::Violation, 1002);
+    check(&[3, 0xe8, 0xff], DownReason::Violation, 1007);
+    for code in [1000, 1001, 1003, 1007, 1008, 1011, 3000, 3999, 4000, 4999_u16] {
+        check(Box::leak(Box::new(code.to_be_bytes())), DownReason::Closed(code), code);
+    }
+}
+
+#[test]
+fn a_core_that_is_busy_is_not_flooded_and_its_own_messages_go_out() {
+    const SIZE: usize = 1 << 20;
+    let (tx, heard) = channel();
+    let url = peers::ws(move |mut socket| {
+        let mut sender = WebSocket::from_raw_socket(
+            socket.get_ref().try_clone().unwrap(),
+            tungstenite::protocol::Role::Server,
+            None,
+        );
+        std::thread::spawn(move || while sender.send(Message::text("x".repeat(SIZE))).is_ok() {});
+        while let Ok(message) = socket.read() {
+            if message.is_text() {
+                tx.send(message).unwrap();
+            }
+        }
+    });
+    let rig = Rig::new(&url);
+    rig.up(1);
+    // Nothing is consumed: after the first message nothing more is read, whatever the peer sends, but what is to be
+    // sent goes out all the same.
+    let large = |event: &LinkEvent| matches!(event, LinkEvent::Text(text) if text.len() == SIZE);
+    let next = || loop {
+        match rig.unconsumed() {
+            (_, LinkEvent::Alive) => {}
+            (_, event) => return event,
+        }
+    };
+    const { assert!(SIZE > BACKLOG_MAX) };
+    assert!(large(&next()));
+    for i in 0..50 {
+        rig.send(1, i.to_string());
+        assert_eq!(heard.recv_timeout(LONG).unwrap(), Message::text(i.to_string()));
+    }
+    assert!(rig.no_event());
+    // Each one that is dealt with lets the next one in.
+    for _ in 0..20 {
+        rig.link.consumed(SIZE);
+        assert!(large(&next()));
+    }
+}
+
+#[test]
+fn commands_are_carried_out_under_a_flood() {
+    // Frames that never become a message: the empty fragments of a text that never ends.
+    let url = peers::ws(|mut socket| {
+        let mut raw = socket.get_ref().try_clone().unwrap();
+        let flood: Vec<u8> =
+            [0x01, 0].into_iter().chain([0x00, 0].into_iter().cycle().take(1 << 16)).collect();
+        std::thread::spawn(move || {
+            let mut bytes = &flood[..];
+            while raw.write_all(bytes).is_ok() {
+                bytes = &flood[2..];
+            }
+        });
+        while socket.read().is_ok() {}
+    });
+    let rig = Rig::new(&url);
+    rig.up(1);
+    assert_eq!(rig.next(1), LinkEvent::Alive);
+    rig.link.command(LinkCommand::Reject { link: LinkId(1), detail: "it floods".into() });
+    let down = rig.down(1);
+    assert_eq!(down.why, DownReason::Violation, "{down:?}");
+    assert!(down.detail.contains("it floods: closed with 1008"), "{}", down.detail);
+}
+
+#[test]
+fn a_flood_of_pings_is_a_violation() {
+    let rig = Rig::new(&peers::ws(|mut socket| {
+        let mut raw = socket.get_ref().try_clone().unwrap();
+        std::thread::spawn(move || while raw.write_all(&[0x89, 0].repeat(1000)).is_ok() {});
+        while socket.read().is_ok() {}
+    }));
+    rig.up(1);
+    let down = rig.down(1);
+    assert_eq!(down.why, DownReason::Violation, "{down:?}");
+    assert!(down.detail.contains("closed with 1008"), "{}", down.detail);
+}
+
 fn end_with(socket: &mut WebSocket<TcpStream>, code: u16, reason: &'static str) {
     socket.close(Some(CloseFrame { code: code.into(), reason: reason.into() })).unwrap();
 }
@@ -257,7 +362,7 @@ fn the_peers_word_for_the_end_is_heard_though_sending_fails() {
 }
 
 #[test]
-fn a_close_is_sent_after_what_was_ordered_before_it() {
+fn a_close_is_sent_after_what_was_commanded_before_it() {
     let (tx, rx) = channel();
     let rig = Rig::new(&peers::ws(move |mut socket| {
         while let Ok(message) = socket.read() {
@@ -269,7 +374,7 @@ fn a_close_is_sent_after_what_was_ordered_before_it() {
     }));
     rig.up(1);
     rig.send(1, "last words");
-    rig.link.order(LinkCommand::Close { link: LinkId(1), code: 1001, reason: "shutting down" });
+    rig.link.command(LinkCommand::Close { link: LinkId(1), code: 1001, reason: "shutting down" });
     assert_eq!(rx.recv_timeout(LONG).unwrap(), Message::text("last words"));
     match rx.recv_timeout(LONG).unwrap() {
         Message::Close(Some(frame)) => {
@@ -295,7 +400,7 @@ fn a_close_without_an_answer_has_a_deadline() {
             rig.send(1, "x".repeat(1 << 20));
         }
         let began = Instant::now();
-        rig.link.order(LinkCommand::Close { link: LinkId(1), code: 1001, reason: "" });
+        rig.link.command(LinkCommand::Close { link: LinkId(1), code: 1001, reason: "" });
         assert_eq!(rig.down(1).why, DownReason::Broken);
         assert!(began.elapsed() < CLOSE_DEADLINE * 3, "{:?}", began.elapsed());
     }
@@ -311,12 +416,12 @@ fn abandoning_says_nothing_to_the_peer() {
         let _ = tx.send(rest);
     }));
     rig.up(1);
-    rig.link.order(LinkCommand::Abandon(LinkId(1)));
+    rig.link.command(LinkCommand::Abandon(LinkId(1)));
     assert_eq!(rig.down(1).why, DownReason::Broken);
     assert!(rx.recv_timeout(LONG).unwrap().is_empty());
-    // Orders for it come too late.
+    // Commands for it come too late.
     rig.send(1, "x");
-    rig.link.order(LinkCommand::Close { link: LinkId(1), code: 1000, reason: "" });
+    rig.link.command(LinkCommand::Close { link: LinkId(1), code: 1000, reason: "" });
     rig.up(2);
 }
 

@@ -3,7 +3,6 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::mpsc::channel;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use vectorlay::core::link_api::{DownReason, LinkCommand, LinkEvent, LinkId};
@@ -31,7 +30,7 @@ fn the_upgrade_says_who_asks() {
         assert!(head.contains(line), "{line:?} is not in {head}");
     }
     rig.down(1);
-    rig.link.order(LinkCommand::Dial { link: LinkId(2), node: None, credential: None });
+    rig.link.command(LinkCommand::Dial { link: LinkId(2), node: None, credential: None });
     let head = rx.recv_timeout(LONG).unwrap();
     assert!(!head.contains("authorization") && !head.contains("x-node-id"), "{head}");
 }
@@ -45,6 +44,50 @@ fn names_and_both_families() {
         }
         let address = peers::tcp(at, |stream| drop(tungstenite::accept(stream).unwrap().read()));
         Rig::new(&format!("ws://{host}:{}/", address.port())).up(1);
+    }
+}
+
+#[test]
+fn an_upgrade_as_proxies_write_it_loses_nothing_behind_it() {
+    let address = peers::tcp("127.0.0.1:0", |mut stream| {
+        let (head, _) = peers::request_as_sent(&mut stream);
+        let key = head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")).unwrap();
+        let accept = tungstenite::handshake::derive_accept_key(key.as_bytes());
+        let answer = format!(
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n\
+             HTTP/1.1 101 Switching Protocols\r\nVia: 1.1 proxy\r\nConnection: keep-alive\r\n\
+             UPGRADE: WebSocket\r\nconnection: foo,\r\n  Upgrade\r\nSec-WebSocket-Accept:  {accept}  \r\n\r\n"
+        );
+        // In one piece with the first frame.
+        stream.write_all(&[answer.as_bytes(), &[0x81, 5], b"first"].concat()).unwrap();
+        let _ = stream.read(&mut [0]);
+    });
+    let rig = Rig::new(&format!("ws://{address}/ws"));
+    rig.up(1);
+    assert_eq!(rig.word(1), LinkEvent::Text("first".into()));
+}
+
+#[test]
+fn what_was_not_asked_for_is_refused() {
+    for (field, words) in [
+        ("Sec-WebSocket-Extensions: permessage-deflate", "extension"),
+        ("Sec-WebSocket-Protocol: x", "subprotocol"),
+    ] {
+        let address = peers::tcp("127.0.0.1:0", move |mut stream| {
+            let (head, _) = peers::request_as_sent(&mut stream);
+            let key = head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")).unwrap();
+            let accept = tungstenite::handshake::derive_accept_key(key.as_bytes());
+            let answer = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Accept: {accept}\r\n{field}\r\n\r\n"
+            );
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        let rig = Rig::new(&format!("ws://{address}/ws"));
+        rig.dial(1);
+        let down = rig.down(1);
+        assert_eq!(down.why, DownReason::NoConnection);
+        assert!(down.detail.contains(words), "{}", down.detail);
     }
 }
 
@@ -76,14 +119,20 @@ fn answers_that_are_no_upgrade() {
     // The rig asks as a node that is registered.
     check("HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n", Http(401), None, "move that file away");
     check("HTTP/1.1 410 Gone\r\n\r\n", Http(410), None, "removed");
+    // A web page is not the control plane's: such an answer must neither end the agent nor take its identity.
+    for status in [401, 403, 410] {
+        let page = format!("HTTP/1.1 {status} No\r\nContent-Type: text/html; charset=utf-8\r\n\r\n<html>");
+        check(&page, NoConnection, None, "in between");
+    }
+    check("HTTP/1.0 503 Busy\r\n\r\n", Http(503), None, "503");
     check("HTTP/1.1 200 OK\r\n\r\nhello", Http(200), None, "check the URL");
     check("", NoConnection, None, "without an answer");
-    check("SSH-2.0-OpenSSH_9.2\r\n\r\n", NoConnection, None, "no upgrade");
+    check("SSH-2.0-OpenSSH_9.2\r\n", NoConnection, None, "not HTTP");
     check(
         "HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n",
         NoConnection,
         None,
-        "no upgrade",
+        "not an upgrade",
     );
 }
 
@@ -93,7 +142,8 @@ fn servers_that_are_not_there() {
         let rig = Rig::new(url);
         rig.dial(1);
         let down = rig.down(1);
-        assert_eq!(down.why, DownReason::NoConnection);
+        let refused = down.detail.contains("refused");
+        assert_eq!(down.why, if refused { DownReason::Refused } else { DownReason::NoConnection });
         assert!(words.iter().any(|word| down.detail.contains(word)), "{}", down.detail);
     };
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -104,21 +154,26 @@ fn servers_that_are_not_there() {
 }
 
 #[test]
-fn an_attempt_can_be_given_up() {
-    let address = peers::tcp("127.0.0.1:0", |mut stream| drop(stream.read_to_end(&mut Vec::new())));
+fn an_attempt_can_be_cancelled() {
+    let (tx, waiting) = channel();
+    let address = peers::tcp("127.0.0.1:0", move |mut stream| {
+        stream.read_exact(&mut [0]).unwrap();
+        tx.send(()).unwrap();
+        drop(stream.read_to_end(&mut Vec::new()));
+    });
     for scheme in ["ws", "wss"] {
         let rig = Rig::new(&format!("{scheme}://{address}/"));
         for (link, close) in [(1, true), (2, false)] {
-            let order = match close {
+            let command = match close {
                 true => LinkCommand::Close { link: LinkId(link), code: 1001, reason: "" },
                 false => LinkCommand::Abandon(LinkId(link)),
             };
             let began = Instant::now();
             rig.dial(link);
-            thread::sleep(Duration::from_millis(50));
+            waiting.recv_timeout(LONG).unwrap();
             // Not for this attempt: must not end it, nor keep the thread from sleeping.
-            rig.link.order(LinkCommand::Abandon(LinkId(link - 1)));
-            rig.link.order(order);
+            rig.link.command(LinkCommand::Abandon(LinkId(link - 1)));
+            rig.link.command(command);
             let down = rig.down(link);
             assert_eq!(down.why, DownReason::Broken);
             assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
@@ -127,13 +182,13 @@ fn an_attempt_can_be_given_up() {
 }
 
 #[test]
-fn an_attempt_given_up_in_the_queue_never_begins() {
+fn an_attempt_cancelled_in_the_queue_never_begins() {
     let url = peers::ws(|mut socket| while socket.read().is_ok() {});
     let rig = Rig::new(&url);
-    // While the first dials, the second is ordered and given up again.
+    // While the first dials, the second is commanded and cancelled again.
     rig.dial(1);
     rig.dial(2);
-    rig.link.order(LinkCommand::Abandon(LinkId(2)));
+    rig.link.command(LinkCommand::Abandon(LinkId(2)));
     rig.dial(3);
     let (mut ups, mut downs) = (Vec::new(), Vec::new());
     while ups.last() != Some(&3) {
@@ -147,7 +202,7 @@ fn an_attempt_given_up_in_the_queue_never_begins() {
 }
 
 #[test]
-fn a_server_that_drips_before_closing_is_no_upgrade() {
+fn an_answer_that_is_cut_is_not_an_upgrade() {
     let address = peers::tcp("127.0.0.1:0", |mut stream| {
         peers::request(&mut stream);
         stream.write_all(b"HTTP/1.1 101 Sw").unwrap();

@@ -57,7 +57,7 @@ fn a_thousand_connections_leave_nothing_behind() {
     let link = start(settings, move |link, event| drop(tx.send((link, event)))).unwrap();
     let round = |number: u64| {
         let number = LinkId(number);
-        link.order(LinkCommand::Dial { link: number, node: None, credential: None });
+        link.command(LinkCommand::Dial { link: number, node: None, credential: None });
         loop {
             match events.recv_timeout(LONG).unwrap() {
                 (of, LinkEvent::Down(down)) => {

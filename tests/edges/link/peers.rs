@@ -74,8 +74,14 @@ fn server_config(leaf: &Leaf) -> Arc<ServerConfig> {
     Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap())
 }
 
-/// Reads an HTTP request: its head, and its body where it says how long that is.
+/// Reads an HTTP request: its head in lower case, and its body where it says how long that is.
 pub fn request(stream: &mut dyn Read) -> (String, String) {
+    let (head, body) = request_as_sent(stream);
+    (head.to_lowercase(), body)
+}
+
+/// As [`request`], with the head as it was sent.
+pub fn request_as_sent(stream: &mut dyn Read) -> (String, String) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -84,8 +90,12 @@ pub fn request(stream: &mut dyn Read) -> (String, String) {
         }
         head.push(byte[0]);
     }
-    let head = String::from_utf8(head).unwrap().to_lowercase();
-    let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
+    let head = String::from_utf8(head).unwrap();
+    let length = head
+        .to_lowercase()
+        .lines()
+        .find_map(|l| l.strip_prefix("content-length: ")?.parse().ok())
+        .unwrap_or(0);
     let mut body = vec![0; length];
     stream.read_exact(&mut body).unwrap();
     (head, String::from_utf8(body).unwrap())

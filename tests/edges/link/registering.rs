@@ -3,7 +3,6 @@
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::mpsc::channel;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use vectorlay::core::link_api::{LinkCommand, LinkId, Registration};
@@ -58,6 +57,8 @@ fn other_answers() {
     absent(format!("HTTP/1.1 200 OK\r\n\r\n{{\"node_id\":\"n\",\"x\":\"{}\"}}", "x".repeat(1 << 20)));
     let refused = at(peers::http("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")).register(1);
     assert_eq!(refused, Registration::Refused(401));
+    let own = "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nContent-Length: 17\r\n\r\n{\"error\":\"token\"}";
+    assert_eq!(at(peers::http(own)).register(1), Registration::Refused(403));
     let failed = |answer: &str, wait: Option<u64>, words: &str| match at(peers::http(answer)).register(1) {
         Registration::Failed { retry_after, detail } => {
             assert_eq!(retry_after, wait.map(Duration::from_secs), "{answer}");
@@ -68,6 +69,13 @@ fn other_answers() {
     failed("HTTP/1.1 503 Busy\r\nRetry-After: 9\r\n\r\n", Some(9), "503");
     failed("HTTP/1.1 429 Slow\r\nRetry-After: 90000\r\n\r\n", Some(3600), "429");
     failed("HTTP/1.1 302 Found\r\nLocation: https://x.example/l\r\n\r\n", None, "https://x.example/l");
+    // A firewall or a portal in between.
+    for status in [401, 403] {
+        let page =
+            format!("HTTP/1.1 {status} No\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>");
+        failed(&page, None, "in between");
+    }
+    failed("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", None, "in between");
     failed("", None, "registering at http://127.0.0.1");
     failed("SSH-2.0-x\r\n\r\n", None, "registering at");
     failed("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"node_id\"", None, "registering at");
@@ -101,17 +109,22 @@ fn with_tls_the_ca_file_counts_as_it_does_for_the_socket() {
 }
 
 #[test]
-fn it_can_be_given_up() {
-    let address = peers::tcp("127.0.0.1:0", |mut stream| drop(stream.read_to_end(&mut Vec::new())));
+fn it_can_be_cancelled() {
+    let (tx, waiting) = channel();
+    let address = peers::tcp("127.0.0.1:0", move |mut stream| {
+        stream.read_exact(&mut [0]).unwrap();
+        tx.send(()).unwrap();
+        drop(stream.read_to_end(&mut Vec::new()));
+    });
     let rig = at(address);
     let began = Instant::now();
-    rig.link.order(LinkCommand::Register {
+    rig.link.command(LinkCommand::Register {
         link: LinkId(1),
         token: Secret::new("t".into()),
         body: String::new(),
     });
-    thread::sleep(Duration::from_millis(50));
-    rig.link.order(LinkCommand::Abandon(LinkId(1)));
-    assert!(matches!(rig.registered(1), Registration::Failed { detail, .. } if detail.contains("given up")));
+    waiting.recv_timeout(LONG).unwrap();
+    rig.link.command(LinkCommand::Abandon(LinkId(1)));
+    assert!(matches!(rig.registered(1), Registration::Failed { detail, .. } if detail.contains("cancelled")));
     assert!(began.elapsed() < Duration::from_secs(5));
 }

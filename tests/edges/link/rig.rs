@@ -31,7 +31,7 @@ impl Rig {
     }
 
     pub fn dial(&self, link: u64) {
-        self.link.order(LinkCommand::Dial {
+        self.link.command(LinkCommand::Dial {
             link: LinkId(link),
             node: Some(NodeId::new("node-7").unwrap()),
             credential: Some(Secret::new("vtk_secret".into())),
@@ -39,11 +39,25 @@ impl Rig {
     }
 
     pub fn send(&self, link: u64, text: impl Into<String>) {
-        self.link.order(LinkCommand::Send(LinkId(link), text.into()));
+        self.link.command(LinkCommand::Send(LinkId(link), text.into()));
     }
 
     pub fn any(&self) -> (LinkId, LinkEvent) {
+        let (link, event) = self.unconsumed();
+        if let LinkEvent::Text(text) = &event {
+            self.link.consumed(text.len());
+        }
+        (link, event)
+    }
+
+    /// The next event, as a core gets it that is still busy with it.
+    pub fn unconsumed(&self) -> (LinkId, LinkEvent) {
         self.events.recv_timeout(LONG).expect("an event")
+    }
+
+    /// Whether nothing has happened that was not looked at yet, but for signs of life.
+    pub fn no_event(&self) -> bool {
+        self.events.try_iter().all(|(_, event)| event == LinkEvent::Alive)
     }
 
     /// The next event, which must be of `link`.
@@ -76,7 +90,7 @@ impl Rig {
     }
 
     pub fn register(&self, link: u64) -> Registration {
-        self.link.order(LinkCommand::Register {
+        self.link.command(LinkCommand::Register {
             link: LinkId(link),
             token: Secret::new("vtk_secret".into()),
             body: r#"{"machine_id":"m"}"#.into(),
