@@ -34,6 +34,7 @@ use crate::types::{ContainerId, PciAddress, ReplicaId, RequestId, Secret};
 
 mod cleanup;
 mod commands;
+mod complaints;
 pub mod disk;
 mod document;
 mod ending;

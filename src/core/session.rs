@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
+use super::complaints::{Complaint, Complaints};
 use super::identity::Identity;
 use super::link_api::{Down, DownReason, LinkCommand, LinkEvent, LinkId, Registration};
 use super::{Action, Core, End, Sample};
@@ -80,6 +81,7 @@ pub(super) struct Session {
     /// That the connection is missing was logged as a warning.
     warned: bool,
     connected_once: bool,
+    complaints: Complaints,
 }
 
 #[derive(Debug)]
@@ -137,6 +139,7 @@ impl Session {
             repeated: 0,
             warned: false,
             connected_once: false,
+            complaints: Complaints::default(),
         }
     }
 
@@ -210,10 +213,7 @@ impl Core {
         match event {
             LinkEvent::Up => self.up(now, link, out),
             LinkEvent::Text(text) => self.message(now, &text, out),
-            LinkEvent::NotText(size) => {
-                self.malformed += 1;
-                out.push(Action::warn(format!("a message of {size} bytes is not text: ignored")));
-            }
+            LinkEvent::NotText(size) => self.complain(now, Complaint::NotText, size, "is not text", out),
             LinkEvent::Pong(number) => {
                 let arrived = self.outbox.confirm(link, number);
                 if arrived.iter().any(|entry| entry.recorded) {
@@ -384,17 +384,43 @@ impl Core {
             Ok(Inbound::Registered { node, token }) => self.named(node, token, out),
             Ok(message) => self.command(now, message, out),
             Err(unusable) => {
-                self.malformed += 1;
-                let what = match &unusable {
-                    Unusable::NotAMessage => "is not a JSON message".to_owned(),
-                    Unusable::UnknownType => "has a type that is not known".to_owned(),
-                    Unusable::Malformed { kind, why, .. } => format!("is a malformed {kind}: {why}"),
+                let (complaint, what) = match &unusable {
+                    Unusable::NotAMessage => (Complaint::NotAMessage, "is not a JSON message".to_owned()),
+                    Unusable::UnknownType => (Complaint::UnknownType, "has an unknown type".to_owned()),
+                    Unusable::Malformed { kind, why, .. } => {
+                        (Complaint::Malformed, format!("is a malformed {kind}: {why}"))
+                    }
                 };
-                out.push(Action::warn(format!("a message of {} bytes {what}: ignored", text.len())));
+                self.complain(now, complaint, text.len(), &what, out);
                 if let Unusable::Malformed { owed: Some(owed), why, .. } = unusable {
                     self.refuse_malformed(owed, &why, out);
                 }
             }
+        }
+    }
+
+    /// Counts a message that cannot be acted on, logs it unless its kind was logged lately, and ends the connection with
+    /// a peer that floods.
+    fn complain(
+        &mut self,
+        now: Instant,
+        complaint: Complaint,
+        bytes: usize,
+        what: &str,
+        out: &mut Vec<Action>,
+    ) {
+        self.malformed += 1;
+        let verdict = self.session.complaints.add(now, complaint, bytes);
+        if let Some(unlogged) = verdict.log {
+            let more = match unlogged {
+                0 => String::new(),
+                count => format!(" ({count} more of this kind since the last one in this log)"),
+            };
+            out.push(Action::warn(format!("a message of {bytes} bytes {what}: ignored{more}")));
+        }
+        if let (true, State::Up(up)) = (verdict.is_flood, &self.session.state) {
+            let detail = "the server floods this node with messages that cannot be used".to_owned();
+            out.push(Action::Link(LinkCommand::Reject { link: up.link, detail }));
         }
     }
 

@@ -166,3 +166,40 @@ fn repeated_failures_are_counted_and_only_a_long_loss_is_a_warning() {
     let connected = rig.log.iter().find(|line| line.contains("connected")).unwrap();
     assert!(connected.ends_with(&format!("{} failed attempts", failed + 1)), "{connected} {failed}");
 }
+
+#[test]
+fn a_peer_that_floods_is_rejected_and_backed_off_from() {
+    let mut rig = Rig::online();
+    let rejections =
+        |rig: &Rig| rig.orders.iter().filter(|order| matches!(order, LinkCommand::Reject { .. })).count();
+    rig.log.clear();
+    for _ in 0..1000 {
+        rig.link(LinkEvent::Text(String::new()));
+    }
+    assert_eq!(rejections(&rig), 0);
+    for _ in 0..500 {
+        rig.link(LinkEvent::NotText(0));
+    }
+    assert_eq!(rejections(&rig), 1);
+    // One line for each of the two kinds.
+    let lines: Vec<&String> = rig.log.iter().filter(|line| line.contains("ignored")).collect();
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    rig.down(DownReason::Violation);
+    assert!(pause(&mut rig) <= 6.1);
+    // A violation is a failure: from the second one in a row on the pauses grow.
+    rig.link(LinkEvent::Up);
+    rig.down(DownReason::Violation);
+    assert!(pause(&mut rig) >= 8.0);
+    // Large ones are a flood sooner.
+    rig.link(LinkEvent::Up);
+    rig.orders.clear();
+    for _ in 0..9 {
+        rig.link(LinkEvent::Text("x".repeat(4 << 20)));
+    }
+    assert_eq!(rejections(&rig), 1);
+    // After a minute the next line says how many there were.
+    rig.wait(61 * SECOND);
+    rig.log.clear();
+    rig.link(LinkEvent::NotText(0));
+    assert!(rig.log.iter().any(|line| line.contains("499 more of this kind")), "{:#?}", rig.log);
+}
