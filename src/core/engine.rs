@@ -101,12 +101,17 @@ impl Core {
                     FailureKind::NoImage
                     | FailureKind::ImageRefused
                     | FailureKind::NameTaken
+                    | FailureKind::NameReserved
                     | FailureKind::NoSuchContainer,
                 ..
             }) => self.engine_answers(now),
             // A refusal or a slow pull may be anybody's fault.
             Some(Failure {
-                kind: FailureKind::Deadline | FailureKind::Impossible | FailureKind::Refused,
+                kind:
+                    FailureKind::Deadline
+                    | FailureKind::Impossible
+                    | FailureKind::PullRefused(_)
+                    | FailureKind::Refused,
                 ..
             }) => {}
         }

@@ -236,6 +236,8 @@ pub enum FailureKind {
     ImageRefused,
     /// The container's name is taken.
     NameTaken,
+    /// The container's name is taken, and by no container.
+    NameReserved,
     /// The engine does not answer (or its CLI cannot be started).
     Unavailable,
     /// The call's deadline passed and it was ended.
@@ -244,8 +246,41 @@ pub enum FailureKind {
     NoSuchContainer,
     /// The call cannot be made at all: says why (a variable that the CLI cannot carry).
     Impossible,
+    /// The image could not be pulled, for a reason that is certain.
+    PullRefused(PullCause),
     /// Everything else: the engine refused.
     Refused,
+}
+
+/// Why an image could not be pulled: the wire's `detail_code`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PullCause {
+    /// The registry has no such image.
+    NotFound,
+    /// The registry wants other credentials.
+    Unauthorized,
+    /// The registry has been asked too often.
+    RateLimited,
+    /// The registry does not answer, or its name is not known.
+    Unreachable,
+    /// The registry's certificate is not trusted, or it does not speak TLS.
+    Tls,
+    /// The disk is full.
+    NoSpace,
+}
+
+impl PullCause {
+    /// The wire's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::Unauthorized => "unauthorized",
+            Self::RateLimited => "rate_limited",
+            Self::Unreachable => "unreachable",
+            Self::Tls => "tls",
+            Self::NoSpace => "no_space",
+        }
+    }
 }
 
 impl fmt::Display for Failure {

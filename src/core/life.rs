@@ -136,7 +136,7 @@ impl Core {
 
     fn run_failed(&mut self, now: Instant, id: &ReplicaId, failure: Failure, out: &mut Vec<Action>) {
         let Some(replica) = self.replicas.get_mut(id) else { return };
-        let Some(deploy) = &replica.deploy else { return };
+        let Some(deploy) = &mut replica.deploy else { return };
         let may_pull = !deploy.pulled && deploy.work.as_ref().is_some_and(|work| work.pull != Pull::Never);
         match failure.kind {
             FailureKind::NoImage if may_pull => self.pull(now, id, out),
@@ -144,13 +144,19 @@ impl Core {
                 let job = self.submit(Job::Inspect(holder), Purpose::Replica(id.clone()), out);
                 self.enter(id, Phase::Naming(job, failure));
             }
+            FailureKind::NameReserved if deploy.ghosts < GHOSTS_MAX => {
+                deploy.ghosts += 1;
+                self.run(now, id, out);
+            }
             FailureKind::NoImage
             | FailureKind::ImageRefused
             | FailureKind::NameTaken
+            | FailureKind::NameReserved
             | FailureKind::Unavailable
             | FailureKind::Deadline
             | FailureKind::NoSuchContainer
             | FailureKind::Impossible
+            | FailureKind::PullRefused(_)
             | FailureKind::Refused => self.fail(now, id, Refusal::from_failure(failure, false)),
         }
     }

@@ -19,7 +19,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::job::{Failure, FailureKind, JobId};
+use super::job::{Failure, FailureKind, JobId, PullCause};
 use super::outbox::Gate;
 use crate::protocol::Pull;
 use crate::types::{ContainerId, PciAddress, RegistryAuth, ReplicaId, RequestId, Spec};
@@ -96,12 +96,14 @@ pub struct Refusal {
     pub code: Code,
     /// The sentence.
     pub error: String,
+    /// Why the image could not be pulled, where that is certain.
+    pub detail: Option<PullCause>,
 }
 
 impl Refusal {
     /// A new one.
     pub fn new(code: Code, error: impl Into<String>) -> Self {
-        Self { code, error: error.into() }
+        Self { code, error: error.into(), detail: None }
     }
 
     /// Another one runs, or is on its way.
@@ -117,12 +119,25 @@ impl Refusal {
             FailureKind::Impossible => Code::Invalid,
             FailureKind::ImageRefused => Code::ImageRefused,
             FailureKind::NoImage => Code::PullFailed,
-            FailureKind::NameTaken | FailureKind::NoSuchContainer | FailureKind::Refused if !pulling => {
+            FailureKind::NameTaken
+            | FailureKind::NameReserved
+            | FailureKind::NoSuchContainer
+            | FailureKind::Refused
+                if !pulling =>
+            {
                 Code::StartFailed
             }
-            FailureKind::NameTaken | FailureKind::NoSuchContainer | FailureKind::Refused => Code::PullFailed,
+            FailureKind::NameTaken
+            | FailureKind::NameReserved
+            | FailureKind::NoSuchContainer
+            | FailureKind::PullRefused(_)
+            | FailureKind::Refused => Code::PullFailed,
         };
-        Self { code, error: failure.message }
+        let detail = match failure.kind {
+            FailureKind::PullRefused(cause) => Some(cause),
+            _ => None,
+        };
+        Self { code, error: failure.message, detail }
     }
 }
 

@@ -311,6 +311,9 @@ fn refusal_payload(replica: &ReplicaId, refusal: &Refusal) -> Map<String, Value>
     let mut payload = payload(replica, "failed");
     payload.insert("code".into(), refusal.code.as_str().into());
     payload.insert("error".into(), refusal.error.as_str().into());
+    if let Some(detail) = refusal.detail {
+        payload.insert("detail_code".into(), detail.as_str().into());
+    }
     payload
 }
 

@@ -12,7 +12,8 @@ use super::image::{self, Facts};
 use super::words;
 use crate::core::inventory::GpuUse;
 use crate::core::job::{
-    Failure, FailureKind, Inspected, InspectedState, Job, Listed, ListedStatus, Outcome, RunJob, Vendor,
+    Failure, FailureKind, Inspected, InspectedState, Job, Listed, ListedStatus, Outcome, PullCause, RunJob,
+    Vendor,
 };
 use crate::process::{Ended, Error, Finished};
 use crate::types::{ContainerId, ImageRef, PciAddress};
@@ -144,7 +145,9 @@ fn failure(job: &Job, verb: &str, finished: &Finished) -> Failure {
     let secrets = secrets(job);
     let error = words::last_error(&finished.stderr, finished.stderr_cut);
     let bare = words::without_secrets(&error, &secrets);
-    let said = words::one_line(&bare);
+    // Docker's advice on a name that is taken, which is ours and no person's, would stand where the cause does.
+    let cause = bare.split(" You have to remove (or rename) that container").next().unwrap_or_default();
+    let said = words::one_line(&words::cause_last(cause));
     let ours = |text: String| if said.is_empty() { text } else { format!("{text}: {said}") };
     let seconds = finished.took.as_secs();
     match finished.ended {
@@ -171,6 +174,22 @@ fn failure(job: &Job, verb: &str, finished: &Finished) -> Failure {
     }
 }
 
+/// Whether nerdctl's record of a name holds no container's ID: a power cut leaves it empty or torn. nerdctl 1.7 takes
+/// the name for used all the same.
+fn reserved_by_nothing(error: &str) -> bool {
+    let holder = error.split_once("is already used by ID \"").and_then(|(_, rest)| rest.split('"').next());
+    holder.is_some_and(|holder| ContainerId::new(holder).is_err())
+}
+
+/// Everything that a call which failed printed on standard error, without secrets and on one line, for the log.
+pub fn whole_error(job: &Job, result: &Result<Finished, Error>) -> Option<String> {
+    let finished = result.as_ref().ok().filter(|finished| finished.ended != Ended::Exit(0))?;
+    let text = String::from_utf8_lossy(&finished.stderr);
+    // Half a secret at the beginning could not be recognised.
+    let text = if finished.stderr_cut { text.split_once('\n').map_or("", |(_, whole)| whole) } else { &text };
+    Some(words::unbroken(&words::without_secrets(text, &secrets(job)))).filter(|text| !text.is_empty())
+}
+
 fn kind(job: &Job, error: &str) -> FailureKind {
     let tenants: Vec<&str> = match job {
         Job::Run(run) => run.spec.command.iter().map(String::as_str).collect(),
@@ -194,11 +213,55 @@ fn kind(job: &Job, error: &str) -> FailureKind {
     } else if run && says(&NO_IMAGE) {
         FailureKind::NoImage
     } else if run && says(&NAME_TAKEN) {
-        FailureKind::NameTaken
+        if reserved_by_nothing(&error) { FailureKind::NameReserved } else { FailureKind::NameTaken }
     } else if one && no_such_container(&error) {
         FailureKind::NoSuchContainer
+    } else if matches!(job, Job::Pull(_))
+        && let Some(cause) = pull_cause(&error)
+    {
+        FailureKind::PullRefused(cause)
     } else {
         FailureKind::Refused
+    }
+}
+
+/// Why an image could not be pulled, where the error leaves no doubt. The parts cannot stand in an image's name, and
+/// Go's own words for the network and TLS are the same in every release. Docker Hub answers for a repository that does
+/// not exist as for one that needs a login (`insufficient_scope`): that is neither.
+fn pull_cause(error: &str) -> Option<PullCause> {
+    let says = |parts: &[&str]| parts.iter().any(|part| error.contains(part));
+    let cause = words::cause_last(error);
+    if says(&["no space left on device", "disk quota exceeded"]) {
+        Some(PullCause::NoSpace)
+    } else if says(&["429 Too Many Requests", "toomanyrequests: "]) {
+        Some(PullCause::RateLimited)
+    } else if says(&["insufficient_scope", "content digest "]) {
+        None
+    } else if says(&[
+        "401 Unauthorized",
+        "403 Forbidden",
+        "unauthorized: ",
+        "no basic auth credentials",
+        "authorization failed",
+    ]) {
+        Some(PullCause::Unauthorized)
+    } else if says(&["TLS handshake timeout"]) {
+        Some(PullCause::Unreachable)
+    } else if says(&["x509: ", "tls: ", "server gave HTTP response to HTTPS client"]) {
+        Some(PullCause::Tls)
+    } else if says(&[
+        "connection refused",
+        "connection reset by peer",
+        "no such host",
+        "i/o timeout",
+        "network is unreachable",
+        "no route to host",
+    ]) {
+        Some(PullCause::Unreachable)
+    } else if says(&["404 Not Found", "manifest unknown"]) || cause.ends_with(": not found") {
+        Some(PullCause::NotFound)
+    } else {
+        None
     }
 }
 
@@ -533,7 +596,9 @@ mod tests {
             };
             assert_eq!((failure.kind, failure.message.as_str()), (kind, words), "{stderr}");
         };
-        use FailureKind::{NameTaken, NoImage, NoSuchContainer, Refused, Unavailable};
+        use FailureKind::{
+            NameReserved, NameTaken, NoImage, NoSuchContainer, PullRefused, Refused, Unavailable,
+        };
         let stop = Job::Stop(id(), Duration::ZERO);
         check(&run(), &fatal("image not available: \\\"bb:1\\\""), NoImage, "image not available: \"bb:1\"");
         check(
@@ -544,13 +609,20 @@ mod tests {
         );
         check(
             &run(),
-            &fatal("name-store error\\nname \\\"dup\\\" is already used by ID \\\"f7\\\""),
+            &fatal(&format!("name-store error\\nname \\\"dup\\\" is already used by ID \\\"{}\\\"", id())),
             NameTaken,
-            "name-store error name \"dup\" is already used by ID \"f7\"",
+            &format!("name-store error name \"dup\" is already used by ID \"{}\"", id()),
+        );
+        // nerdctl 1.7, after a power cut.
+        check(
+            &run(),
+            &fatal("name \\\"dup\\\" is already used by ID \\\"\\\""),
+            NameReserved,
+            "name \"dup\" is already used by ID \"\"",
         );
         check(
             &run(),
-            "docker: Error response from daemon: Conflict. The container name \"/r1\" is already in use by container \"6d\".",
+            "docker: Error response from daemon: Conflict. The container name \"/r1\" is already in use by container \"6d\". You have to remove (or rename) that container to be able to reuse that name.",
             NameTaken,
             "Conflict. The container name \"/r1\" is already in use by container \"6d\".",
         );
@@ -569,7 +641,7 @@ mod tests {
             "Cannot connect to the Docker daemon at unix:///x. Is it running?",
         );
         let registry = "failed to do request: Head x: dial tcp 127.0.0.1:1: connect: connection refused";
-        check(&pull(), &fatal(registry), Refused, registry);
+        check(&pull(), &fatal(registry), PullRefused(PullCause::Unreachable), registry);
         check(
             &stop,
             &fatal("1 errors:\\nno such container: ab"),
@@ -585,7 +657,7 @@ mod tests {
         // What a tenant wrote decides nothing, and what he keeps secret does not come out.
         let tenants = "exec: \\\"dial unix image not available\\\" hunter2: no such file";
         check(&run(), &fatal(tenants), Refused, "exec: \"dial unix image not available\" ***: no such file");
-        check(&pull(), "unauthorized: hunter2", Refused, "unauthorized: ***");
+        check(&pull(), "unauthorized: hunter2", PullRefused(PullCause::Unauthorized), "unauthorized: ***");
         check(
             &stop,
             "",
@@ -639,6 +711,63 @@ mod tests {
             Err(FailureKind::Unavailable),
         );
         check(Ended::Deadline, &full, "", Err(FailureKind::Deadline));
+    }
+
+    #[test]
+    fn pulls_that_failed_for_a_certain_reason() {
+        let check = |error: &str, cause: Option<PullCause>| {
+            let Outcome::Pulled(Err(failure)) = answer(&pull(), Ended::Exit(1), "", &fatal(error)) else {
+                panic!("{error}")
+            };
+            assert_eq!(failure.kind, cause.map_or(FailureKind::Refused, FailureKind::PullRefused), "{error}");
+        };
+        use PullCause::{NoSpace, NotFound, RateLimited, Tls, Unauthorized, Unreachable};
+        let resolve = "failed to resolve reference \\\"r.example/x:1\\\": ";
+        let head =
+            format!("{resolve}failed to do request: Head \\\"https://r.example/v2/x/manifests/1\\\": ");
+        // nerdctl 2.3 on containerd 2 pulls by the transfer service: other beginnings, the same ends.
+        check(&format!("{resolve}r.example/x:1: not found"), Some(NotFound));
+        check("failed to resolve image: r.example/x:1: not found", Some(NotFound));
+        check("manifest for r.example/x:1 not found: manifest unknown: manifest unknown", Some(NotFound));
+        check(
+            &format!(
+                "{resolve}pulling from host r.example failed with status code [manifests 1]: 401 Unauthorized"
+            ),
+            Some(Unauthorized),
+        );
+        check("Head \\\"https://r.example/v2/\\\": no basic auth credentials", Some(Unauthorized));
+        check(
+            &format!(
+                "{resolve}pulling from host registry-1.docker.io failed with status code [manifests 1]: 429 Too Many \
+             Requests - Server message: toomanyrequests: You have reached your pull rate limit."
+            ),
+            Some(RateLimited),
+        );
+        check(&format!("{head}dial tcp: lookup r.example on 10.0.0.53:53: no such host"), Some(Unreachable));
+        check(&format!("{head}dial tcp 10.0.0.1:443: i/o timeout"), Some(Unreachable));
+        check(&format!("{head}net/http: TLS handshake timeout"), Some(Unreachable));
+        check(
+            &format!(
+                "{head}tls: failed to verify certificate: x509: certificate signed by unknown authority"
+            ),
+            Some(Tls),
+        );
+        check(&format!("{head}http: server gave HTTP response to HTTPS client"), Some(Tls));
+        check(
+            "failed to extract layer sha256:ab: write /usr/lib/x: no space left on device: unknown",
+            Some(NoSpace),
+        );
+        // Docker Hub says this of what does not exist as well.
+        check(
+            &format!(
+                "{resolve}pull access denied, repository does not exist or may require authorization: server \
+             message: insufficient_scope: authorization failed"
+            ),
+            None,
+        );
+        // What is missing is in containerd's own store.
+        check("failed to get reader: content digest sha256:ab: not found", None);
+        check("unexpected media type text/html for sha256:ab", None);
     }
 
     #[test]

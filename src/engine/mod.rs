@@ -388,7 +388,11 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
             return answer::failed(job, Failure { kind: FailureKind::Refused, message });
         }
     };
-    answer::outcome(job, &process::run(&program, &bounds, cancel))
+    let result = process::run(&program, &bounds, cancel);
+    if let Some(error) = answer::whole_error(job, &result) {
+        log::debug!("{id} {job}: {error}");
+    }
+    answer::outcome(job, &result)
 }
 
 #[cfg(test)]

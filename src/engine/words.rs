@@ -1,8 +1,16 @@
 //! Makes one readable line out of what a CLI printed when it failed: its last error, unquoted, without secrets,
-//! control characters and colours, cut to a length.
+//! control characters and colours, as short as a result may be.
+//!
+//! The CLIs' errors are chains of `what was tried: why it failed: …`, often with a second program's log inside
+//! (runc's hooks, CNI). What helps is the end of the chain, so that is what a line always ends with: where it is too
+//! long, its middle is cut.
 
 /// Longest line that leaves here, in bytes: it goes into results and logs.
-pub const WORDS_MAX: usize = 300;
+pub const LINE_MAX: usize = 300;
+/// How much of the beginning of a longer line is kept, in bytes: what was tried, and on what.
+const HEAD_MAX: usize = 90;
+/// How many logs may lie in one another.
+const NESTED_MAX: usize = 4;
 /// Shortest secret that is looked for, in bytes: a shorter one would blacken half of every text.
 const SECRET_MIN: usize = 4;
 
@@ -20,6 +28,12 @@ pub fn last_error(stderr: &[u8], cut: bool) -> String {
         |level: &str| lines.iter().rev().find(|l| l.contains(level)).and_then(|l| logrus_field(l, "msg"));
     if let Some(found) = message(" level=fatal ").or_else(|| message(" level=error ")) {
         return found;
+    }
+    // A program in Go that breaks off ends with the stacks of all its threads.
+    if let Some(panic) =
+        lines.iter().rev().find(|line| line.starts_with("panic: ") || line.starts_with("fatal error: "))
+    {
+        return (*panic).to_owned();
     }
     // Docker's last word is a hint at its help.
     let says = |line: &&&str| {
@@ -62,9 +76,88 @@ pub fn without_secrets(text: &str, secrets: &[&str]) -> String {
     shapes.iter().fold(text.to_owned(), |text, shape| text.replace(shape.as_str(), "***"))
 }
 
-/// `text` as one line of at most [`WORDS_MAX`] bytes: colours dropped, white space and control characters made one
-/// space each run.
+/// `text` as one line of at most [`LINE_MAX`] bytes that ends as `text` does.
 pub fn one_line(text: &str) -> String {
+    let line = unbroken(text);
+    if line.len() <= LINE_MAX {
+        return line;
+    }
+    let boundary = |at: &usize| line.is_char_boundary(*at);
+    let head = (0..=HEAD_MAX).rev().find(boundary).unwrap_or(0);
+    let rest = line.len() + head + '…'.len_utf8() - LINE_MAX;
+    let rest = &line[(rest..line.len()).find(boundary).unwrap_or(line.len())..];
+    // A link of the chain is kept whole if that costs little.
+    let tail = match rest.find(": ") {
+        Some(at) if at < rest.len() / 2 => &rest[at + 2..],
+        Some(_) | None => rest,
+    };
+    format!("{}…{tail}", &line[..head])
+}
+
+/// The error in `text` with what hides its cause taken away: programs' logs that lie inside, backtraces, the class
+/// that containerd appends (`: unknown`), and the queries of URLs, which in presigned ones are credentials.
+pub fn cause_last(text: &str) -> String {
+    let mut text = innermost(text);
+    // Kata's runtime-rs: `…("…\n\nCaused by:\n    0: …\n    1: …\n\nStack backtrace:\n   0: …")`.
+    if let Some(at) = text.find("Stack backtrace:") {
+        text.truncate(at);
+        text = text.replace("\\n", "\n");
+    }
+    let mut text = text.as_str();
+    loop {
+        let shorter = text.trim_end();
+        let shorter = shorter.strip_suffix(": unknown").unwrap_or(shorter);
+        if shorter.len() == text.len() {
+            return without_queries(text);
+        }
+        text = shorter;
+    }
+}
+
+/// Unpacks logs that lie inside an error: `hook failed: …, stderr: time="…" level=fatal msg="the cause"`.
+fn innermost(text: &str) -> String {
+    let (mut outer, mut inner) = (String::new(), text.to_owned());
+    for _ in 0..NESTED_MAX {
+        let Some(at) = inner.rfind(" level=fatal msg=") else { break };
+        let Some(message) = logrus_field(&inner[at..], "msg") else { break };
+        // The first line of that log is where the error's own words end.
+        let mut words = inner[..at].split("time=").next().unwrap_or_default();
+        for empty in ["stderr:", "stdout:"] {
+            words = words.trim_end_matches([' ', ',']);
+            words = words.strip_suffix(empty).unwrap_or(words);
+        }
+        outer.push_str(words.trim_end_matches([' ', ',', ':']));
+        if !outer.is_empty() {
+            outer.push_str(": ");
+        }
+        inner = message;
+    }
+    outer + &inner
+}
+
+/// `text` with the queries of its URLs and their users left out.
+fn without_queries(text: &str) -> String {
+    let (mut plain, mut rest) = (String::new(), text);
+    while let Some(at) = rest.find("://") {
+        let (before, after) = rest.split_at(at + 3);
+        let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '\\' | '>' | ')');
+        let (url, behind) = after.split_at(after.find(ends).unwrap_or(after.len()));
+        let authority = url.split(['/', '?']).next().unwrap_or_default();
+        let url = authority.rfind('@').map_or(url, |at| &url[at + 1..]);
+        // The colon of the chain is not the URL's.
+        let colon = if url.ends_with(':') { ":" } else { "" };
+        plain.push_str(before);
+        match url.split_once('?') {
+            Some((path, _)) => plain.extend([path, colon]),
+            None => plain.push_str(url),
+        }
+        rest = behind;
+    }
+    plain + rest
+}
+
+/// `text` as one line: colours dropped, white space and control characters made one space each run.
+pub fn unbroken(text: &str) -> String {
     let mut line = String::new();
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
@@ -82,14 +175,6 @@ pub fn one_line(text: &str) -> String {
         }
     }
     line.truncate(line.trim_end().len());
-    if line.len() > WORDS_MAX {
-        let mut end = WORDS_MAX - '…'.len_utf8();
-        while !line.is_char_boundary(end) {
-            end -= 1;
-        }
-        line.truncate(end);
-        line.push('…');
-    }
     line
 }
 
@@ -167,6 +252,7 @@ mod tests {
         );
         check("docker: Error response from daemon: Conflict.\nSee 'docker run --help'.\n", "Conflict.");
         check("layer 1\rlayer 2\n\n", "layer 2");
+        check("panic: nil map\n\ngoroutine 1 [running]:\nmain.main()\n\texit status 2\n", "panic: nil map");
         check("", "");
         assert_eq!(last_error(b"half a line", true), "");
         assert_eq!(last_error(b"half\nwhole\n", true), "whole");
@@ -203,8 +289,81 @@ mod tests {
         let check = |text: &str, line: &str| assert_eq!(one_line(text), line, "{text:?}");
         check("a\n\tb \r\n c\0\n", "a b c");
         check("\u{1b}[31mred\u{1b}[0m \u{1b}cplain", "red plain");
-        check(&"ä".repeat(400), &format!("{}…", "ä".repeat(148)));
+        check(&"ä".repeat(400), &format!("{}…{}", "ä".repeat(45), "ä".repeat(103)));
         check(&"x".repeat(300), &"x".repeat(300));
         check("\u{1b}[", "");
+    }
+
+    #[test]
+    fn a_long_line_ends_with_the_cause() {
+        let host = "registry.example.internal:5000/team/".to_owned() + &"deep/".repeat(60);
+        let error = format!(
+            "failed to resolve reference \"{host}app:1\": failed to do request: Head \"https://{host}\": \
+             dial tcp: lookup registry.example.internal on 10.0.0.53:53: no such host"
+        );
+        let line = one_line(&error);
+        assert!(line.len() <= LINE_MAX, "{}", line.len());
+        assert!(
+            line.starts_with("failed to resolve reference \"registry.example.internal:5000/team/"),
+            "{line}"
+        );
+        assert!(
+            line.ends_with("/\": dial tcp: lookup registry.example.internal on 10.0.0.53:53: no such host"),
+            "{line}"
+        );
+        for length in 280..400 {
+            let line = one_line(&format!("{}: cause", "é: ".repeat(length)));
+            assert!(line.len() <= LINE_MAX && line.ends_with(": cause"), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_cause_comes_last_whatever_lies_around_it() {
+        let check = |error: &str, told: &str| assert_eq!(one_line(&cause_last(error)), told, "{error}");
+        // nerdctl 2.2 on a network of six addresses.
+        check(
+            "failed to create shim task: OCI runtime create failed: runc create failed: unable to start container \
+             process: error during container init: error running hook #0: error running hook: exit status 1, stdout: , \
+             stderr: time=\"2026-11-25T03:55:40Z\" level=warning msg=\"Container failed starting. Removing allocated \
+             network configuration.\"\ntime=\"2026-11-25T03:55:40Z\" level=fatal msg=\"failed to call cni.Setup: plugin \
+             type=\\\"bridge\\\" failed (add): failed to allocate for range 0: no IP addresses available in range set: \
+             10.88.0.1-10.88.0.6\": unknown",
+            "failed to create shim task: OCI runtime create failed: runc create failed: unable to start…error running \
+             hook: exit status 1: failed to call cni.Setup: plugin type=\"bridge\" failed (add): failed to allocate for range 0: no IP addresses available \
+             in range set: 10.88.0.1-10.88.0.6",
+        );
+        // nerdctl 1.7: containerd's class behind the cause.
+        check(
+            "failed to start shim: failed to resolve runtime path: runtime \"io.containerd.nope.v2\" binary not \
+             installed \"containerd-shim-nope-v2\": file does not exist: unknown",
+            "failed to start shim: failed to resolve runtime path: runtime \"io.containerd.nope.v2\" binary not \
+             installed \"containerd-shim-nope-v2\": file does not exist",
+        );
+        check(
+            "failed to create shim task: Others(\"failed to handle message start sandbox in task handler\\n\\nCaused \
+             by:\\n    0: create vm\\n    1: no /dev/kvm\\n\\nStack backtrace:\\n   0: anyhow::error\\n   1: main\"): unknown",
+            "failed to create shim task: Others(\"failed to handle message start sandbox in task handler Caused by: 0: \
+             create vm 1: no /dev/kvm",
+        );
+        check(
+            "a log inside without its end: stderr: time=\"t\" level=fatal msg=\"broken",
+            "a log inside without its end: broken",
+        );
+        check("plain", "plain");
+    }
+
+    #[test]
+    fn urls_lose_their_queries_and_users() {
+        let check = |text: &str, told: &str| assert_eq!(cause_last(text), told, "{text}");
+        check(
+            "failed open: Get \"https://cdn.example/blob/ab?X-Amz-Signature=hunter2&y=1\": dial tcp: i/o timeout",
+            "failed open: Get \"https://cdn.example/blob/ab\": dial tcp: i/o timeout",
+        );
+        check("proxy http://user:hunter2@proxy.example:3128: EOF", "proxy http://proxy.example:3128: EOF");
+        check(
+            "Get https://h.example/a?token=hunter2: EOF, then http://b/?c",
+            "Get https://h.example/a: EOF, then http://b/",
+        );
+        check("Get https://h.example/a/b@c: EOF", "Get https://h.example/a/b@c: EOF");
     }
 }

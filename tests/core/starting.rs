@@ -1,6 +1,6 @@
 //! How a container is started: optimistically, with a pull only where it is needed, and honestly when it fails.
 
-use vectorlay::core::job::FailureKind;
+use vectorlay::core::job::{FailureKind, PullCause};
 
 use crate::engine::{Fault, failed};
 use crate::rig::{Rig, SECOND};
@@ -44,6 +44,7 @@ fn each_failure_has_its_code() {
     check("run", FailureKind::Impossible, "", "invalid");
     check("run", FailureKind::NameTaken, "", "start_failed");
     check("pull", FailureKind::Refused, always, "pull_failed");
+    check("pull", FailureKind::PullRefused(PullCause::NotFound), always, "pull_failed");
     check("pull", FailureKind::Unavailable, always, "runtime_unavailable");
     check("pull", FailureKind::Deadline, always, "timeout");
 }
@@ -88,6 +89,26 @@ fn a_name_that_is_held_by_nobody_is_passed_over() {
     rig.deploy("r", "q1");
     assert_eq!(rig.sent(), ["deploy_result r running q1"]);
     assert_eq!(rig.engine.containers[&rig.container("r")].name, "replica-r-3");
+}
+
+#[test]
+fn a_name_that_is_reserved_for_no_container_is_passed_over() {
+    let mut rig = Rig::online();
+    rig.hold("run");
+    rig.deploy("r", "q1");
+    let reserved =
+        |job: &_| failed(job, FailureKind::NameReserved, "name \"replica-r\" is already used by ID \"\"");
+    rig.comes_back("run", reserved);
+    rig.release("run");
+    assert_eq!(rig.sent(), ["deploy_result r running q1"]);
+    assert_eq!(rig.engine.containers[&rig.container("r")].name, "replica-r-2");
+    // Not for ever.
+    rig.hold("run");
+    rig.deploy("s", "q2");
+    for _ in 0..4 {
+        rig.comes_back("run", reserved);
+    }
+    assert_eq!(rig.sent(), ["deploy_result s failed:start_failed q2"]);
 }
 
 #[test]

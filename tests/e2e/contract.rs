@@ -45,6 +45,8 @@ fn every_field_of_the_protocol_is_sent_and_no_other() {
     assert_eq!(world.command("deploy", "up", &run("up", 1))["status"], "running");
     assert_eq!(world.command("deploy", "ends", &run("ends", 0))["status"], "running");
     assert_eq!(world.command("deploy", "wrong", &run("wrong", 65))["code"], "invalid");
+    let missing = json!({"replica_id": "missing", "image": "no-such:1", "pull": "always"});
+    assert_eq!(world.command("deploy", "missing", &missing)["detail_code"], "not_found");
     let wrong_stop = json!({"replica_id": "wrong", "timeout_s": "soon"});
     assert_eq!(world.command("stop", "wrong", &wrong_stop)["code"], "invalid");
 

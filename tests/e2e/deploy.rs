@@ -44,16 +44,23 @@ fn a_container_runs_and_is_reported() {
 fn an_image_that_is_not_there() {
     let Some(world) = World::start("an_image_that_is_not_there") else { return };
     let error = world.fail("a", &json!({"image": "127.0.0.1:1/no/such:1"}), "pull_failed");
-    assert!(error.contains("connection refused"), "{error}");
+    assert!(error.ends_with("connection refused"), "{error}");
+    let detail = |replica: &str| {
+        let results = world.events("deploy_result");
+        results.iter().find(|result| result["replica_id"] == replica).unwrap()["detail_code"].clone()
+    };
+    assert_eq!(detail("a"), "unreachable");
     let pulling = world.events("replica_status").iter().any(|news| news["status"] == "pulling");
     assert!(pulling, "it is told that it is being pulled");
     let calls = world.agent.log().iter().filter(|line| line.contains(": pull ")).count();
     world.fail("b", &json!({"image": "no-such:1", "pull": "never"}), "pull_failed");
+    assert_eq!(detail("b"), json!(null));
     let after = world.agent.log().iter().filter(|line| line.contains(": pull ")).count();
     assert_eq!((calls, after), (1, 1), "never means never");
     if let Ok(registry) = std::env::var("VECTORLAY_TEST_REGISTRY") {
         let error = world.fail("c", &json!({"image": format!("{registry}/no-such:1")}), "pull_failed");
-        assert!(error.contains("not found") || error.contains("manifest unknown"), "{error}");
+        assert!(error.ends_with("not found") || error.ends_with("manifest unknown"), "{error}");
+        assert_eq!(detail("c"), "not_found");
         world.deploy(
             "d",
             &json!({"image": format!("{registry}/busybox:1"), "command": ["/bin/sleep", "1000"]}),

@@ -52,6 +52,10 @@ container)
         exit 1
     fi
     ;;
+pull)
+    echo "time=\"2026-01-01T00:00:00Z\" level=fatal msg=\"failed to resolve reference: $last: not found\"" >&2
+    exit 1
+    ;;
 stop) mv "$here/up/$last" "$here/exited/$last" && echo "$last" ;;
 rm)
     rm -f "$here/up/$last" "$here/exited/$last"

@@ -49,6 +49,9 @@ const CODES: Is = OneOf(&[
     "runtime_unavailable",
 ]);
 
+const PULL_CAUSES: Is =
+    OneOf(&["not_found", "unauthorized", "rate_limited", "unreachable", "tls", "no_space"]);
+
 const SYSTEM_INFO: &[Field] = &[
     (MUST, "hostname", TEXT_OR_NULL),
     (MUST, "cpuModel", TEXT_OR_NULL),
@@ -133,6 +136,7 @@ const DEPLOY_RESULT: &[Field] = &[
     (MAY, "request_id", Text),
     (MAY, "container_id", Text),
     (MAY, "code", CODES),
+    (MAY, "detail_code", PULL_CAUSES),
     (MAY, "duration_ms", Int),
     (MAY, "gpus", List),
     (MAY, "gpus/*", Text),
@@ -309,6 +313,11 @@ mod tests {
         }
         let OneOf(codes) = CODES else { panic!("words") };
         assert_eq!(page::words("| code | meaning |"), codes.iter().map(|code| (*code).to_owned()).collect());
+        let OneOf(causes) = PULL_CAUSES else { panic!("words") };
+        assert_eq!(
+            page::words("| detail_code | meaning |"),
+            causes.iter().map(|cause| (*cause).to_owned()).collect()
+        );
         let OneOf(states) = NODE_STATES else { panic!("words") };
         assert_eq!(page::words("| state | meaning |"), states.iter().map(|s| (*s).to_owned()).collect());
     }
