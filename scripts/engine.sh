@@ -12,6 +12,8 @@
 # engine_image, engine_restart and engine_stop, which set and export the variables themselves.
 #
 #   VECTORLAY_TEST_ENGINE           nerdctl or docker (set it before the start to choose)
+#   VECTORLAY_TEST_CONTAINERD       (nerdctl; set it before the start) the containerd to use, with ctr and its shim
+#                                   for runc beside it; by default what is on the PATH
 #   VECTORLAY_TEST_CLI              a program that takes the CLI's arguments and needs nothing from its environment
 #   VECTORLAY_TEST_ENGINE_DIR       all that the engine keeps
 #   VECTORLAY_TEST_ENGINE_PID       the daemon at its start; VECTORLAY_TEST_ENGINE_PID_FILE has today's
@@ -31,6 +33,8 @@ ENGINE_SCRIPT=$(realpath "${BASH_SOURCE[0]}")
 # shellcheck source=scripts/debian.sh
 . "${ENGINE_SCRIPT%/*}/debian.sh"
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+# That containerd's ctr and shim lie beside it, and are of its release.
+[ -z "${VECTORLAY_TEST_CONTAINERD:-}" ] || PATH=$(dirname "$(realpath "$VECTORLAY_TEST_CONTAINERD")"):$PATH
 
 # Everything an engine keeps is in one folder that is made for it; its last part also names the cgroup.
 ENGINE_BASE=/var/lib/vectorlay-engine
