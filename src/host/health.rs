@@ -15,6 +15,7 @@ use super::files;
 use super::kernel_log::{Finding, Weight};
 use super::pci::{self, Function};
 use crate::core::inventory::Health;
+use crate::types::PciAddress;
 
 /// The standard header of the config space, which everybody may read, in bytes.
 const CONFIG_HEADER: usize = 64;
@@ -96,6 +97,8 @@ pub enum Reset {
     Alone(String),
     /// Only together with the other functions of its card, which VFIO does when it has all of them.
     WithCard,
+    /// Not at all: only together with the other functions of its card, but these lie in other IOMMU groups.
+    Split,
     /// In no way that the kernel knows.
     None,
 }
@@ -107,9 +110,10 @@ pub struct Reading {
     pub config: Config,
     /// Its power state (`D0`, `D3hot`, `D3cold`; Linux 5.11 and later).
     pub power: Option<String>,
-    /// Its link.
+    /// Its link, or that of a port above it which is further below its best: Radeons since Navi have a switch of their own
+    /// on the card, and what the slot gives is seen at the switch.
     pub link: Option<Link>,
-    /// The best link that it and the port above it can have.
+    /// The best link that both ends of that can have.
     pub best: Option<Link>,
     /// Its error counters; `None` where it has no AER or the firmware keeps it to itself.
     pub errors: Option<Errors>,
@@ -122,28 +126,43 @@ pub fn read(root: &Path, of: &Function, all: &[Function]) -> Reading {
     let folder = pci::folder(root, of.address);
     // First, for it wakes the device.
     let config = config(&folder.join("config"));
-    let link = link(&folder, "current_link");
-    // The parent folder of a function's is its port's.
-    let own = self::link(&folder, "max_link");
-    let port = self::link(&folder.join(".."), "max_link");
-    let best = own.map(|own| match port {
-        Some(port) => Link { speed: own.speed.min(port.speed), width: own.width.min(port.width) },
-        None => own,
-    });
-    let (a, functions) = (of.address, all.iter().map(|f| f.address));
-    let has_siblings = functions
-        .filter(|b| (a.domain, a.bus, a.device) == (b.domain, b.bus, b.device))
-        .any(|b| b.function != a.function);
+    let (link, best) = weakest_link(&folder).unzip();
+    let at = |f: &Function| (f.address.domain, f.address.bus, f.address.device);
+    let siblings = || all.iter().filter(|f| at(f) == at(of) && f.address != of.address);
     // Before Linux 5.15 there is only `reset`, which exists when there is a way.
     let methods = folder.join("reset_method");
     let reset = match files::value(&methods) {
         Some(methods) => Reset::Alone(methods),
         None if !methods.exists() && folder.join("reset").exists() => Reset::Alone("reset".to_owned()),
-        _ if has_siblings && of.physical.is_none() => Reset::WithCard,
-        _ => Reset::None,
+        _ if of.physical.is_some() || siblings().next().is_none() => Reset::None,
+        _ if siblings().all(|sibling| sibling.group == of.group) => Reset::WithCard,
+        _ => Reset::Split,
     };
     let power = files::value(&folder.join("power_state")).filter(|p| p != "unknown");
     Reading { config, power, link, best, errors: errors(&folder), reset }
+}
+
+/// Of the links between the function and the root port the one that is furthest below the best that both of its ends can
+/// have, by width and then by speed, with that best. A function's folder lies in that of the port above it.
+fn weakest_link(folder: &Path) -> Option<(Link, Link)> {
+    let folder = folder.canonicalize().ok()?;
+    let is_function = |folder: &&Path| {
+        let name = folder.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| PciAddress::parse(name).is_ok())
+    };
+    let links = folder.ancestors().take_while(is_function).filter_map(|below| {
+        let current = link(below, "current_link")?;
+        let own = link(below, "max_link")?;
+        let best = match below.parent().and_then(|above| link(above, "max_link")) {
+            Some(port) => Link { speed: own.speed.min(port.speed), width: own.width.min(port.width) },
+            None => own,
+        };
+        Some((current, best))
+    });
+    let percent = |part: u16, whole: u16| u32::from(part) * 100 / u32::from(whole.max(1));
+    links.min_by_key(|(current, best)| {
+        (percent(current.width, best.width), percent(current.speed, best.speed))
+    })
 }
 
 fn config(path: &Path) -> Config {
@@ -203,8 +222,13 @@ pub fn judge(
     registers(reading, &mut complaints);
     links(reading, limits, &mut complaints);
     counters(reading.errors, before, limits, &mut complaints);
-    if reading.reset == Reset::None {
-        let text = "it cannot be reset between two tenants (no reset method)".to_owned();
+    let unresettable = match reading.reset {
+        Reset::Alone(_) | Reset::WithCard => None,
+        Reset::None => Some("no reset method"),
+        Reset::Split => Some("its card's functions lie in different IOMMU groups"),
+    };
+    if let Some(why) = unresettable {
+        let text = format!("it cannot be reset between two tenants ({why})");
         if limits.require_reset { complaints.failed.push(text) } else { complaints.suspect.push(text) }
     }
     for finding in log {
@@ -347,6 +371,7 @@ mod tests {
         check(|r| r.errors = Some(Errors { correctable: 480, ..Errors::default() }), "suspect", "corrected");
         check(|r| r.reset = Reset::None, "suspect", "cannot be reset");
         check(|r| r.reset = Reset::WithCard, "ok", "");
+        check(|r| r.reset = Reset::Split, "suspect", "different IOMMU groups");
         // The worst is what is said.
         check(|r| (r.reset, r.config) = (Reset::None, Config::AllOnes), "failed", "fell off");
     }

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use super::files;
 use super::holders::Holders;
-use super::pci::Function;
+use super::pci::{Function, NVIDIA};
 use crate::core::inventory::Verdict;
 
 /// The kernel's IOMMU, as far as devices can be handed out by it.
@@ -175,9 +175,9 @@ pub enum Obstacle {
 }
 
 /// An obstacle together with the device, as text.
-struct Told<'a>(&'a Function, &'a Obstacle);
+struct DescribedObstacle<'a>(&'a Function, &'a Obstacle);
 
-impl fmt::Display for Told<'_> {
+impl fmt::Display for DescribedObstacle<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let address = self.0.address;
         let group = self.0.group.unwrap_or_default();
@@ -202,8 +202,8 @@ impl fmt::Display for Told<'_> {
             ),
             Obstacle::VirtualFunctions { on } => write!(
                 f,
-                "{address} has {on} virtual functions switched on; bind those to vfio-pci instead, or write 0 to \
-                 its sriov_numvfs"
+                "{address} has {on} virtual functions switched on; {}",
+                virtual_functions_advice(self.0)
             ),
             Obstacle::Unbound => {
                 write!(f, "{address} has no driver; run `vectorlay-agent vfio bind {address}`")
@@ -230,6 +230,16 @@ impl fmt::Display for Told<'_> {
     }
 }
 
+/// What to do about virtual functions that are on. NVIDIA's are vGPUs, which need NVIDIA's driver on the host.
+pub fn virtual_functions_advice(of: &Function) -> &'static str {
+    if of.vendor == NVIDIA {
+        "they are NVIDIA's vGPUs, which stay with its driver: switch them off with `nvidia-sriov-manage -d` to hand out the \
+         whole GPU"
+    } else {
+        "bind those to vfio-pci instead, or write 0 to its sriov_numvfs"
+    }
+}
+
 /// Whether `of` can be handed out. `members` are the other functions of its group; `node` is its [`device_node`].
 pub fn verdict(
     root: &Path,
@@ -240,7 +250,7 @@ pub fn verdict(
     holders: &Holders,
 ) -> Verdict {
     if let Some(obstacle) = obstacle(root, iommu, of, members, node) {
-        return Verdict::Obstructed(Told(of, &obstacle).to_string());
+        return Verdict::Obstructed(DescribedObstacle(of, &obstacle).to_string());
     }
     let nodes = std::iter::once(of).chain(members).flat_map(vfio_nodes);
     match nodes.filter_map(|n| Some((holders.of(&n)?, n))).next() {

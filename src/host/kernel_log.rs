@@ -43,11 +43,10 @@ pub struct Finding {
 
 /// What the kernel says, and how bad it is. The texts are those of drivers/pci/pci.c (`pci_dev_wait`,
 /// `pci_power_up`, `pci_wait_for_pending_transaction`), drivers/pci/setup-res.c and drivers/vfio/pci/.
-const TELLING: [(&str, Weight); 9] = [
+const PATTERNS: [(&str, Weight); 8] = [
     ("; giving up", Weight::Failed),
     ("device inaccessible", Weight::Failed),
     ("config space inaccessible", Weight::Failed),
-    ("Refused to change power state", Weight::Failed),
     ("can't enable device", Weight::Failed),
     ("can't reserve", Weight::Suspect),
     ("reset recovery", Weight::Suspect),
@@ -114,9 +113,19 @@ fn judge(said: &str) -> Option<Finding> {
         return None;
     }
     let address = PciAddress::parse(address).ok()?;
-    let weight = TELLING.iter().find(|(part, _)| text.contains(part))?.1;
+    let weight = match text.to_ascii_lowercase().split_once("refused to change power state") {
+        Some((_, states)) => refused(states)?,
+        None => PATTERNS.iter().find(|(part, _)| text.contains(part))?.1,
+    };
     let text = text.chars().filter(|c| !c.is_control()).take(TEXT_MAX).collect();
     Some(Finding { address, weight, text })
+}
+
+/// Not every device can sleep: `from D0 to D3hot` is no fault. One that does not wake up (`from D3hot to D0`, and before
+/// Linux 5.6 `, currently in D3`) did not come back.
+fn refused(states: &str) -> Option<Weight> {
+    let states = states.trim();
+    (states.ends_with("to d0") || states.contains("currently in d3")).then_some(Weight::Failed)
 }
 
 #[cfg(test)]
@@ -146,7 +155,10 @@ mod tests {
         let framebuffer =
             "3,9,1,-;vfio-pci 0000:07:00.0: BAR 0: can't reserve [mem 0xe0000000-0xefffffff 64bit pref]";
         check(framebuffer, Some(("0000:07:00.0", Weight::Suspect)));
+        check("3,9,1,-;vfio-pci 0000:41:00.0: Refused to change power state, currently in D3", failed);
+        check("4,9,1,-;vfio-pci 0000:41:00.0: refused to change power state from D3hot to D0", failed);
         for other in [
+            "3,9,1,-;vfio-pci 0000:41:00.0: Refused to change power state from D0 to D3hot",
             "3,9,1,-;nvidia 0000:41:00.0: not ready 65535ms after FLR; giving up",
             "6,9,1,-;vfio-pci 0000:41:00.0: vgaarb: VGA decodes changed: olddecodes=none,decodes=io+mem",
             "6,9,1,-;vfio-pci 0000:41:00.0: enabling device (0000 -> 0003)",

@@ -43,7 +43,8 @@ pub struct Function {
     pub group: Option<u32>,
     /// The NUMA node; `None` where the kernel says -1.
     pub numa_node: Option<u32>,
-    /// Whether the firmware chose it as the boot display (`boot_vga`, which only class 0300 has).
+    /// Whether the console is on it: the firmware chose it as the boot display, or it drives a screen and is no VGA
+    /// controller, of which the firmware's choice is not known.
     pub boot_display: bool,
     /// Virtual functions that are switched on and that it could have at most; `None` when it has no SR-IOV.
     pub sriov: Option<Sriov>,
@@ -148,6 +149,24 @@ pub fn functions(root: &Path) -> Result<Vec<Function>, Unreadable> {
     Ok(functions)
 }
 
+/// Whether the console is on this function. `boot_vga` is there for class 0300 alone, `boot_display` since Linux 6.17 for
+/// all. Without either, a frame buffer or a screen that is connected says so; neither is there while a VFIO driver has it.
+fn is_console(folder: &Path, class: u16) -> bool {
+    let chosen = ["boot_vga", "boot_display"].map(|name| files::number::<u32>(&folder.join(name)));
+    if chosen.contains(&Some(1)) || chosen.iter().any(Option::is_some) || class >> 8 != DISPLAY_BASE {
+        return chosen.contains(&Some(1));
+    }
+    let drm = folder.join("drm");
+    let connected = |card: &String| {
+        let connectors = files::names(&drm.join(card)).into_iter().filter(|name| name.starts_with("card"));
+        connectors
+            .map(|name| drm.join(card).join(name).join("status"))
+            .any(|status| files::value(&status).as_deref() == Some("connected"))
+    };
+    files::names(&folder.join("graphics")).iter().any(|name| name.starts_with("fb"))
+        || files::names(&drm).iter().any(connected)
+}
+
 /// Reads one function's folder.
 fn read(folder: &Path) -> Option<Function> {
     let at = |name: &str| folder.join(name);
@@ -155,17 +174,18 @@ fn read(folder: &Path) -> Option<Function> {
     let address = PciAddress::parse(folder.file_name()?.to_str()?).ok()?;
     let most = files::number(&at("sriov_totalvfs"));
     let on = files::number(&at("sriov_numvfs")).unwrap_or(0);
+    // 24 bits: the last eight are the programming interface.
+    let class = u16::try_from(files::hex(&at("class"))? >> 8).ok()?;
     Some(Function {
         address,
-        // 24 bits: the last eight are the programming interface.
-        class: u16::try_from(files::hex(&at("class"))? >> 8).ok()?,
+        class,
         vendor: word("vendor")?,
         device: word("device")?,
         revision: word("revision").and_then(|v| u8::try_from(v).ok()).unwrap_or(0),
         driver: files::link_name(&at("driver")),
         group: files::link_name(&at("iommu_group")).and_then(|n| n.parse().ok()),
         numa_node: files::number(&at("numa_node")),
-        boot_display: files::number(&at("boot_vga")) == Some(1),
+        boot_display: is_console(folder, class),
         sriov: most.map(|most| Sriov { on, most }),
         enabled: files::number::<u32>(&at("enable")).is_some_and(|n| n > 0),
         physical: files::link_name(&at("physfn")).and_then(|n| PciAddress::parse(&n).ok()),

@@ -9,18 +9,23 @@
 //! [`write()`] and `commands::vfio`.
 
 use std::fmt;
-use std::fs::OpenOptions;
-use std::io::{self, Write as _};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::files;
+use super::handover;
 use super::holders::{self, Holder};
 use super::iommu::{self, Iommu};
 use super::pci::{self, Function};
 use crate::types::PciAddress;
 
-/// The driver that devices are bound to.
+/// The driver that devices are bound to, unless the kernel has a variant for them.
 pub const DRIVER: &str = "vfio-pci";
+/// At most this much of modules.alias is read, in bytes; those of distributions have 1.5 MB.
+const ALIASES_MAX: u64 = 16 * 1024 * 1024;
+/// At most so many folders are looked at below a device.
+const FOLDERS_MAX: usize = 4096;
 /// The base class of bridges; of them only "other" ones (0680, NVSwitches) are devices to hand out.
 const BRIDGE_BASE: u16 = 0x06;
 /// NVSwitches and the like.
@@ -32,7 +37,7 @@ pub enum Step {
     /// Load a kernel module.
     Load {
         /// Its name.
-        module: &'static str,
+        module: String,
         /// Whether it goes on without it: kernels that have only iommufd lack [`iommu::BACKEND`].
         optional: bool,
     },
@@ -45,11 +50,35 @@ pub enum Step {
         /// The device that it is about.
         device: PciAddress,
     },
-    /// Wait until the group's node exists: udev makes it a moment later.
-    Await {
-        /// The node in /dev.
-        node: PathBuf,
-    },
+    /// Wait until the node by which the group is handed out exists: udev makes it a moment later.
+    Await(Node),
+}
+
+/// The node in /dev that appears when a group is bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    root: PathBuf,
+    group: u32,
+    /// A member of the group.
+    device: PciAddress,
+}
+
+impl Node {
+    /// Whether it is there: the group's own, or that of the device where the kernel has device nodes alone. A kernel that
+    /// has groups lists them in /sys/class/vfio.
+    pub fn exists(&self) -> bool {
+        if self.of_group().exists() {
+            return true;
+        }
+        let devices = files::names(&pci::folder(&self.root, self.device).join("vfio-dev"));
+        let has_groups = self.root.join("sys/class/vfio").join(self.group.to_string()).exists();
+        let node = |name: &String| self.root.join("dev/vfio/devices").join(name);
+        !has_groups && devices.iter().any(|name| node(name).exists())
+    }
+
+    fn of_group(&self) -> PathBuf {
+        self.root.join("dev/vfio").join(self.group.to_string())
+    }
 }
 
 impl fmt::Display for Step {
@@ -61,7 +90,7 @@ impl fmt::Display for Step {
                 let (space, value) = if value.trim().is_empty() { ("", "") } else { (" ", value.as_str()) };
                 write!(f, "echo{space}{value} > {}", path.display())
             }
-            Self::Await { node } => write!(f, "wait for {}", node.display()),
+            Self::Await(node) => write!(f, "wait for {}", node.of_group().display()),
         }
     }
 }
@@ -83,6 +112,15 @@ pub enum Refusal {
         /// The boot display.
         device: PciAddress,
     },
+    /// The host's disk or network hangs on a device in the group, such as a USB controller.
+    Behind {
+        /// The device.
+        label: String,
+        /// What hangs on it (`the disk sda`).
+        what: String,
+        /// The group.
+        group: u32,
+    },
     /// Something that the host lives on is in the group: a disk's or a network's controller.
     HostDevice {
         /// Which.
@@ -96,6 +134,8 @@ pub enum Refusal {
     VirtualFunctions {
         /// The physical function.
         device: PciAddress,
+        /// What to do.
+        advice: &'static str,
     },
     /// A process has one of the group's devices open.
     Held {
@@ -135,10 +175,14 @@ impl fmt::Display for Refusal {
                 "{label} ({driver}) is in the same IOMMU group {group}, and the host would lose it; move the card to \
                  another slot, or add --force"
             ),
-            Self::VirtualFunctions { device } => write!(
+            Self::Behind { label, what, group } => write!(
                 f,
-                "{device} has virtual functions switched on; bind those instead, or write 0 to its sriov_numvfs first"
+                "{label} is in the same IOMMU group {group}, and the host would lose {what}, which hangs on it; plug that \
+                 in elsewhere, move the card to another slot, or add --force"
             ),
+            Self::VirtualFunctions { device, advice } => {
+                write!(f, "{device} has virtual functions switched on; {advice}")
+            }
             Self::Held { node, holder } => {
                 write!(
                     f,
@@ -159,7 +203,8 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// The steps that bind `wanted` and all else in their groups to vfio-pci; none when they are bound already.
+/// The steps that bind `wanted` and all else in their groups to vfio-pci, or to the variant of it that the kernel has for a
+/// device; none when they are bound already.
 /// `force` takes the boot display, and groups with devices that the host may live on, but never one that is in use.
 ///
 /// # Errors
@@ -180,27 +225,35 @@ pub fn bind(
     }
     let devices: Vec<&Function> = members(all, &groups).filter(|f| !f.has_vfio_driver()).collect();
     for device in &devices {
-        may_take(device, force)?;
+        may_take(root, device, all, force)?;
     }
     nobody_holds(root, &devices)?;
 
     let mut steps = Vec::new();
-    if !devices.is_empty() && !root.join("sys/bus/pci/drivers").join(DRIVER).exists() {
-        steps.push(Step::Load { module: DRIVER, optional: false });
-    }
+    let variants = if devices.is_empty() { Vec::new() } else { variants(root) };
+    let drivers: Vec<String> = devices.iter().map(|device| driver_for(root, device, &variants)).collect();
+    let mut missing: Vec<&String> = drivers.iter().collect();
+    missing.sort_unstable();
+    missing.dedup();
+    missing.retain(|driver| !root.join("sys/bus/pci/drivers").join(driver).exists());
+    steps.extend(missing.into_iter().map(|driver| Step::Load { module: driver.clone(), optional: false }));
     if !devices.is_empty() && !iommu::has_backend(root) {
-        steps.push(Step::Load { module: iommu::BACKEND, optional: true });
+        steps.push(Step::Load { module: iommu::BACKEND.to_owned(), optional: true });
     }
-    for device in devices {
-        steps.push(write_to(root, device, "driver_override", DRIVER));
+    for (device, driver) in devices.into_iter().zip(&drivers) {
+        steps.push(write_to(root, device, "driver_override", driver));
         if device.driver.is_some() {
             steps.push(write_to(root, device, "driver/unbind", &device.address.to_string()));
         }
         steps.push(probe(root, device));
     }
     if !steps.is_empty() {
-        let node = |group| Step::Await { node: root.join("dev/vfio").join(u32::to_string(group)) };
-        steps.extend(groups.iter().map(node));
+        let member =
+            |group: &u32| all.iter().find(|f| f.group == Some(*group) && wanted.contains(&f.address));
+        steps.extend(groups.iter().filter_map(|group| {
+            let device = member(group)?.address;
+            Some(Step::Await(Node { root: root.to_owned(), group: *group, device }))
+        }));
     }
     Ok(steps)
 }
@@ -287,9 +340,10 @@ fn members<'a>(all: &'a [Function], groups: &'a [u32]) -> impl Iterator<Item = &
     all.iter().filter(|f| f.group.is_some_and(|g| groups.contains(&g))).filter(move |f| !bridge(f))
 }
 
-fn may_take(device: &Function, force: bool) -> Result<(), Refusal> {
+fn may_take(root: &Path, device: &Function, all: &[Function], force: bool) -> Result<(), Refusal> {
     if device.sriov.is_some_and(|s| s.on > 0) {
-        return Err(Refusal::VirtualFunctions { device: device.address });
+        let advice = iommu::virtual_functions_advice(device);
+        return Err(Refusal::VirtualFunctions { device: device.address, advice });
     }
     if force {
         return Ok(());
@@ -297,14 +351,96 @@ fn may_take(device: &Function, force: bool) -> Result<(), Refusal> {
     if device.boot_display {
         return Err(Refusal::BootDisplay { device: device.address });
     }
+    let Some(group) = device.group else { return Ok(()) };
     // Mass storage and network controllers.
     let lives_on = matches!(device.class >> 8, 0x01 | 0x02);
-    match (&device.driver, device.group) {
-        (Some(driver), Some(group)) if lives_on && driver != "pci-stub" => {
-            Err(Refusal::HostDevice { label: device.label(), driver: driver.clone(), group })
-        }
-        _ => Ok(()),
+    if let Some(driver) = device.driver.as_ref().filter(|driver| lives_on && *driver != "pci-stub") {
+        return Err(Refusal::HostDevice { label: device.label(), driver: driver.clone(), group });
     }
+    // A GPU's own USB controller is part of the card that is asked for.
+    let slot = |f: &Function| (f.address.domain, f.address.bus, f.address.device);
+    if all.iter().any(|f| f.is_gpu() && slot(f) == slot(device)) {
+        return Ok(());
+    }
+    match hangs_below(&pci::folder(root, device.address)) {
+        Some(what) => Err(Refusal::Behind { label: device.label(), what, group }),
+        None => Ok(()),
+    }
+}
+
+/// A disk or a network card that hangs on the device in `folder`: it has a folder `block` or `net` somewhere below.
+fn hangs_below(folder: &Path) -> Option<String> {
+    let mut left = vec![folder.canonicalize().ok()?];
+    for _ in 0..FOLDERS_MAX {
+        let folder = left.pop()?;
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            // Links lead out of the device, to its driver and to its class.
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            let name = entry.file_name();
+            let first = || files::names(&entry.path()).into_iter().next();
+            match (name.to_str(), first) {
+                (Some("block"), first) if first().is_some() => {
+                    return Some(format!("the disk {}", first().unwrap_or_default()));
+                }
+                (Some("net"), first) if first().is_some() => {
+                    return Some(format!("the network card {}", first().unwrap_or_default()));
+                }
+                _ => left.push(entry.path()),
+            }
+        }
+    }
+    None
+}
+
+/// The variants of vfio-pci that the running kernel has: lines such as
+/// `alias vfio_pci:v000010DEd00002342sv*sd*bc*sc*i* nvgrace_gpu_vfio_pci`, without the first word.
+fn variants(root: &Path) -> Vec<(String, String)> {
+    let release = files::value(&root.join("proc/sys/kernel/osrelease")).unwrap_or_default();
+    let path = root.join("lib/modules").join(release).join("modules.alias");
+    let Ok(file) = File::open(path) else { return Vec::new() };
+    let lines = BufReader::new(file.take(ALIASES_MAX)).lines().map_while(Result::ok);
+    lines
+        .filter_map(|line| {
+            let (pattern, module) = line.strip_prefix("alias vfio_")?.split_once(' ')?;
+            Some((pattern.to_owned(), module.trim().to_owned()))
+        })
+        .collect()
+}
+
+/// The driver for a device: the module whose alias fits it most closely, and vfio-pci where none does. Variants are called
+/// as their modules are.
+fn driver_for(root: &Path, device: &Function, variants: &[(String, String)]) -> String {
+    let own = files::value(&pci::folder(root, device.address).join("modalias"));
+    let own = own.unwrap_or_else(|| {
+        let (class, sub) = (device.class >> 8, device.class & 0xff);
+        format!(
+            "pci:v{:08X}d{:08X}sv00000000sd00000000bc{class:02X}sc{sub:02X}i00",
+            device.vendor, device.device
+        )
+    });
+    let fitting = variants.iter().filter(|(pattern, _)| fits(pattern, &own));
+    let closest = fitting.max_by_key(|(pattern, _)| pattern.bytes().filter(|byte| *byte != b'*').count());
+    match closest.map(|(_, module)| module.as_str()) {
+        None | Some("vfio_pci" | "vfio-pci") => DRIVER.to_owned(),
+        Some(variant) => variant.to_owned(),
+    }
+}
+
+/// Whether `text` is `pattern`, in which `*` stands for anything.
+fn fits(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut left) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    let mut last = None;
+    for part in parts {
+        match left.find(part) {
+            Some(at) => left = &left[at + part.len()..],
+            None => return false,
+        }
+        last = Some(part);
+    }
+    left.is_empty() || last.is_some_and(|part| part.is_empty() || text.ends_with(part))
 }
 
 fn nobody_holds(root: &Path, devices: &[&Function]) -> Result<(), Refusal> {
@@ -336,11 +472,9 @@ fn host_nodes(root: &Path, device: &Function) -> Vec<String> {
             nodes.extend(streams.chain([format!("controlC{number}")]).map(|n| format!("/dev/snd/{n}")));
         }
     }
-    // Lines of `Key: <tabs>value`, one of them the number in the node's name.
-    let information = format!("proc/driver/nvidia/gpus/{}/information", device.address);
-    let information = files::value(&root.join(information)).unwrap_or_default();
-    let minor = information.lines().find_map(|l| l.strip_prefix("Device Minor:")?.trim().parse::<u32>().ok());
-    nodes.extend(minor.map(|m| format!("/dev/nvidia{m}")));
+    let minor = handover::nvidia_proc_field(root, device.address, "Device Minor:");
+    nodes
+        .extend(minor.and_then(|minor| minor.parse::<u32>().ok()).map(|minor| format!("/dev/nvidia{minor}")));
     nodes
 }
 

@@ -597,3 +597,68 @@ fn lines_are_as_lspci_prints_them() {
     };
     assert_eq!(lines(Some(&machine)), plain);
 }
+
+#[test]
+fn a_card_whose_functions_are_in_different_groups_cannot_be_reset() {
+    let facts = "
+        cpu AuthenticAMD
+        iommu ivhd0
+        pci 0000:01:00.0 10de:1f08 0300 driver=vfio-pci group=18 reset=none
+        pci 0000:01:00.1 10de:10f9 0403 driver=snd_hda_intel group=18 reset=none
+    ";
+    let reset = |facts: &str, settings: &[(&str, &str)]| {
+        let host = Host::new(facts);
+        let limits = health_limits(&config(host.root(), settings));
+        let mut watch = Watch::new(host.root(), limits);
+        watch.read(Instant::now(), &mut || None).unwrap().gpus.remove(0).gpu.health
+    };
+    assert_eq!(reset(facts, &[]), Health::Ok, "VFIO resets the card when it has all of its functions");
+    let split = facts.replace("driver=snd_hda_intel group=18", "driver=snd_hda_intel group=19");
+    let why = |health: Health| health.reason().unwrap_or_default().to_owned();
+    let suspect = reset(&split, &[]);
+    assert!(matches!(suspect, Health::Suspect(_)), "{suspect:?}");
+    assert!(why(suspect).contains("its card's functions lie in different IOMMU groups"));
+    assert!(matches!(reset(&split, &[("gpu_require_reset", "true")]), Health::Failed(_)));
+    let alone = split.replace("group=18 reset=none", "group=18 reset=bus");
+    assert_eq!(reset(&alone, &[]), Health::Ok);
+}
+
+#[test]
+fn the_link_of_a_card_with_a_switch_of_its_own_is_judged_at_the_slot() {
+    // A Radeon since Navi: root port, the card's switch (two ports), the GPU. The link on the card is always the best.
+    let navi = |slot: &str, port: &str| {
+        format!(
+            "cpu AuthenticAMD
+            iommu ivhd0
+            pci 0000:00:01.1 1022:1483 0604 driver=pcieport {slot} max={port}
+            pci 0000:01:00.0 1002:1478 0604 under=0000:00:01.1 driver=pcieport {slot} max=16.0x16
+            pci 0000:02:00.0 1002:1479 0604 under=0000:01:00.0 driver=pcieport link=16.0x16 max=16.0x16
+            pci 0000:03:00.0 1002:7448 0300 under=0000:02:00.0 driver=vfio-pci group=20 link=16.0x16 max=16.0x16"
+        )
+    };
+    let health = |facts: &str| look(facts, None).remove(0).health;
+    assert_eq!(health(&navi("link=16.0x16", "16.0x16")), Health::Ok);
+    let narrow = health(&navi("link=16.0x4", "16.0x16"));
+    assert!(
+        matches!(&narrow, Health::Suspect(why) if why.contains("16.0 GT/s x4, the best is 16.0 GT/s x16")),
+        "{narrow:?}"
+    );
+    // A slot that has no more is no fault, and neither is a link that sleeps.
+    assert_eq!(health(&navi("link=16.0x8", "16.0x8")), Health::Ok);
+    assert_eq!(health(&navi("link=2.5x16", "16.0x16")), Health::Ok);
+}
+
+#[test]
+fn a_failed_gpu_with_the_hosts_driver_is_told_as_both() {
+    let facts = "
+        cpu AuthenticAMD
+        iommu ivhd0
+        pci 0000:41:00.0 10de:2330 0302 driver=nvidia group=7 config=ones
+    ";
+    let gpu = look(facts, None).remove(0);
+    let summary = gpu.summary();
+    for part in ["not assignable: failed: ", "fell off the bus", "is bound to nvidia; run"] {
+        assert!(summary.contains(part), "{summary}");
+    }
+    assert_eq!(gpu.judgement().health, "failed");
+}

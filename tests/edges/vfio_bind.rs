@@ -59,14 +59,14 @@ fn run_with(
             return Err(failure);
         }
         match step {
-            Step::Load { module: "vfio-pci", optional: false } => {
-                host.write("sys/bus/pci/drivers/vfio-pci/bind", "");
+            Step::Load { module, optional: false } => {
+                host.write(&format!("sys/bus/pci/drivers/{module}/bind"), "");
                 Ok(())
             }
             Step::Load { module, .. } => Err(Failure::Said(format!("{module} not found"))),
             Step::Write { path, value, .. } => host.kernel(path, value, &native).map_err(Failure::Said),
-            Step::Await { node } => {
-                assert!(node.exists(), "{}", node.display());
+            Step::Await(node) => {
+                assert!(node.exists(), "{step}");
                 Ok(())
             }
         }
@@ -192,7 +192,138 @@ fn refuses_what_would_hurt() {
     refused(&Host::new(no_iommu), &bind(&["01:00.0"]), "add intel_iommu=on iommu=pt");
     let virtual_on =
         "cpu AuthenticAMD\niommu ivhd0\npci 0000:85:00.0 1002:74a1 1200 driver=gim group=1 sriov=2/8";
-    refused(&Host::new(virtual_on), &bind(&["85:00.0"]), "virtual functions switched on");
+    refused(&Host::new(virtual_on), &bind(&["85:00.0"]), "virtual functions switched on; bind those");
+    // vGPUs are NVIDIA's business.
+    let virtual_on = virtual_on.replace("1002:74a1 1200 driver=gim", "10de:2237 0302 driver=nvidia");
+    refused(&Host::new(&virtual_on), &bind(&["85:00.0"]), "NVIDIA's vGPUs, which stay with its driver");
+}
+
+#[test]
+fn refuses_what_the_hosts_disk_or_network_hangs_on() {
+    let with = |controller: &str, below: &str| {
+        Host::new(&format!(
+            "cpu AuthenticAMD
+            iommu ivhd0
+            pci 0000:01:00.0 10de:1e07 0300 driver=nvidia group=18
+            pci {controller} 10de:1ad6 0c03 driver=xhci_hcd group=18 {below}"
+        ))
+    };
+    let disk = "below=usb1/1-4/1-4:1.0/host6/target6:0:0/6:0:0:0/block/sda";
+    let network = "below=usb2/2-1/2-1:1.0/net/enx001122334455";
+    for (below, what) in [(disk, "the disk sda"), (network, "the network card enx001122334455")] {
+        let host = with("0000:00:14.0", below);
+        let why = format!(
+            "0000:00:14.0 (10de:1ad6) is in the same IOMMU group 18, and the host would lose {what}, which hangs on it"
+        );
+        refused(&host, &bind(&["01:00.0"]), &why);
+        run(&host, &forced(&["01:00.0"]), OK).0.unwrap();
+    }
+    // A hub, a keyboard or an empty card reader is nothing that the host lives on, and what hangs on the card's own port
+    // goes with the card.
+    for (controller, below) in [
+        ("0000:00:14.0", ""),
+        ("0000:00:14.0", "below=usb1/1-4/1-4:1.0/input/input3"),
+        ("0000:00:14.0", "below=usb1/1-4/block"),
+        ("0000:01:00.2", disk),
+    ] {
+        run(&with(controller, below), &bind(&["01:00.0"]), OK).0.unwrap();
+    }
+}
+
+#[test]
+fn a_console_without_a_vga_controller_is_the_boot_display_too() {
+    let with = |console: &str| {
+        Host::new(&format!(
+            "cpu AuthenticAMD\niommu ivhd0\npci 0000:c5:00.0 1002:150e 0380 driver=amdgpu group=20 {console}"
+        ))
+    };
+    for console in ["below=graphics/fb0", "screen=connected", "boot_display=1"] {
+        let host = with(console);
+        refused(&host, &bind(&["c5:00.0"]), "0000:c5:00.0 is the boot display");
+        assert!(status(&host, &[], Form::Text).contains("0000:c5:00.0 is the boot display"), "{console}");
+        let (result, said) = run(&host, &Request::Bind(change(VfioTarget::All)), OK);
+        result.unwrap();
+        assert_eq!(said, "nothing to do\n", "{console}");
+        run(&host, &forced(&["c5:00.0"]), OK).0.unwrap();
+    }
+    for headless in ["", "screen=disconnected", "screen=connected boot_display=0"] {
+        run(&with(headless), &bind(&["c5:00.0"]), OK).0.unwrap();
+    }
+}
+
+/// Four GPUs, of which two cannot be bound.
+const MIXED: &str = "
+    cpu AuthenticAMD
+    iommu ivhd0
+    pci 0000:01:00.0 10de:2330 0302 driver=nvidia group=1
+    pci 0000:02:00.0 10de:2330 0302 driver=nvidia group=2
+    pci 0000:02:00.1 8086:a282 0106 driver=ahci group=2
+    pci 0000:03:00.0 1002:74a1 1200 driver=gim group=3 sriov=2/8
+    pci 0000:04:00.0 10de:2330 0302 group=4
+";
+
+#[test]
+fn one_that_cannot_be_bound_keeps_no_other_from_it() {
+    let saved = Request::Bind(change(VfioTarget::Saved));
+    for (request, setting) in [(Request::Bind(change(VfioTarget::All)), None), (saved, Some("all"))] {
+        let host = Host::new(MIXED);
+        let (result, said) = run_with(&host, &request, setting, OK);
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::LeftOut { left_out: 2, asked: 4 }), "{error}");
+        assert_eq!(error.to_string(), "2 of 4 GPUs are left out; see above for the reasons");
+        assert_eq!(state(&host), "vfio-pci nvidia ahci gim vfio-pci free 2");
+        let first = "0000:02:00.0 is left out: 0000:02:00.1 (8086:a282) (ahci) is in the same IOMMU group 2";
+        let second = "0000:03:00.0 is left out: 0000:03:00.0 has virtual functions switched on";
+        assert!(said.starts_with(first) && said.contains(second), "{said}");
+    }
+    // Those that are named one by one are all bound or none, and without an IOMMU none can be.
+    let host = Host::new(MIXED);
+    refused(&host, &bind(&["01:00.0", "02:00.0"]), "in the same IOMMU group 2");
+    let host = Host::new(&MIXED.replace("iommu ivhd0", ""));
+    refused(&host, &Request::Bind(change(VfioTarget::All)), "the IOMMU is off");
+    // Only what was bound is noted.
+    let host = Host::new(MIXED);
+    let request = Request::Bind(VfioChange { persist: true, ..change(VfioTarget::All) });
+    run(&host, &request, OK).0.unwrap_err();
+    let noted = std::fs::read_to_string(host.root().join("etc/vectorlay/vfio-bind")).unwrap();
+    assert_eq!(noted, "0000:01:00.0 10de:2330\n0000:04:00.0 10de:2330\n");
+}
+
+#[test]
+fn the_driver_that_the_kernel_has_for_the_device() {
+    let host = Host::new(
+        "cpu 0x41
+        iommu smmu3
+        pci 0009:01:00.0 10de:2342 0302 group=9
+        pci 0009:01:00.1 10de:22bb 0403 driver=snd_hda_intel group=9",
+    );
+    host.write("proc/sys/kernel/osrelease", "6.8.0-nv\n");
+    host.write(
+        "lib/modules/6.8.0-nv/modules.alias",
+        "# Aliases\nalias pci:v000010DEd*sv*sd*bc03sc*i* nouveau\n\
+         alias vfio_pci:v000010DEd00002342sv*sd*bc*sc*i* nvgrace_gpu_vfio_pci\n\
+         alias vfio_pci:v000015B3d0000101Esv*sd*bc*sc*i* mlx5_vfio_pci\nalias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci\n",
+    );
+    host.write(
+        "sys/bus/pci/devices/0009:01:00.0/modalias",
+        "pci:v000010DEd00002342sv000010DEsd000016EBbc03sc02i00\n",
+    );
+    let (result, said) = run(&host, &bind(&["0009:01:00.0"]), OK);
+    result.unwrap();
+    assert_eq!(state(&host), "nvgrace_gpu_vfio_pci vfio-pci free 1");
+    assert!(said.starts_with("modprobe nvgrace_gpu_vfio_pci\nmodprobe vfio-pci\n"), "{said}");
+    run(&host, &unbind(&["0009:01:00.0"]), OK).0.unwrap();
+    assert!(!state(&host).contains("vfio"), "{}", state(&host));
+}
+
+#[test]
+fn a_kernel_with_device_nodes_alone() {
+    let host = Host::new(DESKTOP);
+    host.fact("file nogroups");
+    let (result, said) = run(&host, &bind(&["01:00.0"]), OK);
+    result.unwrap();
+    assert!(said.ends_with("wait for /dev/vfio/18\n"), "{said}");
+    assert!(status(&host, &[], Form::Text).contains("assignable as /dev/vfio/devices/vfio18"));
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! pci 0000:01:00.0 10de:2204 0300 …   a function: address, vendor and device, class, then KEY=VALUE:
 //!     under= (its port) rev= driver= group= numa= boot_vga= sriov=on/most enable= of=(its physical function) cdev=
 //!     link= max= (16.0x16) power= reset= (none, or names joined by +) config= (ones, none) aer=cor/nonfatal/fatal
+//!     below=usb1/1-1/net/eth1 (a folder below it) screen= (connected) boot_display=
 //! noiommu 3                           group 3 is one of VFIO's no-IOMMU mode
 //! nonode 18                           /dev/vfio/18 is missing
 //! holder 4242 qemu /dev/vfio/18       a process that has a file open
@@ -16,6 +17,7 @@
 //! uuid 0000:41:00.0 GPU-…             what NVIDIA's driver says of a GPU
 //! render 0000:41:00.0 128             the number of a render node of amdgpu's
 //! file dev/kfd                        an empty file
+//! file nogroups                       the kernel's VFIO has device nodes alone
 //! ```
 //! A group with a member that vfio-pci or a variant has gets its node in /dev/vfio, and VFIO's other module is loaded.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test uses a part of it")]
@@ -190,6 +192,16 @@ impl Host {
             fs::create_dir_all(folder.join("vfio-dev").join(cdev)).unwrap();
             self.write(&format!("dev/vfio/devices/{cdev}"), "");
         }
+        if let Some(below) = get("below") {
+            fs::create_dir_all(folder.join(below)).unwrap();
+        }
+        if let Some(status) = get("screen") {
+            fs::create_dir_all(folder.join("drm/card0/card0-HDMI-A-1")).unwrap();
+            put("drm/card0/card0-HDMI-A-1/status", status);
+        }
+        if let Some(chosen) = get("boot_display") {
+            put("boot_display", chosen);
+        }
         self.group(&folder, address, get("group"), get("driver"));
         if let Some(driver) = get("driver") {
             self.bind(&folder, driver);
@@ -203,7 +215,13 @@ impl Host {
         let _ = symlink(folder, path.join("devices").join(address));
         let _ = symlink(&path, folder.join("iommu_group"));
         if driver.is_some_and(|d| d.ends_with("vfio-pci") || d.ends_with("vfio_pci")) {
-            self.write(&format!("dev/vfio/{group}"), "");
+            if self.root.join("nogroups").exists() {
+                fs::create_dir_all(folder.join("vfio-dev").join(format!("vfio{group}"))).unwrap();
+                self.write(&format!("dev/vfio/devices/vfio{group}"), "");
+            } else {
+                self.write(&format!("dev/vfio/{group}"), "");
+                fs::create_dir_all(self.root.join("sys/class/vfio").join(group)).unwrap();
+            }
             fs::create_dir_all(self.root.join("sys/module/vfio_iommu_type1")).unwrap();
         }
     }
@@ -236,7 +254,8 @@ impl Host {
                 let bound = fs::read_link(&link).map_err(|e| e.to_string())?;
                 let group = fs::read_link(link.with_file_name("iommu_group")).unwrap();
                 fs::remove_file(&link).map_err(|e| e.to_string())?;
-                if bound.ends_with("vfio-pci") {
+                let bound = bound.to_str().unwrap();
+                if bound.ends_with("vfio-pci") || bound.ends_with("vfio_pci") {
                     let _ = fs::remove_file(self.root.join("dev/vfio").join(group.file_name().unwrap()));
                 }
                 Ok(())

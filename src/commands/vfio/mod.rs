@@ -19,7 +19,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::cli::{Form, VfioChange};
+use crate::cli::{Form, VfioChange, VfioTarget};
 use crate::config::Config;
 use crate::host::gpus::{Inventory, Watch};
 use crate::host::health::Limits;
@@ -58,6 +58,11 @@ pub enum Error {
     },
     /// The devices are bound, but could not be noted in this file for the next boot.
     Note(PathBuf, io::Error),
+    /// Some GPUs could not be bound; the others are. Which and why was printed.
+    LeftOut {
+        left_out: usize,
+        asked: usize,
+    },
 }
 
 /// Performs a step.
@@ -94,6 +99,9 @@ impl fmt::Display for Error {
         match self {
             Self::Unreadable(error) => error.fmt(f),
             Self::Refused(refusal) => refusal.fmt(f),
+            Self::LeftOut { left_out, asked } => {
+                write!(f, "{left_out} of {asked} GPUs are left out; see above for the reasons")
+            }
             Self::Step { step, why, left } => {
                 write!(f, "`{step}` failed: {why}; ")?;
                 if left.is_empty() {
@@ -151,15 +159,32 @@ pub fn bind_with(
     perform: &mut Perform<'_>,
 ) -> Result<(), Error> {
     let inventory = inventory(root, Limits::default())?;
-    let wanted = boot::wanted(&change.target, setting, &inventory, root, out)?;
-    let steps = vfio::bind(root, &inventory.functions, &inventory.iommu, &wanted, change.force)
-        .map_err(Error::Refused)?;
+    let mut wanted = boot::wanted(&change.target, setting, &inventory, root, out)?;
+    let plan = |wanted: &[PciAddress]| {
+        vfio::bind(root, &inventory.functions, &inventory.iommu, wanted, change.force)
+    };
+    let asked = wanted.len();
+    // Of GPUs that are not named one by one, one that cannot be bound does not keep the others from being bound.
+    let one_by_one = !matches!(change.target, VfioTarget::These(_)) && inventory.iommu.on;
+    if one_by_one {
+        wanted.retain(|device| match plan(&[*device]) {
+            Ok(_) => true,
+            Err(refusal) => {
+                say(out, &format!("{device} is left out: {refusal}"));
+                false
+            }
+        });
+    }
+    let steps = plan(&wanted).map_err(Error::Refused)?;
     carry_out(&steps, change.dry_run, root, out, perform)?;
-    if change.persist && !change.dry_run {
+    if change.persist && !change.dry_run && !wanted.is_empty() {
         boot::note(root, &inventory, |noted| noted.extend(&wanted))?;
         say(out, &boot::help(&wanted));
     }
-    Ok(())
+    match asked - wanted.len() {
+        0 => Ok(()),
+        left_out => Err(Error::LeftOut { left_out, asked }),
+    }
 }
 
 /// Returns devices to the host's drivers.
@@ -273,7 +298,7 @@ fn perform(step: &Step) -> Result<(), Failure> {
             let args = vec![WRITE_COMMAND.into(), path.into(), value.into()];
             start("/proc/self/exe".into(), args, WRITE_DEADLINE)
         }
-        Step::Await { node } => {
+        Step::Await(node) => {
             let end = Instant::now() + NODE_DEADLINE;
             while !node.exists() {
                 if Instant::now() >= end {

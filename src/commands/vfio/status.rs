@@ -51,7 +51,7 @@ fn gpu_json(seen: &Seen) -> Value {
     let reset = match &seen.reading.reset {
         Reset::Alone(methods) => methods,
         Reset::WithCard => "card",
-        Reset::None => "none",
+        Reset::Split | Reset::None => "none",
     };
     let more = json!({
         "members": members.collect::<Vec<_>>(),
@@ -95,7 +95,7 @@ fn gpu_status(seen: &Seen) -> String {
     facts.push(match &seen.reading.reset {
         Reset::Alone(methods) => format!("reset by {methods}"),
         Reset::WithCard => "reset with its whole card".to_owned(),
-        Reset::None => "no reset".to_owned(),
+        Reset::Split | Reset::None => "no reset".to_owned(),
     });
     facts.push(format!("health {}", gpu.health.as_str()));
     format!("{} {}: {}\n    {}", gpu.address, gpu.name, gpu.summary(), facts.join(", "))
