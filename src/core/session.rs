@@ -22,6 +22,10 @@ pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(30);
 pub const RECONNECT: Duration = Duration::from_secs(5);
 /// The longest delay between attempts.
 pub const RECONNECT_MAX: Duration = Duration::from_secs(30);
+/// While nothing listens at the server's port, failures beyond this many do not lengthen the delay: 10 s. Such an attempt
+/// costs nobody anything, and a server that comes back after a long outage has its nodes again within 12 s, spread over
+/// as many.
+const REFUSALS_COUNTED: u32 = 2;
 /// How much a delay is spread, in percent to either side.
 pub const SPREAD_PERCENT: u32 = 20;
 /// How long one attempt may take.
@@ -297,6 +301,9 @@ impl Core {
                 self.session.failures += 1
             }
             DownReason::Closed(_) | DownReason::Broken => {}
+        }
+        if down.why == DownReason::Refused {
+            self.session.failures = self.session.failures.min(REFUSALS_COUNTED);
         }
         self.session.over_socket = false;
         self.try_later(now, slowest, down.retry_after, &down.detail, out);

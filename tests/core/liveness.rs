@@ -52,6 +52,28 @@ fn a_disconnect_waits_5_s_and_failures_back_off_to_30_s_with_a_spread() {
 }
 
 #[test]
+fn while_nothing_listens_the_pauses_stay_short() {
+    let mut pauses = Vec::new();
+    for seed in 0..20 {
+        let mut rig = Rig::start(Start { seed, ..Start::default() });
+        rig.connect();
+        rig.down(DownReason::Closed(1012));
+        for _ in 0..4 {
+            _ = pause(&mut rig);
+            rig.down(DownReason::NoConnection);
+        }
+        // However long it was away for other reasons before.
+        for _ in 0..10 {
+            _ = pause(&mut rig);
+            rig.down(DownReason::Refused);
+        }
+        pauses.push(pause(&mut rig));
+    }
+    let (least, most) = pauses.iter().fold((f32::MAX, 0.0_f32), |(l, m), p| (l.min(*p), m.max(*p)));
+    assert!(least >= 8.0 && most <= 12.11 && most - least > 1.0, "{least} to {most}");
+}
+
+#[test]
 fn a_connection_that_lived_60_s_forgets_the_failures() {
     let mut rig = Rig::start(Start::default());
     rig.wait(Duration::ZERO);
