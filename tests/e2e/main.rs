@@ -16,6 +16,7 @@ mod deploy;
 mod drain;
 mod exits;
 mod faults;
+mod flood;
 mod frozen_shim;
 mod gpus;
 mod half_open;

@@ -19,7 +19,7 @@ fn a_ca_of_the_operators_own() {
         let agent = node.start();
         agent.wait_line(WAIT, |line| line.contains("next attempt in"))
     };
-    // Without it, with another one, and with a file that is none.
+    // Without it, and with another one.
     let line = said(&node);
     assert!(line.contains("is not trusted here") && line.contains("ca_file"), "{line}");
     let elsewhere = node.path().join("elsewhere");
@@ -28,13 +28,19 @@ fn a_ca_of_the_operators_own() {
     node.set("ca-file", other.ca.to_str().unwrap());
     let line = said(&node);
     assert!(line.contains("not signed by the issuer that it names") && line.contains("ca_file"), "{line}");
-    node.set("ca-file", key);
-    let line = said(&node);
-    assert!(line.contains("ca_file") && line.contains(key), "{line}");
-
-    node.set("ca-file", ca);
+    // A file without a certificate, and one that is not there, end the start.
+    for file in [key, "/no/such/ca.pem"] {
+        node.set("ca-file", file);
+        let (code, text) = node.said(&["run"]);
+        assert!(code == 3 && text.contains("ca_file") && text.contains(file), "{code}: {text}");
+    }
+    // A certificate that is cut off among good ones is left out.
+    let pem = std::fs::read_to_string(ca).unwrap();
+    std::fs::write(node.path().join("mixed.pem"), format!("{}\n{pem}", &pem[..pem.len() / 2])).unwrap();
+    node.set("ca-file", node.path().join("mixed.pem").to_str().unwrap());
     let mut agent = node.start();
     connected(&plane);
+    agent.wait_line(WAIT, |line| line.contains("1 of its certificates cannot be used"));
     agent.signal(Signal::TERM);
     assert_eq!(agent.wait_exit(WAIT), 0);
     let left = plane.wait_event(WAIT, |event| event["type"] == "disconnected");
