@@ -37,39 +37,29 @@ pub const LOG_LINES_MAX: u64 = 1000;
 /// The longest timeout that a command can ask for: a day.
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
-/// A message from the server.
+/// A message from the server, by its type.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Inbound {
-    /// `deploy`.
     Deploy(Box<Deploy>),
-    /// `stop`.
     Stop(Stop),
     /// `registration_success`.
     Registered {
-        /// The node's ID.
         node: NodeId,
-        /// Its own token, where the server issues one.
+        /// The node's own token, where the server issues one.
         token: Option<Secret>,
     },
-    /// `drain`.
     Drain,
-    /// `maintenance`.
     Maintenance,
-    /// `resume`.
     Resume,
-    /// `logs`.
     Logs {
-        /// Whose.
         replica: ReplicaId,
-        /// Echoed in the answer.
         request: Option<RequestId>,
-        /// How many lines.
+        /// At most [`LOG_LINES_MAX`] lines.
         tail: u32,
     },
 }
 
 impl Inbound {
-    /// The replica that it is about.
     pub fn replica(&self) -> Option<&ReplicaId> {
         match self {
             Self::Deploy(deploy) => Some(&deploy.replica),
@@ -79,7 +69,7 @@ impl Inbound {
         }
     }
 
-    /// The size of what it carries for a container.
+    /// The size of its variables and arguments, in bytes.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Deploy(deploy) => deploy.spec.bytes(),
@@ -96,59 +86,52 @@ impl Inbound {
 /// When an image is pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pull {
-    /// When it is not there.
+    /// When the node does not have it.
     Missing,
     /// Before every start.
     Always,
-    /// Never.
     Never,
 }
 
 /// `deploy`, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Deploy {
-    /// The replica.
     pub replica: ReplicaId,
     /// Echoed in the result.
     pub request: Option<RequestId>,
-    /// What to run.
     pub spec: Spec,
     /// Credentials for the image's registry.
     pub auth: Option<RegistryAuth>,
-    /// When to pull.
     pub pull: Pull,
-    /// How long its container is given to stop, where the stop does not say.
+    /// From SIGTERM to SIGKILL, for a stop that names no time of its own.
     pub stop_timeout: Option<Duration>,
-    /// How long pull and start may take together.
+    /// For pull and start together.
     pub deploy_timeout: Option<Duration>,
 }
 
 /// `stop`, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stop {
-    /// The replica.
     pub replica: ReplicaId,
     /// Echoed in the result.
     pub request: Option<RequestId>,
-    /// How long the container is given to stop.
+    /// From SIGTERM to SIGKILL.
     pub timeout: Option<Duration>,
 }
 
-/// A command that a malformed message was meant to be.
+/// The type of a malformed command that is owed an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
-    /// `deploy`.
     Deploy,
-    /// `stop`.
     Stop,
 }
 
-/// Why a message is not acted on.
+/// Why a message cannot be acted on.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Unusable {
     /// It is not JSON, or not an object with a `type`.
     NotAMessage,
-    /// Its type is none that the agent knows.
+    /// The agent does not know its type.
     UnknownType,
     /// Its payload has the wrong shape.
     Malformed {
@@ -156,7 +139,7 @@ pub enum Unusable {
         kind: &'static str,
         /// The command, replica and request that are owed an answer, where they can be read.
         owed: Option<(Command, ReplicaId, Option<RequestId>)>,
-        /// What is wrong, without the value.
+        /// Which field is wrong and how, without its value.
         why: String,
     },
 }
