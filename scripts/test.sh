@@ -40,7 +40,7 @@ counts() {
 # One that is left from `eval "$(scripts/engine.sh start)"` is not ours to stop.
 unset VECTORLAY_TEST_ENGINE_DIR
 need_rust
-need lspci=pciutils
+need lspci=pciutils openssl=openssl
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM

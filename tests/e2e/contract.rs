@@ -7,9 +7,10 @@ use std::net::{TcpListener, TcpStream};
 use serde_json::{Value, json};
 
 use super::gpus::{World, eight};
-use crate::support::agent::{Node, wait_until};
+use crate::support::agent::Node;
 use crate::support::control_plane::{TOKEN, WAIT};
 use crate::support::protocol_page::{self as page, FROM_AGENT};
+use crate::support::wait::wait_until;
 
 /// What kind of value it is; `null` says nothing.
 fn kind(value: &Value) -> Option<&'static str> {

@@ -7,7 +7,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::support::control_plane::{Certificate, ControlPlane, Folder, TOKEN, WAIT};
+use crate::support::control_plane::{Certificate, ControlPlane, TOKEN, WAIT};
+use crate::support::folder::Folder;
 use serde_json::{Value, json};
 use tungstenite::client::IntoClientRequest as _;
 use tungstenite::handshake::client::Request;

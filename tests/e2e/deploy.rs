@@ -3,8 +3,9 @@
 
 use serde_json::json;
 
-use crate::support::agent::wait_until;
 use crate::support::control_plane::WAIT;
+use crate::support::processes;
+use crate::support::wait::wait_until;
 use crate::world::World;
 
 #[test]
@@ -110,9 +111,9 @@ fn no_child_is_left_as_a_zombie() {
     world.fail("c", &json!({"image": "127.0.0.1:1/no/such:1"}), "pull_failed");
     world.stop("a", &json!({}));
     // Looks at the engine go on all the time, so that there may be a child now and then, but none that stays.
-    let seen = world.agent.children();
+    let seen = processes::children(world.agent.pid());
     wait_until(WAIT, "these children of the agent are gone", || {
-        let now = world.agent.children();
-        !seen.iter().any(|(pid, _)| now.iter().any(|(other, _)| other == pid))
+        let now = processes::children(world.agent.pid());
+        !seen.iter().any(|one| now.iter().any(|other| other.pid == one.pid))
     });
 }

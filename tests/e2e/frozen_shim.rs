@@ -6,8 +6,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::support::agent::wait_until;
 use crate::support::control_plane::WAIT;
+use crate::support::wait::wait_until;
 use crate::world::World;
 
 /// A container's shim, stopped. It goes on when this is dropped: a test that fails leaves no frozen process.

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::agent::Node;
 use crate::support::control_plane::{ControlPlane, TOKEN, WAIT};
-use crate::support::engine::Engine;
+use crate::support::engine::EngineTurn;
 use crate::support::skip::skip;
 use crate::world::{World, connected};
 
@@ -67,7 +67,7 @@ fn ip(line: &str) {
 #[test]
 fn a_connection_that_is_cut_in_silence() {
     let test = "a_connection_that_is_cut_in_silence";
-    let Some(engine) = Engine::take(test) else { return };
+    let Some(engine) = EngineTurn::alone(test) else { return };
     if Command::new("ip").arg("-V").output().is_err() {
         return skip(test, "there is no ip (Debian's package iproute2)");
     }

@@ -8,8 +8,9 @@ use std::path::Path;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::agent::{Node, wait_until};
+use crate::support::agent::Node;
 use crate::support::control_plane::{ControlPlane, TOKEN, WAIT};
+use crate::support::wait::wait_until;
 use crate::world::{connected, node};
 
 fn identity(node: &Node) -> Value {

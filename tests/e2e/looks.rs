@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::support::agent::Node;
-use crate::support::engine::Engine;
+use crate::support::engine::EngineTurn;
 
 const DEPENDENCIES: [&str; 7] = ["containerd", "nerdctl", "cni", "kata-runtime", "virtiofsd", "kvm", "vfio"];
 
@@ -34,7 +34,7 @@ fn a_node_without_its_engine_is_not_ready() {
 
 #[test]
 fn a_node_with_its_engine_is_ready() {
-    let Some(engine) = Engine::take("a_node_with_its_engine_is_ready") else { return };
+    let Some(engine) = EngineTurn::alone("a_node_with_its_engine_is_ready") else { return };
     let mut node = Node::new("looks-ready");
     engine.give_to(&mut node);
     // No Kata, no GPU that is to be handed over: what is required follows from what the node is for.

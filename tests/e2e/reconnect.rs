@@ -3,9 +3,10 @@
 
 use serde_json::{Value, json};
 
-use crate::support::agent::{Node, wait_until};
+use crate::support::agent::Node;
 use crate::support::control_plane::{ControlPlane, TOKEN, WAIT};
-use crate::support::engine::{Engine, Gate};
+use crate::support::engine::{EngineTurn, Gate};
+use crate::support::wait::wait_until;
 use crate::world::{World, connected};
 
 /// 5 s, spread by 20 %, and what a busy machine adds.
@@ -101,7 +102,7 @@ fn the_control_plane_is_restarted() {
 fn a_result_that_may_be_lost_is_sent_again() {
     // No ping is answered, so the agent cannot know that anything has arrived.
     let test = "a_result_that_may_be_lost_is_sent_again";
-    let Some(engine) = Engine::take(test) else { return };
+    let Some(engine) = EngineTurn::alone(test) else { return };
     let mut node = Node::new(test);
     engine.give_to(&mut node);
     let plane = ControlPlane::start(&["--ignore-pings"]);

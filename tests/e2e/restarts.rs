@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::agent::wait_until;
 use crate::support::control_plane::WAIT;
 use crate::support::engine::Gate;
+use crate::support::wait::wait_until;
 use crate::world::World;
 
 /// Well below the grace time of 30 s.

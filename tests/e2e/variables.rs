@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
 
-use crate::support::agent::wait_until;
 use crate::support::control_plane::WAIT;
+use crate::support::wait::wait_until;
 use crate::world::World;
 
 /// What no one but the container may see. In every secret value of a test.

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::agent::{Agent, Node, wait_until};
+use crate::support::agent::{Agent, Node};
 use crate::support::control_plane::{ControlPlane, TOKEN, WAIT};
-use crate::support::engine::Engine;
+use crate::support::engine::{Engine, EngineTurn};
+use crate::support::wait::wait_until;
 
 /// See the module. What is dropped first stands first: the engine is cleared when nobody uses it any more.
 pub struct World {
@@ -15,7 +16,7 @@ pub struct World {
     pub node: Node,
     /// The node's ID.
     pub id: String,
-    pub engine: Engine,
+    pub engine: EngineTurn,
 }
 
 /// A node with a token that knows the control plane; it has no engine.
@@ -39,7 +40,7 @@ impl World {
 
     /// The same, with settings that the test changes before the agent starts.
     pub fn with<T>(test: &str, change: impl FnOnce(&mut Node, &Engine) -> T) -> Option<(Self, T)> {
-        let engine = Engine::take(test)?;
+        let engine = EngineTurn::alone(test)?;
         let mut node = Node::new(test);
         engine.give_to(&mut node);
         let state = node.path().join("plane.json");

@@ -17,29 +17,20 @@
 )]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
+use std::fs::OpenOptions;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::control_plane::Folder;
+use super::folder::Folder;
+use super::wait::{wait_for, wait_until};
 
-/// How often a condition that nothing announces is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How much of a log a failing test shows, in lines.
 const SHOWN: usize = 80;
-
-/// Waits until `reached` is true, and fails the test at the deadline.
-pub fn wait_until(deadline: Duration, what: &str, mut reached: impl FnMut() -> bool) {
-    let end = Instant::now() + deadline;
-    while !reached() {
-        assert!(Instant::now() < end, "{what}: not so within {deadline:?}");
-        std::thread::sleep(LOOK_EVERY);
-    }
-}
 
 /// Where an agent lives: what stays when its process ends.
 pub struct Node {
@@ -137,7 +128,7 @@ impl Node {
             *written.over.lock().unwrap() = true;
             written.news.notify_all();
         });
-        Agent { child, log }
+        Agent { child, log, log_file: self.path().join("agent.log") }
     }
 
     /// Runs a command of the agent's (`check`, `status`, …) with the same settings.
@@ -152,12 +143,17 @@ impl Node {
         (output.status.code().unwrap(), String::from_utf8(text).unwrap())
     }
 
+    /// The agent's binary.
+    pub fn binary(&self) -> PathBuf {
+        let named = || std::env::var_os("VECTORLAY_TEST_AGENT").filter(|path| !path.is_empty());
+        let built = || env!("CARGO_BIN_EXE_vectorlay-agent").into();
+        self.binary.clone().or_else(|| named().map(PathBuf::from)).unwrap_or_else(built)
+    }
+
     fn program(&self, arguments: &[&str]) -> Command {
-        let binary = self.binary.as_ref().map(|path| path.display().to_string());
-        let tested = || std::env::var("VECTORLAY_TEST_AGENT").ok().filter(|path| !path.is_empty());
-        let binary = binary.or_else(tested);
-        let binary = binary.unwrap_or_else(|| env!("CARGO_BIN_EXE_vectorlay-agent").to_owned());
-        let words: Vec<&str> = self.around.iter().map(String::as_str).chain([binary.as_str()]).collect();
+        let binary = self.binary();
+        let around = self.around.iter().map(String::as_str);
+        let words: Vec<&str> = around.chain([binary.to_str().unwrap()]).collect();
         let mut program = Command::new(words[0]);
         program.args(&words[1..]).args(arguments);
         program.args(self.settings.iter().map(|(flag, value)| format!("--{flag}={value}")));
@@ -170,6 +166,8 @@ impl Node {
 pub struct Agent {
     child: Child,
     log: Arc<Log>,
+    /// Where all of it is written if the test fails.
+    log_file: PathBuf,
 }
 
 #[derive(Default)]
@@ -216,15 +214,15 @@ impl Agent {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// Waits until it has ended by itself; `None` at the deadline.
+    pub fn ended(&mut self, deadline: Duration) -> Option<ExitStatus> {
+        wait_for(deadline, || self.child.try_wait().unwrap())
+    }
+
     /// Waits until it has ended by itself and all of its log is there: its exit status.
     pub fn wait_exit(&mut self, deadline: Duration) -> i32 {
-        let mut status = None;
-        wait_until(deadline, "the agent ends", || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
+        let status = self.ended(deadline).unwrap_or_else(|| panic!("it did not end within {deadline:?}"));
         wait_until(deadline, "the agent's log ends", || *self.log.over.lock().unwrap());
-        let status = status.unwrap();
         status.code().unwrap_or_else(|| panic!("{status}"))
     }
 
@@ -232,24 +230,6 @@ impl Agent {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-
-    /// Its children: IDs and states.
-    pub fn children(&self) -> Vec<(u32, char)> {
-        let parent = self.pid().to_string();
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
-            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-            // proc(5): `pid (comm) state ppid …`, and comm may hold anything.
-            let Some((_, rest)) = stat.rsplit_once(") ") else { continue };
-            let mut fields = rest.split(' ');
-            let state = fields.next().and_then(|state| state.chars().next());
-            if fields.next() == Some(&parent) {
-                found.push((pid, state.unwrap()));
-            }
-        }
-        found
     }
 }
 
@@ -260,6 +240,8 @@ impl Drop for Agent {
             let lines = self.log();
             let from = lines.len().saturating_sub(SHOWN);
             println!("the end of the agent's log:\n{}", lines[from..].join("\n"));
+            let mut file = OpenOptions::new().append(true).create(true).open(&self.log_file).unwrap();
+            file.write_all((lines.join("\n") + "\n").as_bytes()).unwrap();
         }
     }
 }

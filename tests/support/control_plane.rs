@@ -190,30 +190,6 @@ impl Certificate {
     }
 }
 
-/// A folder of the test's own; it is removed when this is dropped.
-pub struct Folder(PathBuf);
-
-impl Folder {
-    /// Makes an empty one. `name` tells the tests of one file apart.
-    pub fn new(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    /// Its path.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 fn announced(lines: &Receiver<String>, prefix: &str) -> String {
     let line = lines.recv_timeout(WAIT).expect("the control plane says where it listens");
     line.strip_prefix(prefix).unwrap_or_else(|| panic!("{line:?} does not begin with {prefix:?}")).to_owned()

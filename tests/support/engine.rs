@@ -8,6 +8,7 @@
     reason = "tests start programs, say what they skip, and fail"
 )]
 
+use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -15,10 +16,13 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use serde_json::Value;
 
-use super::agent::{Node, wait_until};
+use super::agent::Node;
 use super::control_plane::WAIT;
 use super::skip::skip;
+use super::wait::wait_until;
 
+/// How long one call of the CLI by a test may take, in seconds.
+const CALL_S: &str = "60";
 /// The label that makes a container an agent's.
 pub const LABEL: &str = "vectorlay.replica";
 
@@ -70,33 +74,147 @@ impl Drop for Turn {
     }
 }
 
-/// The engine while a test has it alone.
+/// A container engine.
+#[derive(Debug, Clone)]
 pub struct Engine {
     cli: PathBuf,
+    /// `docker` or `nerdctl`.
+    pub kind: String,
     /// An image that stays up and ends at once on SIGTERM.
     pub image: String,
+    pid_file: PathBuf,
+    restart: PathBuf,
+}
+
+/// A test's turn with the engine of the environment.
+#[derive(Debug)]
+pub struct EngineTurn {
+    engine: Engine,
     /// Containers without our label, made by the test.
     foreign: Mutex<Vec<String>>,
-    _turn: Turn,
+    turn: Turn,
+}
+
+impl Deref for EngineTurn {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+impl EngineTurn {
+    /// Waits until the test has the engine alone. None: there is no engine, and the test is counted as skipped.
+    pub fn alone(test: &str) -> Option<Self> {
+        let taken = Self::take(test, Turn::alone)?;
+        taken.clear();
+        Some(taken)
+    }
+
+    /// The same for a test whose agents see no containers but their own.
+    pub fn shared(test: &str) -> Option<Self> {
+        Self::take(test, Turn::shared)
+    }
+
+    fn take(test: &str, turn: impl FnOnce() -> Turn) -> Option<Self> {
+        let found = Engine::read(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+        let Some(engine) = found else {
+            skip(test, "no engine: VECTORLAY_TEST_CLI and its like are not set (scripts/engine.sh)");
+            return None;
+        };
+        Some(Self { engine, foreign: Mutex::default(), turn: turn() })
+    }
+
+    /// Starts a container that is no agent's.
+    pub fn start_foreign(&self, name: &str) -> String {
+        let id = self.text(&["run", "--detach", "--network=none", "--name", name, &self.image]);
+        let id = id.trim().to_owned();
+        self.foreign.lock().unwrap().push(id.clone());
+        id
+    }
+}
+
+impl Drop for EngineTurn {
+    fn drop(&mut self) {
+        for id in self.foreign.lock().unwrap().iter() {
+            self.call(&["rm", "--force", id]);
+        }
+        if self.turn.alone && !std::thread::panicking() {
+            self.clear();
+        }
+    }
+}
+
+/// One more engine, that nobody else uses; it is stopped when this is dropped.
+pub struct OwnEngine {
+    engine: Engine,
+    dir: String,
+}
+
+impl Deref for OwnEngine {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+impl OwnEngine {
+    /// Starts one of the kind of `like`.
+    pub fn start(like: &Engine) -> Self {
+        let output = Self::script(&like.kind, &["start"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let variable = |name: &str| {
+            let value = |line: &str| {
+                line.strip_prefix("export ")?.strip_prefix(name)?.strip_prefix('=').map(str::to_owned)
+            };
+            text.lines().find_map(value)
+        };
+        Self { engine: Engine::read(variable).unwrap(), dir: variable("VECTORLAY_TEST_ENGINE_DIR").unwrap() }
+    }
+
+    fn script(kind: &str, args: &[&str]) -> Output {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/engine.sh");
+        let mut command = Command::new("timeout");
+        command.args(["-k", "5", "300", "bash", script]).args(args);
+        command.env_remove("VECTORLAY_TEST_ENGINE_DIR").env("VECTORLAY_TEST_ENGINE", kind);
+        command.output().unwrap()
+    }
+}
+
+impl Drop for OwnEngine {
+    fn drop(&mut self) {
+        Self::script(&self.engine.kind, &["stop", &self.dir]);
+    }
 }
 
 impl Engine {
-    /// Waits for the test's turn. None: there is no engine to test with, and the test is counted as skipped.
-    pub fn take(test: &str) -> Option<Self> {
-        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let (Some(cli), Some(image)) = (variable("VECTORLAY_TEST_CLI"), variable("VECTORLAY_TEST_IMAGE"))
-        else {
-            skip(test, "VECTORLAY_TEST_CLI and VECTORLAY_TEST_IMAGE are not set");
-            return None;
-        };
-        let engine = Self { cli: cli.into(), image, foreign: Mutex::default(), _turn: Turn::alone() };
-        engine.clear();
-        Some(engine)
+    /// The engine that these variables of `scripts/engine.sh` describe.
+    fn read(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        Some(Self {
+            cli: variable("VECTORLAY_TEST_CLI")?.into(),
+            kind: variable("VECTORLAY_TEST_ENGINE")?,
+            image: variable("VECTORLAY_TEST_IMAGE")?,
+            pid_file: variable("VECTORLAY_TEST_ENGINE_PID_FILE")?.into(),
+            restart: variable("VECTORLAY_TEST_ENGINE_RESTART")?.into(),
+        })
+    }
+
+    /// The daemon's process.
+    pub fn daemon(&self) -> u32 {
+        std::fs::read_to_string(&self.pid_file).unwrap().trim().parse().unwrap()
+    }
+
+    /// Stops the daemon if it runs, and starts it again.
+    pub fn restart(&self) {
+        let output = Command::new("timeout").args(["-k", "1", "150"]).arg(&self.restart).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Whether it is Docker.
     pub fn is_docker(&self) -> bool {
-        self.cli.file_name().is_some_and(|name| name == "docker")
+        self.kind == "docker"
     }
 
     /// The CLI's path.
@@ -109,9 +227,11 @@ impl Engine {
         node.set("container-cli", self.cli.to_str().unwrap()).set("network", "none");
     }
 
-    /// Calls the CLI.
+    /// Calls the CLI, with a deadline.
     pub fn call(&self, arguments: &[&str]) -> Output {
-        Command::new(&self.cli)
+        Command::new("timeout")
+            .args(["-k", "1", CALL_S])
+            .arg(&self.cli)
             .args(arguments)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -119,6 +239,12 @@ impl Engine {
             .stdin(Stdio::null())
             .output()
             .unwrap()
+    }
+
+    /// Calls the CLI: its standard output, if it succeeded.
+    pub fn ask(&self, arguments: &[&str]) -> Option<String> {
+        let output = self.call(arguments);
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
     }
 
     /// Calls the CLI, which has to succeed: its standard output.
@@ -164,14 +290,6 @@ impl Engine {
         output.stdout
     }
 
-    /// Starts a container that is no agent's.
-    pub fn start_foreign(&self, name: &str) -> String {
-        let id = self.text(&["run", "--detach", "--network=none", "--name", name, &self.image]);
-        let id = id.trim().to_owned();
-        self.foreign.lock().unwrap().push(id.clone());
-        id
-    }
-
     /// Removes every container with our label.
     pub fn clear(&self) {
         wait_until(WAIT, "the engine has no container of ours", || {
@@ -181,17 +299,6 @@ impl Engine {
             }
             ids.is_empty()
         });
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        for id in self.foreign.lock().unwrap().iter() {
-            self.call(&["rm", "--force", id]);
-        }
-        if !std::thread::panicking() {
-            self.clear();
-        }
     }
 }
 

@@ -2,7 +2,10 @@
 pub mod agent;
 pub mod control_plane;
 pub mod engine;
+pub mod folder;
 pub mod host;
 pub mod images;
+pub mod processes;
 pub mod protocol_page;
 pub mod skip;
+pub mod wait;

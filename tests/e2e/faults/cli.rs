@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::procs::{self, wait_for};
 use super::report::{Random, Row};
-use super::rig::{BEAT_SLACK, Changes, Engine, LATE, Rig, SOON};
+use super::rig::{BEAT, BEAT_SLACK, Changes, LATE, Rig, SOON};
+use crate::support::engine::{Engine, EngineTurn};
+use crate::support::processes;
+use crate::support::wait::wait_for;
 
 /// How long a deploy may take that is going to hang.
 const DEPLOY_S: u64 = 5;
@@ -28,7 +30,7 @@ case "$mode $1 $*" in
     "looks ps "* | "looks inspect "* | "looks container "* | "looks version "*) exec tail -f "$here/never" ;;
     "one run "*--name=replica-*hang*) exec tail -f "$here/never" ;;
     "flood run "*) exec awk 'BEGIN { for (;;) { print "progress"; print "progress" >"/dev/stderr" } }' "$here/never" ;;
-    "lie rm "*) shift $(($# - 1)); echo "$1"; exit 0 ;;
+    "lie rm "*) shift $(($# - 1)); echo "$1" >>"$here/lies"; echo "$1"; exit 0 ;;
 esac
 "#;
 
@@ -55,7 +57,7 @@ fn expect(lost: &mut Vec<String>, what: &str, outcome: &str, wanted: &[&str]) {
 
 #[test]
 fn the_cli_hangs_and_lies() {
-    let Some(engine) = Engine::find("the_cli_hangs_and_lies") else { return };
+    let Some(engine) = EngineTurn::shared("the_cli_hangs_and_lies") else { return };
     // Side by side: they mostly wait.
     std::thread::scope(|scope| {
         scope.spawn(|| hang(&engine, "all"));
@@ -72,8 +74,9 @@ fn hang(engine: &Engine, mode: &str) {
     let mut lost = Vec::new();
     let (old, new) = (rig.new_replica(), rig.new_replica());
     expect(&mut lost, "the deploy before", &rig.outcome(&rig.deploy(&old), SOON), &["running"]);
+    let beats = || rig.view()["messages"]["heartbeat"].as_u64().unwrap();
     switch(&rig, mode);
-    let began = Instant::now();
+    let (began, beats_before) = (Instant::now(), beats());
     let deploy = rig.deploy_with(&new, json!({"deploy_timeout_s": DEPLOY_S}));
     let degraded = wait_for(SOON, || rig.reason().contains("does not answer").then(|| began.elapsed()));
     if degraded.is_none_or(|time| time > DEGRADED_WITHIN) {
@@ -86,8 +89,9 @@ fn hang(engine: &Engine, mode: &str) {
         &["running", "timeout", "runtime_unavailable"]
     };
     expect(&mut lost, "the deploy during it", &outcome, wanted);
-    // At least one heartbeat falls into it.
-    std::thread::sleep(Duration::from_secs(35).saturating_sub(began.elapsed()));
+    if wait_for(BEAT + SOON, || (beats() > beats_before).then_some(())).is_none() {
+        lost.push("no heartbeat while it hangs".to_owned());
+    }
     switch(&rig, "");
     let mended = Instant::now();
     let recovery = wait_for(LATE, || {
@@ -150,14 +154,14 @@ fn talks_for_ever(engine: &Engine) {
     let mut lost = Vec::new();
     let replica = rig.new_replica();
     expect(&mut lost, "the deploy before", &rig.outcome(&rig.deploy(&replica), SOON), &["running"]);
-    let before = procs::usage(rig.pid()).unwrap().private_dirty;
+    let before = processes::usage(rig.pid()).unwrap().private_dirty;
     switch(&rig, "flood");
     let began = Instant::now();
     let new = rig.new_replica();
     let deploy = rig.deploy_with(&new, json!({"deploy_timeout_s": DEPLOY_S}));
     let mut most = before;
     let outcome = wait_for(LATE, || {
-        most = most.max(procs::usage(rig.pid()).map_or(0, |usage| usage.private_dirty));
+        most = most.max(processes::usage(rig.pid()).map_or(0, |usage| usage.private_dirty));
         let result = rig.plane.job(&deploy)["result"].clone();
         result["code"].as_str().map(str::to_owned)
     });
@@ -181,9 +185,13 @@ fn lies(engine: &Engine) {
     expect(&mut lost, "the deploy before", &rig.outcome(&rig.deploy(&replica), SOON), &["running"]);
     switch(&rig, "lie");
     let stop = rig.stop(&replica);
-    // Long enough for the removal and the look that does not believe it.
-    std::thread::sleep(Duration::from_secs(5));
-    let result = rig.plane.job(&stop)["result"].clone();
+    // A second removal: the look after the first did not believe it.
+    let lies = || std::fs::read_to_string(rig.folder().join("lies")).map_or(0, |text| text.lines().count());
+    let result = || rig.plane.job(&stop)["result"].clone();
+    if wait_for(SOON, || (lies() > 1 || !result().is_null()).then_some(())).is_none() {
+        lost.push("a removal that did nothing was not tried again".to_owned());
+    }
+    let result = result();
     if result["status"] == "stopped" && rig.containers().is_none_or(|containers| !containers.is_empty()) {
         lost.push(format!("called stopped while the container is there: {result}"));
     }

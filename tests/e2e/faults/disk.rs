@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::procs::{self, wait_for};
 use super::report::{Random, Row};
-use super::rig::{BEAT_SLACK, Changes, Engine, LATE, Rig, SOON};
+use super::rig::{BEAT_SLACK, Changes, LATE, Rig, SOON};
 use crate::support::control_plane::ControlPlane;
+use crate::support::engine::{Engine, EngineTurn};
+use crate::support::processes;
 use crate::support::skip::skip;
+use crate::support::wait::wait_for;
 
 /// Within this the node has to say what is wrong with its disk.
 const SAID_WITHIN: Duration = Duration::from_secs(15);
@@ -67,7 +69,7 @@ fn mount(args: &[&str]) -> bool {
 #[test]
 fn the_disk_is_bad() {
     let test = "the_disk_is_bad";
-    let Some(engine) = Engine::find(test) else { return };
+    let Some(engine) = EngineTurn::shared(test) else { return };
     // Side by side: they mostly wait.
     std::thread::scope(|scope| {
         scope.spawn(|| on_a_bad_disk(test, &engine, "state directory full", Disk::fill));
@@ -146,7 +148,7 @@ impl SlowFsync {
 
 impl Drop for SlowFsync {
     fn drop(&mut self) {
-        procs::signal(self.0.id(), Signal::TERM);
+        processes::signal(self.0.id(), Signal::TERM);
         let _ = self.0.wait();
     }
 }

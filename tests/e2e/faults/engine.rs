@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::procs::{self, wait_for};
 use super::report::{Plan, Random, Row};
-use super::rig::{BEAT_SLACK, Engine, LATE, OwnEngine, Rig, SOON};
+use super::rig::{BEAT_SLACK, LATE, Rig, SOON};
+use crate::support::engine::{Engine, EngineTurn, OwnEngine};
+use crate::support::processes;
+use crate::support::wait::wait_for;
 
 /// Within this the node has to say that the engine does not answer; the rest is the test's own way of asking.
 const DEGRADED_WITHIN: Duration = Duration::from_secs(30 + 2);
@@ -31,18 +33,18 @@ enum Fault {
 
 #[test]
 fn the_engine_is_killed_and_frozen() {
-    let Some(engine) = Engine::find("the_engine_is_killed_and_frozen") else { return };
+    let Some(engine) = EngineTurn::shared("the_engine_is_killed_and_frozen") else { return };
     // Not the one that other tests are using.
     let own = OwnEngine::start(&engine);
     let plan = Plan::new();
     let expected = "degraded within 30 s and back by itself, exits meanwhile are told, replicas live on";
-    faults(&own.engine, "SIGKILL of the engine", Fault::Kill, plan.pick(1, 5), expected);
+    faults(&own, "SIGKILL of the engine", Fault::Kill, plan.pick(1, 5), expected);
     let expected = "replicas live on, exits meanwhile are told";
-    faults(&own.engine, "restart of the engine", Fault::Restart, plan.pick(1, 10), expected);
+    faults(&own, "restart of the engine", Fault::Restart, plan.pick(1, 10), expected);
     let expected = "degraded within 30 s and back by itself, heartbeats on time, deploys fail truly";
     let fault = plan.pick("SIGSTOP of the engine for 35 s", "SIGSTOP of the engine for 90 s");
     let long = Duration::from_secs(plan.pick(35, 90));
-    faults(&own.engine, fault, Fault::Freeze(long), plan.pick(1, 2), expected);
+    faults(&own, fault, Fault::Freeze(long), plan.pick(1, 2), expected);
 }
 
 fn faults(engine: &Engine, fault: &'static str, kind: Fault, times: u32, expected: &'static str) {
@@ -72,12 +74,12 @@ fn one(engine: &Engine, rig: &Rig, kind: Fault, lost: &mut Vec<String>) -> Optio
     let mark = rig.plane.mark();
     let began = Instant::now();
     match kind {
-        Fault::Kill => assert!(procs::signal(engine.pid(), Signal::KILL)),
-        Fault::Freeze(_) => assert!(procs::signal(engine.pid(), Signal::STOP)),
+        Fault::Kill => assert!(processes::signal(engine.daemon(), Signal::KILL)),
+        Fault::Freeze(_) => assert!(processes::signal(engine.daemon(), Signal::STOP)),
         Fault::Restart => engine.restart(),
     }
     // One replica ends while the engine cannot say so.
-    procs::signal(victim.trim().parse().unwrap(), Signal::KILL);
+    processes::signal(victim.trim().parse().unwrap(), Signal::KILL);
     if kind != Fault::Restart {
         // A deploy and a stop that meet it.
         let (late, other) = (rig.new_replica(), &replicas[1]);
@@ -95,7 +97,7 @@ fn one(engine: &Engine, rig: &Rig, kind: Fault, lost: &mut Vec<String>) -> Optio
             std::thread::sleep(long.saturating_sub(began.elapsed()));
         }
         match kind {
-            Fault::Freeze(_) => assert!(procs::signal(engine.pid(), Signal::CONT)),
+            Fault::Freeze(_) => assert!(processes::signal(engine.daemon(), Signal::CONT)),
             Fault::Kill | Fault::Restart => engine.restart(),
         }
     }

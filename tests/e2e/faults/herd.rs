@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::procs::wait_for;
 use super::report::{Plan, Random, Row};
 use super::rig::{Changes, Rig, SOON};
 use crate::support::control_plane::ControlPlane;
 use crate::support::engine::Turn;
+use crate::support::processes;
+use crate::support::wait::wait_for;
 
 /// Their engine has no containers: what counts here are the connections.
 const SCRIPT: &str = r#"
@@ -53,10 +54,10 @@ fn the_control_plane_restarts() {
         events.rev().map(|e| (e["node"].as_str().unwrap().to_owned(), e["ms"].as_u64().unwrap())).collect()
     };
     // The rigs hold the old one, so it is ended here and not when it is dropped.
-    super::procs::signal(plane.pid(), rustix::process::Signal::TERM);
+    processes::signal(plane.pid(), rustix::process::Signal::TERM);
     let stopped = Instant::now();
     assert!(
-        wait_for(SOON, || super::procs::read(plane.pid()).is_none_or(|p| p.state == 'Z').then_some(()))
+        wait_for(SOON, || processes::read(plane.pid()).is_none_or(|p| p.state == 'Z').then_some(()))
             .is_some()
     );
     let again = ControlPlane::start(&["--quiet", "--state", &state_text, "--listen", &address]);

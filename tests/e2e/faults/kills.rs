@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::procs::{self, wait_for};
 use super::report::{Plan, Random, Row};
-use super::rig::{BEAT_SLACK, Engine, LATE, Rig, SOON};
+use super::rig::{BEAT_SLACK, LATE, Rig, SOON};
+use crate::support::engine::EngineTurn;
+use crate::support::processes;
+use crate::support::wait::wait_for;
 
 /// How many replicas there are at most at a time.
 const REPLICAS: usize = 4;
@@ -31,7 +33,7 @@ pub fn ask_something(rig: &Rig, random: &mut Random, replicas: &mut Vec<String>)
 
 #[test]
 fn the_agent_is_killed() {
-    let Some(engine) = Engine::find("the_agent_is_killed") else { return };
+    let Some(engine) = EngineTurn::shared("the_agent_is_killed") else { return };
     let (plan, mut random, mut rig) = (Plan::new(), Random::new(), Rig::new(&engine));
     let (mut replicas, mut recovery, mut lost) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..plan.rounds {
@@ -60,7 +62,7 @@ fn the_agent_is_killed() {
 
 #[test]
 fn the_cli_is_killed() {
-    let Some(engine) = Engine::find("the_cli_is_killed") else { return };
+    let Some(engine) = EngineTurn::shared("the_cli_is_killed") else { return };
     let (plan, mut random, rig) = (Plan::new(), Random::new(), Rig::new(&engine));
     let (mut replicas, mut recovery, mut lost) = (Vec::new(), Vec::new(), Vec::new());
     let mut times = 0;
@@ -71,11 +73,11 @@ fn the_cli_is_killed() {
         ask_something(&rig, &mut random, &mut replicas);
         // The first call of this round, or one that it leads to.
         std::thread::sleep(random.time(COMMAND / 3));
-        let Some(call) = wait_for(COMMAND, || procs::children(rig.pid()).pop()) else { continue };
+        let Some(call) = wait_for(COMMAND, || processes::children(rig.pid()).pop()) else { continue };
         std::thread::sleep(random.time(COMMAND / 3));
         let killed = Instant::now();
-        let is_there = procs::read(call.pid).is_some_and(|p| p.parent == rig.pid() && p.state != 'Z');
-        if is_there && procs::signal(call.pid, Signal::KILL) {
+        let is_there = processes::read(call.pid).is_some_and(|p| p.parent == rig.pid() && p.state != 'Z');
+        if is_there && processes::signal(call.pid, Signal::KILL) {
             times += 1;
         }
         match rig.recovered(killed, LATE) {
@@ -95,7 +97,7 @@ fn the_cli_is_killed() {
 
 #[test]
 fn commands_come_again() {
-    let Some(engine) = Engine::find("commands_come_again") else { return };
+    let Some(engine) = EngineTurn::shared("commands_come_again") else { return };
     let (plan, mut random, rig) = (Plan::new(), Random::new(), Rig::new(&engine));
     let (mut recovery, mut lost, mut times) = (Vec::new(), Vec::new(), 0);
     let again = |verb: &str, replica: &str, request: &str| {

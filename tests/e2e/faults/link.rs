@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::kills::ask_something;
-use super::procs::wait_for;
 use super::report::{Plan, Random, Row};
-use super::rig::{BEAT, BEAT_SLACK, Changes, Engine, LATE, Rig, SOON};
+use super::rig::{BEAT, BEAT_SLACK, Changes, LATE, Rig, SOON};
 use crate::support::control_plane::ControlPlane;
+use crate::support::engine::EngineTurn;
 use crate::support::skip::skip;
+use crate::support::wait::wait_for;
 
 /// Agents whose connections are cut side by side: each is away for 5 s.
 const AGENTS: u32 = 4;
@@ -24,7 +25,7 @@ const NOTICE: Duration = Duration::from_secs(15 + 4);
 
 #[test]
 fn the_connection_is_cut() {
-    let Some(engine) = Engine::find("the_connection_is_cut") else { return };
+    let Some(engine) = EngineTurn::shared("the_connection_is_cut") else { return };
     let (plan, seed) = (Plan::new(), Random::new().seed);
     let plane = Arc::new(ControlPlane::start(&["--quiet"]));
     let rounds = plan.rounds.div_ceil(AGENTS);
@@ -127,12 +128,12 @@ fn run(line: &str) -> bool {
 
 #[test]
 fn packets_are_dropped() {
-    let Some(engine) = Engine::find("packets_are_dropped") else { return };
+    let Some(engine) = EngineTurn::shared("packets_are_dropped") else { return };
     let Some(cable) = Cable::lay() else { return skip("packets_are_dropped", "no network namespaces here") };
     let (plan, mut random) = (Plan::new(), Random::new());
     let plane = Arc::new(ControlPlane::start(&["--quiet", "--listen", &format!("{}:0", cable.host)]));
     let through = ["ip", "netns", "exec", &cable.name].map(str::to_owned).to_vec();
-    let settings = vec![("ALLOW_INSECURE", "true".to_owned())];
+    let settings = vec![("allow-insecure", "true".to_owned())];
     let rig = Rig::on(&plane, Some(&engine), Changes { through, settings, ..Changes::default() });
     let (mut replicas, mut recovery, mut lost) = (Vec::new(), Vec::new(), Vec::new());
     let times = plan.pick(1, 10);
@@ -170,7 +171,7 @@ fn packets_are_dropped() {
 
 #[test]
 fn the_peer_talks_nonsense() {
-    let Some(engine) = Engine::find("the_peer_talks_nonsense") else { return };
+    let Some(engine) = EngineTurn::shared("the_peer_talks_nonsense") else { return };
     let (plan, mut random, rig) = (Plan::new(), Random::new(), Rig::new(&engine));
     let times = plan.pick(2_000, 10_000);
     let path = format!("/nodes/{}/send", rig.node);

@@ -15,7 +15,6 @@ mod engine;
 mod herd;
 mod kills;
 mod link;
-mod procs;
 mod report;
 mod rig;
 mod soak;

@@ -1,20 +1,21 @@
 //! One agent with an engine, a control plane and an operator: starts them, asks them, and says at the end what was lost.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::procs::{self, wait_for};
+use crate::support::agent::{Agent, Node};
 use crate::support::control_plane::{ControlPlane, TOKEN};
-use crate::support::engine::Turn;
-use crate::support::skip::skip;
+use crate::support::engine::Engine;
+use crate::support::processes::{self, Process};
+use crate::support::wait::wait_for;
 
 /// The heartbeat's interval: what comes later than this is late.
 pub const BEAT: Duration = Duration::from_secs(30);
@@ -24,134 +25,15 @@ pub const BEAT_SLACK: Duration = Duration::from_secs(5);
 pub const SOON: Duration = Duration::from_secs(60);
 /// A deadline for what includes the engine's or the agent's own long deadlines.
 pub const LATE: Duration = Duration::from_secs(180);
-/// The longest that one call of the CLI by a test may take.
-const ASK_S: &str = "60";
 /// The label that tells the containers of one rig from another's.
 const LABEL: &str = "vectorlay.test";
-
-/// The engine of the environment.
-#[derive(Debug, Clone)]
-pub struct Engine {
-    /// Its CLI.
-    pub cli: PathBuf,
-    /// `docker` or `nerdctl`.
-    pub kind: String,
-    /// An image that stays up and ends at once on SIGTERM.
-    pub image: String,
-    pid_file: PathBuf,
-    restart: PathBuf,
-    /// None: nobody else has it.
-    turn: Option<Arc<Turn>>,
-}
-
-impl Engine {
-    /// The engine to test with; without one `test` is skipped, and counted so.
-    pub fn find(test: &str) -> Option<Self> {
-        let found = Self::read(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
-        let Some(mut engine) = found else {
-            skip(test, "VECTORLAY_TEST_CLI and its like are not set: see scripts/engine.sh");
-            return None;
-        };
-        engine.turn = Some(Arc::new(Turn::shared()));
-        Some(engine)
-    }
-
-    fn read(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
-        Some(Self {
-            cli: variable("VECTORLAY_TEST_CLI")?.into(),
-            kind: variable("VECTORLAY_TEST_ENGINE")?,
-            image: variable("VECTORLAY_TEST_IMAGE")?,
-            pid_file: variable("VECTORLAY_TEST_ENGINE_PID_FILE")?.into(),
-            restart: variable("VECTORLAY_TEST_ENGINE_RESTART")?.into(),
-            turn: None,
-        })
-    }
-
-    /// Runs the CLI, with a deadline: what it printed, if it succeeded.
-    pub fn ask(&self, args: &[&str]) -> Option<String> {
-        let output =
-            Command::new("timeout").args(["-k", "1", ASK_S]).arg(&self.cli).args(args).output().unwrap();
-        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
-    }
-
-    /// The daemon's process.
-    pub fn pid(&self) -> u32 {
-        fs::read_to_string(&self.pid_file).unwrap().trim().parse().unwrap()
-    }
-
-    /// Stops the daemon if it runs, and starts it again.
-    pub fn restart(&self) {
-        let output = Command::new("timeout").args(["-k", "1", "150"]).arg(&self.restart).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-}
-
-/// An engine that nobody else uses; it is stopped when this is dropped.
-pub struct OwnEngine {
-    /// The engine.
-    pub engine: Engine,
-    dir: String,
-}
-
-impl OwnEngine {
-    /// Starts one more of the kind of `like`.
-    pub fn start(like: &Engine) -> Self {
-        let output = Self::script(&like.kind, &["start"]);
-        let text = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let variable = |name: &str| {
-            let value = |line: &str| {
-                line.strip_prefix("export ")?.strip_prefix(name)?.strip_prefix('=').map(str::to_owned)
-            };
-            text.lines().find_map(value)
-        };
-        Self { engine: Engine::read(variable).unwrap(), dir: variable("VECTORLAY_TEST_ENGINE_DIR").unwrap() }
-    }
-
-    fn script(kind: &str, args: &[&str]) -> Output {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/engine.sh");
-        let mut command = Command::new("timeout");
-        command.args(["-k", "5", "300", "bash", script]).args(args);
-        command.env_remove("VECTORLAY_TEST_ENGINE_DIR").env("VECTORLAY_TEST_ENGINE", kind);
-        command.output().unwrap()
-    }
-}
-
-impl Drop for OwnEngine {
-    fn drop(&mut self) {
-        Self::script(&self.engine.kind, &["stop", &self.dir]);
-    }
-}
-
-/// A folder that is removed at the end, unless the test fails: then it is what there is to look at.
-#[derive(Debug)]
-pub struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        // Short: the operator's socket lies in it.
-        let path = std::env::temp_dir().join(format!("vlf-{}-{name}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("kept: {}", self.0.display());
-        } else {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-}
 
 /// How an agent differs from the usual one.
 #[derive(Debug, Default, Clone)]
 pub struct Changes {
     /// What the agent is started by: a program and its arguments before the agent's own.
     pub through: Vec<String>,
-    /// Settings: their variables without the prefix.
+    /// Settings, by their flags.
     pub settings: Vec<(&'static str, String)>,
     /// Lines of sh in the CLI's wrapper, before the real CLI is called.
     pub script: String,
@@ -167,12 +49,11 @@ pub struct Rig {
     pub name: String,
     /// The engine, if it is a real one.
     pub engine: Option<Engine>,
-    changes: Changes,
-    agent: Option<Child>,
+    home: Node,
+    agent: Option<Agent>,
     replicas: AtomicU64,
     /// Containers that were seen.
     seen: Mutex<BTreeSet<String>>,
-    folder: Folder,
 }
 
 impl Rig {
@@ -198,105 +79,53 @@ impl Rig {
     pub fn off(plane: &Arc<ControlPlane>, engine: Option<&Engine>, changes: Changes) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let name = format!("{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let folder = Folder::new(&name);
-        let node = register(plane, &name, &folder.0.join("state"));
-        let rig = Self {
+        let mut home = Node::new(&name);
+        let node = register(plane, &name, &home.state());
+        let cli = write_cli(home.path(), engine, &changes.script, &name);
+        home.set("container-cli", cli.to_str().unwrap()).set("url", plane.url());
+        home.set("network", "none").set("reconcile-s", "5").set("retention-s", "2");
+        for (flag, value) in &changes.settings {
+            home.set(flag, value);
+        }
+        home.around = changes.through;
+        Self {
             plane: Arc::clone(plane),
             node,
             name,
             engine: engine.cloned(),
-            changes,
+            home,
             agent: None,
             replicas: AtomicU64::new(0),
             seen: Mutex::default(),
-            folder,
-        };
-        rig.write_cli();
-        rig
+        }
     }
 
     /// All that the agent keeps.
     pub fn folder(&self) -> &Path {
-        &self.folder.0
-    }
-
-    fn cli(&self) -> PathBuf {
-        let kind = self.engine.as_ref().map_or("nerdctl", |engine| engine.kind.as_str());
-        self.folder.0.join("bin").join(kind)
-    }
-
-    /// The CLI that the agent gets: the engine's, limited to the containers of this rig.
-    fn write_cli(&self) {
-        let path = self.cli();
-        let mut script = format!("#!/bin/sh\n{}\n", self.changes.script);
-        if let Some(engine) = &self.engine {
-            let (real, name) = (engine.cli.display(), &self.name);
-            script += &format!(
-                "case \"$1\" in\n\
-                 ps) shift; exec '{real}' ps --filter label={LABEL}={name} \"$@\" ;;\n\
-                 run) shift; exec '{real}' run --label {LABEL}={name} \"$@\" ;;\n\
-                 esac\nexec '{real}' \"$@\"\n"
-            );
-        }
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        self.home.path()
     }
 
     /// Starts the agent.
     pub fn start(&mut self) {
         assert!(self.agent.is_none(), "one agent at a time");
-        let dir = &self.folder.0;
-        let log = OpenOptions::new().append(true).create(true).open(dir.join("agent.log")).unwrap();
-        let program = agent_program();
-        let mut words = self.changes.through.iter().map(String::as_str).chain([program.to_str().unwrap()]);
-        let mut command = Command::new(words.next().unwrap());
-        command.args(words).env_clear().stdin(Stdio::null());
-        command.stdout(log.try_clone().unwrap()).stderr(log);
-        let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
-        let settings = [
-            ("URL", self.plane.url().to_owned()),
-            ("STATE_DIR", path("state")),
-            ("CONTROL_SOCKET", path("sock")),
-            ("LOG_DIR", path("logs")),
-            ("CONTAINER_CLI", self.cli().to_str().unwrap().to_owned()),
-            ("NETWORK", "none".to_owned()),
-            ("MIN_FREE_GB", "0".to_owned()),
-            ("RECONCILE_S", "5".to_owned()),
-            ("RETENTION_S", "2".to_owned()),
-            ("LOG", "debug".to_owned()),
-        ];
-        for (name, value) in settings.iter().chain(&self.changes.settings) {
-            command.env(format!("VECTORLAY_{name}"), value);
-        }
-        for name in ["PATH", "HOME"] {
-            command.env(name, std::env::var_os(name).unwrap_or_default());
-        }
-        self.agent = Some(command.spawn().unwrap());
+        self.agent = Some(self.home.start());
     }
 
     /// The agent's process.
     pub fn pid(&self) -> u32 {
-        self.agent.as_ref().unwrap().id()
+        self.agent.as_ref().unwrap().pid()
     }
 
     /// Kills the agent with SIGKILL, and waits for its end.
     pub fn kill(&mut self) {
-        let mut agent = self.agent.take().unwrap();
-        agent.kill().unwrap();
-        agent.wait().unwrap();
+        self.agent.take().unwrap().kill();
     }
 
     /// Ends the agent with SIGTERM: true if it ended by itself with status 0 in time.
     pub fn end(&mut self) -> bool {
         let mut agent = self.agent.take().unwrap();
-        procs::signal(agent.id(), rustix::process::Signal::TERM);
-        let ended = wait_for(SOON, || agent.try_wait().unwrap());
-        if ended.is_none() {
-            agent.kill().unwrap();
-            agent.wait().unwrap();
-        }
-        ended.is_some_and(|status| status.success())
+        agent.signal(Signal::TERM);
+        agent.ended(SOON).is_some_and(|status| status.success())
     }
 
     /// The node as the control plane sees it.
@@ -332,10 +161,10 @@ impl Rig {
 
     /// What `vectorlay-agent status` says; `None` while the agent does not answer.
     pub fn status(&self) -> Option<Value> {
-        let socket = self.folder.0.join("sock");
+        let socket = self.home.path().join("run/agent.sock");
         let output = Command::new("timeout")
             .args(["-k", "1", "10"])
-            .arg(agent_program())
+            .arg(self.home.binary())
             .args(["status", "--json", "--control-socket"])
             .arg(socket)
             .output()
@@ -537,12 +366,12 @@ impl Rig {
             self.jobs().iter().filter_map(|job| job["result"]["container_id"].as_str().map(str::to_owned)),
         );
         words.insert(format!("{LABEL}={}", self.name));
-        words.insert(self.cli().to_str().unwrap().to_owned());
+        words.insert(self.home.path().join("bin").to_str().unwrap().to_owned());
         // Looks come and go: only what is seen for the whole time is left over.
-        let mut left: Option<Vec<procs::Process>> = None;
+        let mut left: Option<Vec<Process>> = None;
         let clean = wait_for(SOON, || {
-            let mut found = procs::naming(&words);
-            found.extend(procs::children(self.pid()));
+            let mut found = processes::naming(&words);
+            found.extend(processes::children(self.pid()));
             left = Some(match left.take() {
                 None => found,
                 Some(before) => before.into_iter().filter(|p| found.iter().any(|f| f.pid == p.pid)).collect(),
@@ -557,10 +386,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        if let Some(mut agent) = self.agent.take() {
-            let _ = agent.kill();
-            let _ = agent.wait();
-        }
+        self.agent = None;
         let Some(engine) = &self.engine else { return };
         // After a failure; else nothing is left.
         for id in self.containers().unwrap_or_default().keys() {
@@ -569,11 +395,23 @@ impl Drop for Rig {
     }
 }
 
-/// The agent's binary.
-pub fn agent_program() -> PathBuf {
-    std::env::var_os("VECTORLAY_TEST_AGENT")
-        .filter(|path| !path.is_empty())
-        .map_or_else(|| env!("CARGO_BIN_EXE_vectorlay-agent").into(), PathBuf::from)
+/// The CLI that the agent gets: the engine's, limited to the containers of this rig.
+fn write_cli(folder: &Path, engine: Option<&Engine>, before: &str, name: &str) -> PathBuf {
+    let mut script = format!("#!/bin/sh\n{before}\n");
+    if let Some(engine) = engine {
+        let real = engine.path().display();
+        script += &format!(
+            "case \"$1\" in\n\
+             ps) shift; exec '{real}' ps --filter label={LABEL}={name} \"$@\" ;;\n\
+             run) shift; exec '{real}' run --label {LABEL}={name} \"$@\" ;;\n\
+             esac\nexec '{real}' \"$@\"\n"
+        );
+    }
+    let path = folder.join("bin").join(engine.map_or("nerdctl", |engine| engine.kind.as_str()));
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
 }
 
 /// Registers a node under a machine ID of its own (the agents of one machine would all be one node), and writes its
@@ -587,7 +425,7 @@ fn register(plane: &ControlPlane, machine: &str, state_dir: &Path) -> String {
         .send(body.to_string())
         .unwrap();
     let identity: Value = serde_json::from_str(&response.body_mut().read_to_string().unwrap()).unwrap();
-    fs::create_dir_all(state_dir).unwrap();
-    fs::write(state_dir.join("node.json"), identity.to_string()).unwrap();
+    std::fs::create_dir_all(state_dir).unwrap();
+    std::fs::write(state_dir.join("node.json"), identity.to_string()).unwrap();
     identity["node_id"].as_str().unwrap().to_owned()
 }

@@ -6,9 +6,11 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use super::kills::ask_something;
-use super::procs::{self, Use, wait_for};
 use super::report::{Random, number};
-use super::rig::{BEAT_SLACK, Changes, Engine, LATE, Rig, SOON};
+use super::rig::{BEAT_SLACK, Changes, LATE, Rig, SOON};
+use crate::support::engine::EngineTurn;
+use crate::support::processes::{self, Use};
+use crate::support::wait::wait_for;
 
 /// How often the agent is measured.
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
@@ -41,15 +43,15 @@ const COLUMNS: [(&str, Get); 5] = [
 #[test]
 #[ignore = "takes as long as it is told: scripts/soak.sh"]
 fn soak() {
-    let Some(engine) = Engine::find("soak") else { return };
+    let Some(engine) = EngineTurn::shared("soak") else { return };
     let long = Duration::from_secs(number("VECTORLAY_TEST_SOAK_S").unwrap_or(60));
-    let settings = vec![("LOG", "warn".to_owned())];
+    let settings = vec![("log", "warn".to_owned())];
     let (mut random, rig) = (Random::new(), Rig::with(&engine, Changes { settings, ..Changes::default() }));
     eprintln!("soak: {} s, seed {}, agent {}", long.as_secs(), random.seed, rig.pid());
     eprintln!("{:>7} {:>7} {:>7}  {}", "minute", "jobs", "faults", COLUMNS.map(|(name, _)| name).join("  "));
-    let before = procs::usage(rig.pid()).unwrap_or_default();
+    let before = processes::usage(rig.pid()).unwrap_or_default();
     fill(&rig);
-    let filled = procs::usage(rig.pid()).unwrap_or_default();
+    let filled = processes::usage(rig.pid()).unwrap_or_default();
     eprintln!(
         "soak: private dirty KiB at first {}, with {ANSWERS} answers {}",
         before.private_dirty, filled.private_dirty
@@ -79,7 +81,7 @@ fn soak() {
         }
         if sampled.elapsed() >= SAMPLE_EVERY {
             sampled = Instant::now();
-            match procs::usage(rig.pid()) {
+            match processes::usage(rig.pid()) {
                 Some(usage) => samples.push(usage),
                 None => lost.push("the agent is gone".to_owned()),
             }
@@ -146,8 +148,8 @@ fn hurt_something(rig: &Rig, random: &mut Random, faults: &mut Faults) {
             post("close", &json!({"code": 4001, "reason": "Heartbeat timeout"}).to_string());
         }
         2 => {
-            if let Some(call) = wait_for(SAMPLE_EVERY, || procs::children(rig.pid()).pop()) {
-                faults.cli_kills += u32::from(procs::signal(call.pid, Signal::KILL));
+            if let Some(call) = wait_for(SAMPLE_EVERY, || processes::children(rig.pid()).pop()) {
+                faults.cli_kills += u32::from(processes::signal(call.pid, Signal::KILL));
             }
         }
         3 => {
@@ -159,10 +161,10 @@ fn hurt_something(rig: &Rig, random: &mut Random, faults: &mut Faults) {
         }
         _ => {
             faults.engine_freezes += 1;
-            let pid = rig.engine.as_ref().unwrap().pid();
-            procs::signal(pid, Signal::STOP);
+            let pid = rig.engine.as_ref().unwrap().daemon();
+            processes::signal(pid, Signal::STOP);
             std::thread::sleep(Duration::from_secs(2));
-            procs::signal(pid, Signal::CONT);
+            processes::signal(pid, Signal::CONT);
         }
     }
     rig.wait_ready(SOON);

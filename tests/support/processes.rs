@@ -1,7 +1,8 @@
 //! Processes, as /proc shows them.
+#![allow(dead_code, reason = "each test target uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -84,18 +85,4 @@ pub fn usage(pid: u32) -> Option<Use> {
         threads: field(&status, "Threads:")?,
         children: children(pid).len() as u64,
     })
-}
-
-/// Asks again and again until there is an answer; `None` at the deadline.
-pub fn wait_for<T>(deadline: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = Instant::now() + deadline;
-    loop {
-        if let Some(answer) = ask() {
-            return Some(answer);
-        }
-        if Instant::now() >= end {
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
