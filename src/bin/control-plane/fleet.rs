@@ -7,10 +7,10 @@
 //! ```text
 //!   connected ── system_info ──► ready: open jobs are sent ──┐
 //!       │  (without a node ID: registered first)             │ results finish jobs
-//!       └───────────── disconnected, or 60 s without a heartbeat: offline, 4001
+//!       └───────────── disconnected, or 60 s without a heartbeat: offline, 4001; its replicas move
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 
 use serde_json::{Value, json};
@@ -20,6 +20,7 @@ use crate::events::{Events, Kind as Happened};
 use crate::jobs::{self, Jobs, Outcome};
 use crate::mailbox::Order;
 use crate::node::Node;
+use crate::placement::Placements;
 
 /// Close code: no heartbeat came.
 const CLOSE_HEARTBEAT: u16 = 4001;
@@ -38,11 +39,19 @@ pub struct Rules {
     pub request_ids: bool,
     /// Milliseconds without a heartbeat until a node is offline.
     pub offline_after_ms: u64,
+    /// Whether the replicas of a node that is offline are started on others.
+    pub reschedule: bool,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { tokens: Vec::new(), node_tokens: true, request_ids: true, offline_after_ms: 60_000 }
+        Self {
+            tokens: Vec::new(),
+            node_tokens: true,
+            request_ids: true,
+            offline_after_ms: 60_000,
+            reschedule: true,
+        }
     }
 }
 
@@ -88,6 +97,9 @@ pub struct Fleet {
     nodes: BTreeMap<String, Node>,
     conns: BTreeMap<u64, Conn>,
     jobs: Jobs,
+    placements: Placements,
+    /// Nodes that went offline and are not back.
+    lost: BTreeSet<String>,
     /// The log of what happened.
     pub events: Events,
     /// What is to be sent, by connection.
@@ -104,6 +116,8 @@ impl Fleet {
             nodes: BTreeMap::new(),
             conns: BTreeMap::new(),
             jobs: Jobs::default(),
+            placements: Placements::default(),
+            lost: BTreeSet::new(),
             events: Events::default(),
             outgoing: Vec::new(),
             dirty: false,
@@ -221,6 +235,25 @@ impl Fleet {
         }
         for id in late {
             self.note(now, &id, "offline", json!({"after_ms": limit}));
+            self.lost.insert(id);
+        }
+        if self.rules.reschedule {
+            self.reschedule(now);
+        }
+    }
+
+    /// Starts the replicas of lost nodes elsewhere, as far as there is room.
+    fn reschedule(&mut self, now: u64) {
+        for from in self.lost.clone() {
+            for moved in self.placements.moves(&from, &self.nodes) {
+                let (replica, to) = (moved.replica, moved.to);
+                // The stop waits until the node is back. Without it the replica would run twice then.
+                let stop = self.ask(&from, jobs::Kind::Stop, json!({"replica_id": replica}));
+                if stop.is_err() || self.ask(&to, jobs::Kind::Deploy, moved.payload).is_err() {
+                    continue;
+                }
+                self.note(now, &to, "rescheduled", json!({"replica_id": replica, "from": from}));
+            }
         }
     }
 
@@ -269,15 +302,19 @@ impl Fleet {
     /// What has to survive a restart.
     pub fn save(&self) -> Value {
         let nodes: Value = self.nodes.iter().map(|(id, node)| node.save(id)).collect();
-        json!({"nodes": nodes, "jobs": self.jobs.save()})
+        json!({"nodes": nodes, "jobs": self.jobs.save(), "placements": self.placements.save()})
     }
 
     /// Takes what [`Fleet::save`] wrote; false if it is something else.
     pub fn load(&mut self, saved: &Value) -> bool {
         let nodes =
             saved["nodes"].as_array().and_then(|nodes| nodes.iter().map(Node::load).collect::<Option<_>>());
-        let (Some(nodes), Some(jobs)) = (nodes, Jobs::load(&saved["jobs"])) else { return false };
-        (self.nodes, self.jobs) = (nodes, jobs);
+        let (Some(nodes), Some(jobs), Some(placements)) =
+            (nodes, Jobs::load(&saved["jobs"]), Placements::load(&saved["placements"]))
+        else {
+            return false;
+        };
+        (self.nodes, self.jobs, self.placements) = (nodes, jobs, placements);
         true
     }
 
@@ -288,6 +325,7 @@ impl Fleet {
             return;
         };
         let older = node.connected(now, conn);
+        self.lost.remove(id);
         let from = |conn| self.conns.get(&conn).map(|conn| conn.from.clone());
         let (from_new, from_old) = (from(conn), older.and_then(from));
         self.note(now, id, "connected", json!({"from": from_new}));
@@ -330,6 +368,18 @@ impl Fleet {
             self.outgoing.extend(self.jobs.open(id).map(|job| (conn, Order::Send(job.send(request_ids)))));
             self.dirty = true;
         }
+        let replica = payload["replica_id"].as_str().unwrap_or_default();
+        match (name, payload["status"].as_str()) {
+            ("deploy_result", Some("running")) => {
+                if let Some(asked) = self.jobs.asked(id, jobs::Kind::Deploy, payload).cloned() {
+                    self.placements.runs(id, asked);
+                }
+            }
+            ("stop_result", Some("stopped")) | ("replica_status", Some("exited" | "failed")) => {
+                self.dirty |= self.placements.ends(id, replica);
+            }
+            _ => {}
+        }
         if let Some(kind) = jobs::Kind::of_result(name) {
             match self.jobs.result(id, kind, payload) {
                 Outcome::Finished | Outcome::Repeated | Outcome::Contradicted => self.dirty = true,
@@ -344,8 +394,13 @@ impl Fleet {
 
     /// Queues a job, and sends it if the node is there.
     fn ask(&mut self, id: &str, kind: jobs::Kind, payload: Value) -> Result<Value, Refusal> {
-        let job = self.jobs.add(id, kind, with_ids(payload)?).ok_or(Refusal::Full)?;
+        let payload = with_ids(payload)?;
+        let replica = payload["replica_id"].as_str().unwrap_or_default().to_owned();
+        let job = self.jobs.add(id, kind, payload).ok_or(Refusal::Full)?;
         self.dirty = true;
+        if kind == jobs::Kind::Stop {
+            self.placements.ends(id, &replica);
+        }
         if let Some((conn, true)) = self.nodes.get(id).and_then(|node| Some((node.conn?, node.ready))) {
             self.outgoing.push((conn, Order::Send(job.send(self.rules.request_ids))));
         }
@@ -361,6 +416,8 @@ impl Fleet {
             }
         }
         self.jobs.abandon(id);
+        self.placements.forget(id);
+        self.lost.remove(id);
         self.dirty = true;
         self.note(now, id, "removed", json!({}));
         json!({"removed": id})
@@ -441,6 +498,95 @@ mod tests {
         assert_eq!(replaced.len(), 1);
         assert_eq!(replaced[0]["node"], id);
         assert_eq!(replaced[0]["payload"], json!({"older": "192.0.2.1:7", "newer": "192.0.2.2:7"}));
+    }
+
+    /// A heartbeat of a node with so many free GPUs.
+    fn beat(fleet: &mut Fleet, now: u64, conn: u64, gpus: u64) {
+        let status = json!({"containers": [], "gpus_free": gpus});
+        let text = json!({"type": "heartbeat", "payload": {"status": status}}).to_string();
+        fleet.received(now, conn, Some(&text), text.len());
+    }
+
+    /// A fleet of nodes with so many free GPUs, each on the connection of its number from 1; their IDs.
+    fn nodes(rules: Rules, gpus: &[u64]) -> (Fleet, Vec<String>) {
+        let mut fleet = Fleet::new(rules);
+        let ids = gpus.iter().zip(1..).map(|(gpus, conn)| {
+            let id = fleet.register(0, Some(&conn.to_string()), None)["node_id"].as_str().unwrap().to_owned();
+            fleet.connected(0, conn, "192.0.2.1:7", Some(&id));
+            say(&mut fleet, conn, "system_info", json!({}));
+            beat(&mut fleet, 1, conn, *gpus);
+            id
+        });
+        let ids = ids.collect();
+        (fleet, ids)
+    }
+
+    /// The replica runs on the node.
+    fn deploy(fleet: &mut Fleet, conn: u64, id: &str, replica: &str, gpus: u64) {
+        let body = json!({"replica_id": replica, "image": "bb:1", "gpu_count": gpus, "request_id": replica});
+        fleet.command(1, id, "deploy", &body.to_string()).unwrap();
+        say(
+            fleet,
+            conn,
+            "deploy_result",
+            json!({"replica_id": replica, "request_id": replica, "status": "running"}),
+        );
+        fleet.outgoing.clear();
+    }
+
+    /// What was sent to whom: connection, type, replica.
+    fn sent(fleet: &mut Fleet) -> Vec<(u64, String, String)> {
+        let sent = fleet.outgoing.drain(..).filter_map(|(conn, order)| {
+            let Order::Send(text) = order else { return None };
+            let message: Value = serde_json::from_str(&text).unwrap();
+            let word = |value: &Value| value.as_str().unwrap().to_owned();
+            Some((conn, word(&message["type"]), word(&message["payload"]["replica_id"])))
+        });
+        sent.collect()
+    }
+
+    #[test]
+    fn the_replicas_of_a_lost_node_move_and_it_is_told_to_stop_its_own() {
+        let (mut fleet, ids) = nodes(Rules::default(), &[4, 1, 2]);
+        deploy(&mut fleet, 1, &ids[0], "big", 2);
+        deploy(&mut fleet, 1, &ids[0], "small", 1);
+        deploy(&mut fleet, 1, &ids[0], "stopped", 0);
+        deploy(&mut fleet, 1, &ids[0], "ended", 0);
+        fleet.command(1, &ids[0], "stop", r#"{"replica_id":"stopped"}"#).unwrap();
+        say(&mut fleet, 1, "replica_status", json!({"replica_id": "ended", "status": "exited"}));
+        fleet.outgoing.clear();
+        beat(&mut fleet, 50_000, 2, 1);
+        beat(&mut fleet, 50_000, 3, 2);
+        fleet.tick(60_002);
+        let moved = |conn, replica: &str| (conn, "deploy".to_owned(), replica.to_owned());
+        // The stops are sent in vain: the connection may be half-open, and a stop that arrives is as good.
+        let to_others: Vec<_> = sent(&mut fleet).into_iter().filter(|(conn, ..)| *conn != 1).collect();
+        assert_eq!(to_others, [moved(3, "big"), moved(2, "small")]);
+        fleet.tick(60_202);
+        assert_eq!(sent(&mut fleet), [], "once");
+        fleet.disconnected(60_300, 1, "");
+        fleet.connected(70_000, 4, "192.0.2.1:8", Some(&ids[0]));
+        say(&mut fleet, 4, "system_info", json!({}));
+        let stop = |replica: &str| (4, "stop".to_owned(), replica.to_owned());
+        assert_eq!(sent(&mut fleet), [stop("stopped"), stop("big"), stop("small")]);
+    }
+
+    #[test]
+    fn a_replica_that_fits_nowhere_waits_for_room_or_for_its_node() {
+        let (mut fleet, ids) = nodes(Rules::default(), &[4, 1]);
+        deploy(&mut fleet, 1, &ids[0], "big", 2);
+        beat(&mut fleet, 50_000, 2, 1);
+        fleet.tick(60_002);
+        assert_eq!(sent(&mut fleet), []);
+        beat(&mut fleet, 60_100, 2, 3);
+        fleet.tick(60_202);
+        assert_eq!(sent(&mut fleet).len(), 2);
+
+        let (mut fleet, ids) = nodes(Rules { reschedule: false, ..Rules::default() }, &[4, 4]);
+        deploy(&mut fleet, 1, &ids[0], "a", 2);
+        beat(&mut fleet, 50_000, 2, 4);
+        fleet.tick(60_002);
+        assert_eq!(sent(&mut fleet), [], "it is turned off");
     }
 
     #[test]

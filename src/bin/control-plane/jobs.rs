@@ -164,6 +164,12 @@ impl Jobs {
         }
     }
 
+    /// What was asked for by the job that a result belongs to, while that has no result.
+    pub fn asked(&self, node: &str, kind: Kind, result: &Value) -> Option<&Value> {
+        let job = &self.jobs[self.named(node, kind, result)?];
+        job.result.is_none().then_some(&job.payload)
+    }
+
     /// Forgets the node's open jobs: it will not come back.
     pub fn abandon(&mut self, node: &str) {
         self.jobs.retain(|job| job.node != node || job.result.is_some());

@@ -12,7 +12,7 @@
 //!          │       a thread for each connection  │
 //!          └──────────────►  hub.rs  ◄───────────┘   the one lock; saves, sends, prints what a change asks for
 //!                              │
-//!                          fleet.rs                  pure: node.rs, jobs.rs, events.rs, contract.rs
+//!                          fleet.rs                  pure: node.rs, jobs.rs, placement.rs, events.rs, contract.rs
 //! ```
 //!
 //! Reading order: [`fleet`] says what a control plane decides, [`session`] how a connection is served, [`agents`]
@@ -33,6 +33,7 @@ mod jobs;
 mod mailbox;
 mod node;
 mod options;
+mod placement;
 mod session;
 mod state;
 mod stream;

@@ -6,6 +6,17 @@ use serde_json::{Value, json};
 
 use crate::contract;
 
+/// What else a node can take. The better one is the greater one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Room {
+    /// Nothing is wrong with it.
+    pub well: bool,
+    /// GPUs that a deploy could get.
+    pub gpus_free: u64,
+    /// The number of its replicas, negated.
+    pub replicas_fewer: i64,
+}
+
 /// One node.
 #[derive(Default)]
 pub struct Node {
@@ -80,6 +91,20 @@ impl Node {
             "node_state" => self.take_state(&payload["state"]),
             _ => {}
         }
+    }
+
+    /// What it can take; `None`: nothing now.
+    pub fn room(&self) -> Option<Room> {
+        let state = self.state.as_deref().unwrap_or("online");
+        if self.removed || !self.online || !self.ready || !["online", "degraded"].contains(&state) {
+            return None;
+        }
+        let status = &self.heartbeat.as_ref()?.1["status"];
+        Some(Room {
+            well: state == "online",
+            gpus_free: status["gpus_free"].as_u64().unwrap_or(0),
+            replicas_fewer: -status["containers"].as_array().map_or(0, |all| all.len() as i64),
+        })
     }
 
     /// Whether it counts as online and should not: nothing for `limit_ms`.

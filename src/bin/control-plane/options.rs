@@ -27,6 +27,7 @@ control-plane: the reference control plane for vectorlay-agent
   --register-over WHERE  http (default), or socket: POST …/register answers 404
   --no-node-token        issue no tokens to nodes
   --no-request-ids       send commands without request_id
+  --no-reschedule        leave the replicas of a node that is offline where they are
   --quiet                do not print heartbeats
 
 To try an agent's patience:
@@ -94,6 +95,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Options>
             },
             Long("no-node-token") => options.rules.node_tokens = false,
             Long("no-request-ids") => options.rules.request_ids = false,
+            Long("no-reschedule") => options.rules.reschedule = false,
             Long("quiet") => options.quiet = true,
             Long("http-status") => options.faults.http_status = Some(parser.value()?.parse()?),
             Long("retry-after") => options.faults.retry_after_s = Some(parser.value()?.parse()?),
