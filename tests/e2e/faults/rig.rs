@@ -371,6 +371,8 @@ impl Rig {
         let mut left: Option<Vec<Process>> = None;
         let clean = wait_for(SOON, || {
             let mut found = processes::naming(&words);
+            // Its own settings name the CLI.
+            found.retain(|process| process.pid != self.pid());
             found.extend(processes::children(self.pid()));
             left = Some(match left.take() {
                 None => found,
