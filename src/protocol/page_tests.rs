@@ -135,7 +135,6 @@ fn lengths_in_the_tables_are_the_agents() {
     };
     for (kind, field) in [
         ("deploy", "replica_id"),
-        ("deploy", "image"),
         ("deploy", "request_id"),
         ("registration_success", "node_id"),
         ("registration_success", "node_token"),
@@ -143,6 +142,12 @@ fn lengths_in_the_tables_are_the_agents() {
         let most = limit(kind, field);
         check(kind, field, json!("a".repeat(most)), json!("a".repeat(most + 1)));
     }
+    let image = |more: usize| {
+        let name = format!("a.b/{}", "a".repeat(251));
+        json!(format!("{name}:{}@sha512:{}", "t".repeat(128 + more), "0".repeat(128)))
+    };
+    assert_eq!(image(0).as_str().unwrap().len(), limit("deploy", "image"));
+    check("deploy", "image", image(0), image(1));
     let most = limit("deploy", "command");
     check("deploy", "command", json!(vec!["a"; most]), json!(vec!["a"; most + 1]));
     let variables = |count: usize| (0..count).map(|n| (format!("V{n}"), json!("x"))).collect::<Value>();

@@ -6,11 +6,11 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::{Value, json};
 
-use crate::support::agent::wait_until;
 use crate::support::control_plane::WAIT;
 use crate::support::engine::Gate;
 use crate::support::images::{Images, architecture};
 use crate::support::skip::skip;
+use crate::support::wait::wait_until;
 use crate::world::World;
 
 /// A label of a container, where the engine shows it.
