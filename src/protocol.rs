@@ -438,7 +438,7 @@ mod tests {
         check(r#"{"image":"i"}"#, "replica_id is missing");
         check(r#"{"replica_id":7,"image":"i"}"#, "replica_id is not a string");
         check(r#"{"replica_id":"--rm","image":"i"}"#, "replica_id does not begin");
-        check(r#"{"replica_id":"r","image":"--s3cret"}"#, "image does not begin");
+        check(r#"{"replica_id":"r","image":"--s3cret"}"#, "image is not [registry/]path");
         check(r#"{"replica_id":"r","image":"i","gpu_count":-1}"#, "gpu_count is not a whole number");
         check(r#"{"replica_id":"r","image":"i","gpu_count":1.5}"#, "gpu_count");
         check(r#"{"replica_id":"r","image":"i","gpu_count":1e99}"#, "gpu_count");

@@ -58,7 +58,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
             "wait.rs",
         ],
     ),
-    ("SystemTime::now", &["link/dates.rs", "logging.rs"]),
+    ("SystemTime::now", &["link/dates.rs", "logging.rs", "store/history.rs"]),
     ("thread::spawn", &[]),
     ("thread::scope", &[]),
     (
@@ -72,7 +72,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
             "link/",
             "logging.rs",
             "sampler.rs",
-            "store/mod.rs",
+            "store/",
         ],
     ),
     ("thread::sleep", &["commands/vfio/", "control.rs"]),
