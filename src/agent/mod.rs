@@ -161,7 +161,7 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
 /// The next event; only time if the core's deadline or the supervisor's comes first.
 fn next_event(core: &Core, received: &Receiver<Event>, supervisor: Option<Instant>) -> Event {
     let now = Instant::now();
-    let deadline = core.next_deadline(now).into_iter().chain(supervisor).min();
+    let deadline = core.next_deadline().into_iter().chain(supervisor).min();
     let wait = deadline.map(|at| at.saturating_duration_since(now));
     match received.recv_timeout(wait.unwrap_or(Duration::from_secs(3600))) {
         Ok(event) => event,

@@ -9,9 +9,8 @@ use serde_json::{Value, json};
 
 use super::Error;
 use crate::config::Config;
-use crate::core::Origin;
-use crate::core::node::Mode;
 use crate::core::persistence::{RecordFile, STATE_VERSION};
+use crate::core::{Mode, Origin};
 use crate::host::identity;
 use crate::store::{self, Directory, Found};
 
@@ -59,7 +58,7 @@ fn record(found: Found<String>, last_mode: Option<String>) -> Option<String> {
         Found::Absent => return None,
         Found::Good(text) => {
             let mut value: Value = serde_json::from_str(&text).unwrap_or_default();
-            let is_known = |mode: &str| Mode::read(mode).is_some();
+            let is_known = |mode: &str| mode.parse::<Mode>().is_ok();
             let mode = value.get("mode").and_then(Value::as_str);
             if mode.is_none_or(is_known) {
                 return Some(text);
@@ -76,7 +75,7 @@ fn record(found: Found<String>, last_mode: Option<String>) -> Option<String> {
     );
     let mode = last_mode.filter(|mode| mode != Mode::Online.as_str())?;
     // A word that a newer version wrote is not taken for `online`.
-    let mode = Mode::read(&mode).unwrap_or(Mode::Maintenance);
+    let mode = mode.parse().unwrap_or(Mode::Maintenance);
     log::warn!("the node stays in state {}, as last saved", mode.as_str());
     Some(json!({ "version": STATE_VERSION, "mode": mode.as_str() }).to_string())
 }

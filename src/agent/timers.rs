@@ -12,7 +12,7 @@ use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
 use crate::core::Event;
-use crate::core::session::HEARTBEAT_EVERY;
+use crate::core::HEARTBEAT_EVERY;
 use crate::logging;
 
 /// Whether a heartbeat is due. It does not wait in the events' channel, where a flood may stand before it.

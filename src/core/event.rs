@@ -108,16 +108,6 @@ pub enum Action {
     End(End),
 }
 
-impl Action {
-    pub(super) fn info(text: String) -> Self {
-        Self::Log(Level::Info, text)
-    }
-
-    pub(super) fn warn(text: String) -> Self {
-        Self::Log(Level::Warn, text)
-    }
-}
-
 /// How the process ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {

@@ -4,16 +4,17 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::job::{Failure, Job, JobId};
-use super::{Action, Core, Purpose, Sample};
+use super::cx::{Cx, JobOwner};
+use super::job::{Job, JobId, Outcome};
+use super::{Action, Sample};
 use crate::types::ImageRef;
 
 /// How long after a round that did not make enough room the next one begins.
 const ROUND_PAUSE: Duration = Duration::from_secs(600);
 
-/// The clean-up of images.
+/// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Images {
+pub(crate) struct Images {
     state: State,
     /// No new round before this.
     not_before: Option<Instant>,
@@ -24,63 +25,82 @@ enum State {
     /// There is room.
     #[default]
     Idle,
-    /// The images are being listed, or one is being removed.
-    Asking(JobId, VecDeque<ImageRef>),
-    /// One was removed: the room is being looked at.
-    Looking(VecDeque<ImageRef>),
+    /// The images are being listed, or one is being removed; those that are left.
+    Waiting(JobId, VecDeque<ImageRef>),
+    /// One was removed: how much room there is now is being read.
+    Measuring(VecDeque<ImageRef>),
 }
 
-impl Core {
-    /// A reading of the data path's use arrived: begins, goes on or ends.
-    pub(super) fn make_room(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let Some((high, low)) = self.settings.image_marks else { return };
-        let Some(percent) = self.node.usage_percent() else { return };
-        match std::mem::take(&mut self.images.state) {
+impl Images {
+    /// A reading of the data path's use arrived: begins, goes on or ends. `deploying`: an image may have been pulled
+    /// that no container uses yet.
+    pub(crate) fn on_usage(&mut self, cx: &mut Cx, percent: Option<u8>, deploying: bool) {
+        let (Some((high, low)), Some(percent)) = (cx.settings.image_marks, percent) else { return };
+        match std::mem::take(&mut self.state) {
             State::Idle => {
-                let resting = self.images.not_before.is_some_and(|at| at > now);
-                if percent >= high && !resting && !self.deploying() {
-                    let job = self.submit(Job::Images, Purpose::Images, out);
-                    self.images.state = State::Asking(job, VecDeque::new());
+                let resting = self.not_before.is_some_and(|at| at > cx.now);
+                if percent >= high && !resting && !deploying {
+                    let job = cx.start_job(Job::Images, JobOwner::Images);
+                    self.state = State::Waiting(job, VecDeque::new());
                 }
             }
-            asking @ State::Asking(..) => self.images.state = asking,
-            State::Looking(images) if percent > low => self.remove_next(now, images, out),
-            State::Looking(_) => {}
+            waiting @ State::Waiting(..) => self.state = waiting,
+            State::Measuring(images) if percent > low => self.remove_next(cx, images, deploying),
+            State::Measuring(_) => {}
         }
     }
 
     /// The images were listed, or one was removed, or was not.
-    pub(super) fn room_answer(
-        &mut self,
-        now: Instant,
-        job: JobId,
-        listed: Option<Result<Vec<ImageRef>, Failure>>,
-        out: &mut Vec<Action>,
-    ) {
-        let State::Asking(asked, images) = std::mem::take(&mut self.images.state) else { return };
+    pub(crate) fn on_outcome(&mut self, cx: &mut Cx, job: JobId, outcome: Outcome, deploying: bool) {
+        let State::Waiting(asked, images) = std::mem::take(&mut self.state) else { return };
         if asked != job {
-            self.images.state = State::Asking(asked, images);
+            self.state = State::Waiting(asked, images);
             return;
         }
-        match listed {
-            Some(Ok(images)) => self.remove_next(now, images.into(), out),
-            Some(Err(_)) => self.images.not_before = Some(now + ROUND_PAUSE),
-            None => {
-                self.images.state = State::Looking(images);
-                self.sample(Sample::Usage, now, out);
+        match outcome {
+            Outcome::Images(Ok(images)) => self.remove_next(cx, images.into(), deploying),
+            Outcome::Images(Err(_)) => self.not_before = Some(cx.now + ROUND_PAUSE),
+            _ => {
+                self.state = State::Measuring(images);
+                cx.act(Action::Sample(Sample::Usage));
             }
         }
     }
 
-    fn remove_next(&mut self, now: Instant, mut images: VecDeque<ImageRef>, out: &mut Vec<Action>) {
+    fn remove_next(&mut self, cx: &mut Cx, mut images: VecDeque<ImageRef>, deploying: bool) {
         match images.pop_front() {
-            // An image that was just pulled for a deploy is used by no container yet.
-            Some(_) if self.deploying() => {}
-            None => self.images.not_before = Some(now + ROUND_PAUSE),
+            Some(_) if deploying => {}
+            None => self.not_before = Some(cx.now + ROUND_PAUSE),
             Some(image) => {
-                let job = self.submit(Job::RemoveImage(image), Purpose::Images, out);
-                self.images.state = State::Asking(job, images);
+                let job = cx.start_job(Job::RemoveImage(image), JobOwner::Images);
+                self.state = State::Waiting(job, images);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_ends_where_a_deploy_begins() {
+        let mut cx = Cx::example();
+        cx.settings.image_marks = Some((80, 60));
+        let mut images = Images::default();
+        images.on_usage(&mut cx, Some(79), false);
+        images.on_usage(&mut cx, Some(85), true);
+        assert!(cx.actions.is_empty());
+        images.on_usage(&mut cx, Some(85), false);
+        let listed = vec![ImageRef::new("a:1").unwrap(), ImageRef::new("b:1").unwrap()];
+        images.on_outcome(&mut cx, JobId(1), Outcome::Images(Ok(listed)), false);
+        assert!(matches!(
+            &cx.actions[..],
+            [Action::Job(_, Job::Images), Action::Job(_, Job::RemoveImage(_))]
+        ));
+        images.on_outcome(&mut cx, JobId(2), Outcome::ImageRemoved(Ok(())), false);
+        images.on_usage(&mut cx, Some(70), true);
+        assert_eq!(cx.actions.len(), 3, "a reading, and no removal");
+        assert!(matches!(images.state, State::Idle));
     }
 }

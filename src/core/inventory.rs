@@ -61,6 +61,25 @@ pub struct Gpu {
 }
 
 impl Gpu {
+    /// A GPU that can be handed out by VFIO, alone in its IOMMU group: what tests begin with.
+    pub fn example(bus: u8) -> Self {
+        Self {
+            address: PciAddress { domain: 0, bus, device: 0, function: 0 },
+            line: String::new(),
+            name: String::new(),
+            vendor_id: 0x10de,
+            device_id: 0x2330,
+            class: 0x0302,
+            driver: Some("vfio-pci".into()),
+            iommu_group: Some(bus.into()),
+            companions: Vec::new(),
+            numa_node: None,
+            device_node: Some(format!("/dev/vfio/{bus}")),
+            verdict: Verdict::Assignable,
+            health: Health::Ok,
+        }
+    }
+
     /// What it is, in the wire's names: every description of a GPU begins with it.
     pub fn described(&self) -> Map<String, Value> {
         let fields = [

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use crate::types::{NodeId, Secret};
 
+/// How long one attempt may take, from the first look-up of a name to the answer to the upgrade.
+pub const DIAL_DEADLINE: Duration = Duration::from_secs(8);
+
 /// Names one attempt and the connection that comes of it. Never used again within a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LinkId(pub u64);
@@ -16,7 +19,7 @@ impl fmt::Display for LinkId {
     }
 }
 
-/// An order to the link thread. One for a link that is not the present one is dropped.
+/// A command to the link thread. One for a link that is not the present one is dropped.
 #[derive(Debug, Clone)]
 pub enum LinkCommand {
     /// Connect: names, addresses, proxy, TLS and upgrade under one deadline.

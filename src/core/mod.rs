@@ -1,71 +1,105 @@
-//! The pure core: every decision of the agent, as a state machine.
+//! The pure core: every decision of the agent, as machines that own their state.
 //!
-//! It is fed [`Event`]s (`event`) with the time and answers with [`Action`]s. It blocks on nothing, does no I/O, reads no
-//! clock and starts no thread; the edges carry the actions out and decide nothing. After each event
-//! [`Core::handle`] derives from the state alone what must be under way, so no handler can forget to kick something.
+//! It is fed [`Event`]s with the time and answers with [`Action`]s. It blocks on nothing, does no I/O, reads no clock
+//! and starts no thread; the edges carry the actions out and decide nothing. A machine is the only writer of its state:
+//! it gets the event's context (`cx`) and values, and gives values back; none reaches another, and none gets the
+//! [`Core`], which routes. After each event the core does what has become due (`timers`) and what follows from the
+//! state alone, so no handler can forget to start something.
 //!
+//! - In and out: [`event`](Event), [`job`], [`link_api`], [`operator`], [`inventory`], [`identity`], [`persistence`]
 //! - `session`: registering, connecting, liveness, when to try again
-//! - `commands`, `life` and `listing`, over the tables of [`replica`]: what is done in each state of a replica
-//! - `telling`: results and refusals; `ending`: SIGTERM
-//! - [`outbox`]: results until the peer has them; `document`, [`persistence`] and [`disk`]: what survives the process
-//! - [`gpus`]: who has which GPU; `guests`: how busy they are; `images`: room for images; `engine`: whether it answers; [`node`]: states and messages
+//! - `replica`: what a command, an outcome, a listing means in each state of a replica; the queue
+//! - `results` and `outbox`: what is owed to the peer; `report`: what the node says of itself
+//! - [`gpus`]: who has which GPU, and how busy they are; `images`: room for images; `logs`; `cleanup`
+//! - `engine_health`: whether the engine answers; `leftover_calls`: what an earlier process left at work
+//! - `node`: what is wanted of the node and its state; `shutdown`: SIGTERM
+//! - `state_file`: what survives the process; `spec_hash`: how specifications are compared
+//!
+//! # A deploy, from the socket to the result
+//!
+//! 1. The link reads a text frame: `Event::Link`. The session sees that it belongs to the present connection, puts the
+//!    silence timer off and has `protocol` read it; a [`Inbound::Deploy`] comes out.
+//! 2. The core asks whether it is a redelivery: answered before (`results`), or awaited (`replica`). If not, the table
+//!    `on_deploy` says what it means in the replica's state; here, `Start`. `replica::admission` has the bounds past
+//!    which it is refused. It is queued with a barrier that opens when it is recorded, so `Timer::StateFile` is due and
+//!    the state file is saved: `Action::Save`.
+//! 3. `Event::Saved` opens the barrier. What follows from the state: the first of the queue whose barrier is open and
+//!    for which there are a place and GPUs (`gpus::claim`) is admitted. The replica enters `Starting` and starts a job:
+//!    `Action::Job` with `run --pull never`. (An image that is missing is pulled then, and `run` repeated.)
+//! 4. `Event::Job` brings the container's ID. The engine's health is noted, the replica enters `Running`, and reports.
+//!    The report becomes a result in the outbox, behind a barrier of its own; its process is asked for, to be watched.
+//! 5. `Event::Saved` again: the result is sent, and a ping behind it. The pong (`Event::Link`) with the ping's number
+//!    proves that it arrived; it is owed no more.
+//!
+//! # A heartbeat
+//!
+//! The heartbeat's thread says when it is time: `Event::HeartbeatDue`. `report` composes it from what the machines hold,
+//! the session sends it. One event, no waiting, no I/O: nothing that hangs elsewhere can make it late.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use log::Level;
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub use self::cleanup::Cleanup;
-use self::ending::Ending;
+use self::cx::{Cx, JobOwner};
+use self::engine_health::EngineHealth;
 pub use self::event::{Action, End, Event, LeftoverCall, Sample};
+use self::gpus::guests::{Guest, Guests};
+use self::gpus::{Gpus, NotClaimed};
 use self::identity::Identity;
-use self::inventory::{Gpu, Hardware};
-use self::job::{Job, JobId};
-use self::key::Key;
-use self::node::Mode;
+use self::images::Images;
+use self::job::{Failure, JobId, Listed, Outcome};
+use self::leftover_calls::LeftoverCalls;
+use self::logs::Logs;
+pub use self::node::Mode;
+use self::node::Node;
 use self::operator::{ControlId, Request};
-use self::outbox::{Kind, Outbox};
-use self::random::Random;
-use self::replica::{Phase, Replica};
-use self::session::Session;
-use crate::protocol::Inbound;
-use crate::types::{ContainerId, PciAddress, ReplicaId, RequestId, Secret};
+use self::outbox::ResultKind;
+use self::persistence::Persistence;
+use self::replica::{
+    Awaited, Code, DEPLOY_TIMEOUT, DEPLOY_TIMEOUT_GPU, Deploy, Effect, Input, Load, OnDeploy, REQUESTS_MAX,
+    Refusal, Replica, Replicas, Shown, Surroundings, WaitingCommands, Work,
+};
+use self::report::View;
+use self::results::Results;
+use self::session::{Arrived, Session, SessionNeeds};
+use self::shutdown::{Progress, Shutdown, Step};
+use self::spec_hash::SpecKey;
+use self::timers::{Due, Timer};
+use crate::protocol::{self, Command, Inbound};
+use crate::types::{PciAddress, ReplicaId, RequestId, Secret};
 
 mod cleanup;
-mod commands;
 mod complaints;
-pub mod disk;
-mod document;
-mod ending;
-mod engine;
+mod cx;
+mod engine_health;
 mod event;
 pub mod gpus;
-mod guests;
 pub mod identity;
 mod images;
 pub mod inventory;
 pub mod job;
-mod key;
-pub mod life;
-mod listing;
-pub mod node;
-pub mod operator;
-pub mod outbox;
-pub mod persistence;
-pub mod random;
-pub mod replica;
-pub mod session;
-mod telling;
-
+mod leftover_calls;
 pub mod link_api;
+mod logs;
+mod node;
+pub mod operator;
+mod outbox;
+pub mod persistence;
+mod poll;
+pub mod random;
+mod replica;
+mod report;
+mod results;
+mod session;
+mod shutdown;
+mod spec_hash;
+mod state_file;
+mod timers;
 
-/// How often the CLI calls of an earlier process are looked for while one is waited for.
-const ORPHANS_EVERY: Duration = Duration::from_secs(1);
-/// How long after a search that could not be made the next one is.
-const ORPHANS_AGAIN: Duration = Duration::from_secs(10);
-/// How long after a failed save of the identity it is tried again.
-const IDENTITY_AGAIN: Duration = Duration::from_secs(10);
+/// How often a heartbeat is sent.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(30);
 
 /// Settings that the core's decisions depend on.
 #[derive(Debug, Clone)]
@@ -74,15 +108,15 @@ pub struct Settings {
     pub version: &'static str,
     /// The containers' runtime.
     pub runtime: String,
-    /// Deploys at once.
+    /// Maximum concurrent deploys.
     pub workers: usize,
-    /// Deploys waiting.
+    /// Maximum number of deploys that wait.
     pub queue_limit: usize,
     /// How long the container of a replica that exited is kept.
     pub retention: Duration,
-    /// How often the table is compared with the engine's list.
+    /// How often the replicas are compared with the engine's list.
     pub reconcile: Duration,
-    /// How often the dependencies are checked while connected.
+    /// How often the dependencies are checked.
     pub recheck: Duration,
     /// How long commands in flight may take to finish after SIGTERM.
     pub grace: Duration,
@@ -105,7 +139,7 @@ pub struct Origin {
     pub fresh_key: [u8; 32],
     /// The organisation token.
     pub token: Option<Secret>,
-    /// The record of an earlier process.
+    /// The state file of an earlier process.
     pub record: Option<String>,
     /// The seed of the spread and of the names of attempts: different in each process.
     pub seed: u64,
@@ -113,282 +147,820 @@ pub struct Origin {
     pub machine_id: Option<String>,
 }
 
-/// What a job is for.
-#[derive(Debug)]
-pub(super) enum Purpose {
-    Replica(ReplicaId),
-    /// Asked for at this tick.
-    List(u64),
-    Probe,
-    /// A container that belongs to nobody is being removed.
-    Stray(ContainerId),
-    /// Images are listed or removed.
-    Images,
-    /// The replica is asked how busy its GPUs are.
-    Guest(ReplicaId),
-    Logs {
-        replica: ReplicaId,
-        request: Option<RequestId>,
-    },
-}
-
-/// The agent's state. See the module.
+/// The agent's state: the machines, and how events reach them. See the module.
 #[derive(Debug)]
 pub struct Core {
-    settings: Settings,
-    key: Key,
-    random: Random,
-    /// Counts the events: orders what was asked before and after a change.
-    tick: u64,
-    started: Instant,
-    next_job: u64,
+    cx: Cx,
+    spec_key: SpecKey,
     session: Session,
-    node: node::Node,
-    engine: engine::Engine,
-    disk: disk::Disk,
-    identity_trouble: Option<String>,
-    identity_retry: Option<Instant>,
-    replicas: BTreeMap<ReplicaId, Replica>,
-    /// Replicas that are to be started, in order.
-    queue: VecDeque<ReplicaId>,
-    /// Commands that wait for the table.
-    waiting: VecDeque<(Instant, Inbound)>,
-    /// The containers are known: a listing has been taken up.
-    table_ready: bool,
-    orphans: BTreeMap<String, LeftoverCall>,
-    orphans_known: bool,
-    orphans_due: Option<Instant>,
-    /// The tick at which a call of an earlier process was last found to be over.
-    orphans_over: u64,
-    gpus: gpus::Gpus,
-    ours: cleanup::Ours,
-    images: images::Images,
-    guests: guests::Guests,
-    outbox: Outbox,
-    /// Answers by request ID, oldest first; their payloads as text, which takes a fifth of what a map of them does.
-    answered: VecDeque<(RequestId, Kind, ReplicaId, Box<str>)>,
-    jobs: BTreeMap<JobId, Purpose>,
-    malformed: u64,
-    ending: Option<Ending>,
-    /// For the log, since the last event.
-    news: Vec<(Level, String)>,
+    node: Node,
+    engine: EngineHealth,
+    leftovers: LeftoverCalls,
+    persistence: Persistence,
+    waiting: WaitingCommands,
+    replicas: Replicas,
+    gpus: Gpus,
+    guests: Guests,
+    images: Images,
+    seen: cleanup::SeenContainers,
+    results: Results,
+    logs: Logs,
+    shutdown: Option<Shutdown>,
 }
 
 impl Core {
     /// A core that has seen nothing yet, and what is to be done first.
     pub fn new(now: Instant, settings: Settings, origin: Origin, out: &mut Vec<Action>) -> Self {
         let Origin { identity, fresh_key, token, record, seed, machine_id } = origin;
-        let known = identity.as_ref().and_then(|identity| identity.spec_key);
-        let keyless = identity.is_some() && known.is_none();
-        let key = Key(known.unwrap_or(fresh_key));
+        let saved_key = identity.as_ref().and_then(|identity| identity.spec_key);
+        let keyless = identity.is_some() && saved_key.is_none();
         let identity = identity.map(|identity| (identity.node_id, identity.node_token));
         let mut core = Self {
-            settings,
-            key,
-            random: Random::new(seed),
-            tick: 1,
-            started: now,
-            next_job: 0,
+            cx: Cx::new(now, settings, seed),
+            spec_key: SpecKey(saved_key.unwrap_or(fresh_key)),
             session: Session::new(now, identity, token),
-            node: node::Node::new(now, Mode::Online, machine_id),
-            engine: engine::Engine::new(now),
-            disk: disk::Disk::default(),
-            identity_trouble: None,
-            identity_retry: None,
-            replicas: BTreeMap::new(),
-            queue: VecDeque::new(),
-            waiting: VecDeque::new(),
-            table_ready: false,
-            orphans: BTreeMap::new(),
-            orphans_known: false,
-            orphans_due: None,
-            orphans_over: 0,
-            gpus: gpus::Gpus::default(),
-            ours: cleanup::Ours::default(),
-            images: images::Images::default(),
-            guests: guests::Guests::default(),
-            outbox: Outbox::default(),
-            answered: VecDeque::new(),
-            jobs: BTreeMap::new(),
-            malformed: 0,
-            ending: None,
-            news: Vec::new(),
+            node: Node::new(now),
+            engine: EngineHealth::new(now),
+            leftovers: LeftoverCalls::new(now),
+            persistence: Persistence::new(),
+            waiting: WaitingCommands::default(),
+            replicas: Replicas::default(),
+            gpus: Gpus::new(now, machine_id),
+            guests: Guests::default(),
+            images: Images::default(),
+            seen: cleanup::SeenContainers::default(),
+            results: Results::default(),
+            logs: Logs::default(),
+            shutdown: None,
         };
         if let Some(record) = record {
-            for trouble in core.restore(now, &record) {
-                out.push(Action::warn(trouble));
-            }
+            core.restore(&record);
         }
         if keyless {
-            core.save_identity(out);
+            core.persistence.save_identity(now);
         }
-        out.push(Action::FindLeftoverCalls);
-        core.maintain(now, out);
+        core.settle();
+        out.append(&mut core.cx.actions);
         core
+    }
+
+    fn restore(&mut self, record: &str) {
+        let restored = state_file::read(self.cx.now, record);
+        for trouble in restored.troubles {
+            self.cx.warn(trouble);
+        }
+        self.set_mode(restored.mode.unwrap_or_default());
+        for gpu in restored.held_back {
+            self.gpus.hold_back(gpu, true);
+        }
+        for entry in restored.results {
+            self.results.restore(entry);
+        }
+        for replica in restored.replicas {
+            self.gpus.adopt(replica.id(), replica.gpus());
+            self.replicas.insert(&mut self.cx, replica);
+        }
     }
 
     /// Takes one event, and appends what is to be done.
     pub fn handle(&mut self, now: Instant, event: Event, out: &mut Vec<Action>) {
-        self.tick += 1;
-        match event {
-            Event::Tick => {}
-            Event::HeartbeatDue => {
-                self.beat(now, out);
-                self.sample(Sample::Usage, now, out);
-                self.ask_guests(now, out);
-            }
-            Event::Link(link, event) => self.link_event(now, link, event, out),
-            Event::Job(job, outcome) => self.outcome(now, job, outcome, out),
-            Event::ProcessEnded(container) => self.process_ended(now, &container),
-            Event::Unwatchable(container) => self.unwatchable(&container),
-            Event::LeftoverCalls(orphans) => self.orphans(now, orphans),
-            Event::Usage(usage) => {
-                self.node.usage(usage);
-                self.make_room(now, out);
-            }
-            Event::Hardware(hardware) => self.hardware(now, *hardware),
-            Event::Check(check) => self.node.check(check),
-            Event::ChecksDone => self.node.checks_done(now),
-            Event::Saved(seq) => self.disk.saved(seq),
-            Event::SaveFailed(seq, why) => self.disk.failed(now, seq, why),
-            Event::IdentitySaved => {
-                self.identity_trouble = None;
-                self.identity_retry = None;
-            }
-            Event::IdentityFailed(why) => {
-                self.identity_trouble = Some(why);
-                self.identity_retry = Some(now + IDENTITY_AGAIN);
-            }
-            Event::Control(id, request) => self.control(now, id, &request, out),
-            Event::Terminate => self.terminate(now, out),
-            Event::Reload => {
-                self.node.want_info();
-                self.sample(Sample::Checks, now, out);
-                self.sample(Sample::Hardware, now, out);
-            }
-        }
-        self.maintain(now, out);
+        self.cx.now = now;
+        self.cx.tick += 1;
+        self.route(event);
+        self.settle();
+        out.append(&mut self.cx.actions);
     }
 
     /// When [`Core::handle`] is to be called again at the latest, with [`Event::Tick`] if with nothing else.
-    pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let ending = self.ending.as_ref().and_then(|ending| ending.deadline(now));
-        let waiting = self.waiting.iter().map(|(until, _)| *until).min();
-        let replicas = self.replicas.values().filter_map(|replica| self.due(now, replica)).min();
-        // What waits for its record is looked at when it can be sent.
-        let gate = self.session.flowing().and_then(|_| self.outbox.next_gate());
-        [
-            self.session.next_deadline(),
-            Some(self.node.next_deadline()),
-            self.engine_deadline(now),
-            self.disk.next_deadline(now),
-            gate,
-            self.identity_retry,
-            self.orphans_due,
-            replicas,
-            waiting,
-            ending,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.cx.timers.next()
     }
 
-    /// Level-triggered: what the state calls for.
-    fn maintain(&mut self, now: Instant, out: &mut Vec<Action>) {
-        self.expire_waiting(now, out);
-        self.drive(now, out);
-        self.drive_engine(now, out);
-        self.drive_session(now, out);
-        self.drive_node(now, out);
-        self.drive_ending(now, out);
-        out.extend(self.news.drain(..).map(|(level, text)| Action::Log(level, text)));
-        if self.orphans_due.is_some_and(|at| at <= now) {
-            self.orphans_due = None;
-            out.push(Action::FindLeftoverCalls);
-        }
-        if self.identity_retry.is_some_and(|at| at <= now) {
-            self.identity_retry = None;
-            self.save_identity(out);
-        }
-        if let Some(seq) = self.disk.next(now) {
-            out.push(Action::Save(seq, self.record()));
-        }
-    }
-
-    fn hardware(&mut self, now: Instant, hardware: Hardware) {
-        let gpus: &[Gpu] = &hardware.gpus;
-        if self.gpus.reading(now, self.settings.gpu_retest, gpus) {
-            self.node.want_info();
-        }
-        self.node.hardware(now, hardware);
-    }
-
-    fn orphans(&mut self, now: Instant, orphans: Option<BTreeMap<String, LeftoverCall>>) {
-        let Some(orphans) = orphans else {
-            self.orphans_due = Some(now + ORPHANS_AGAIN);
-            return;
-        };
-        let before = std::mem::replace(&mut self.orphans, orphans);
-        self.orphans_known = true;
-        if !self.orphans.is_empty() {
-            self.orphans_due = Some(now + ORPHANS_EVERY);
-        }
-        // What a call that is over has made is in a listing that begins now; an earlier one may miss it.
-        if before.keys().any(|deploy| !self.orphans.contains_key(deploy)) {
-            self.engine.list_now(now);
-            self.orphans_over = self.tick;
-        }
-        for replica in self.replicas.values_mut() {
-            let orphaned = self.orphans.values().any(|call| call.replica == replica.id);
-            if matches!(replica.phase, Phase::Orphaned(_)) && !orphaned {
-                replica.enter(Phase::Unverified, self.tick);
+    fn route(&mut self, event: Event) {
+        let now = self.cx.now;
+        match event {
+            Event::Tick => {}
+            Event::HeartbeatDue => {
+                self.send_heartbeat();
+                self.cx.act(Action::Sample(Sample::Usage));
+                self.ask_guests();
+            }
+            Event::Link(link, event) => {
+                if let Some(arrived) = self.session.on_link(&mut self.cx, link, event) {
+                    self.arrived(arrived);
+                }
+            }
+            Event::Job(job, outcome) => self.job_done(job, outcome),
+            Event::ProcessEnded(container) => {
+                if let Some(id) = self.replicas.of_container(&container).cloned() {
+                    self.apply(&id, Input::ProcessEnded);
+                }
+            }
+            Event::Unwatchable(container) => {
+                if let Some(id) = self.replicas.of_container(&container).cloned() {
+                    self.apply(&id, Input::Unwatchable);
+                }
+            }
+            Event::LeftoverCalls(found) => self.leftover_calls(found),
+            Event::Usage(usage) => {
+                self.node.on_usage(usage);
+                let (percent, deploying) = (self.node.usage_percent(), self.replicas.are_deploying());
+                self.images.on_usage(&mut self.cx, percent, deploying);
+            }
+            Event::Hardware(hardware) => {
+                if self.gpus.on_inventory(&self.cx, *hardware) {
+                    self.session.info_changed();
+                }
+            }
+            Event::Check(check) => {
+                if self.node.on_check(check) {
+                    self.session.info_changed();
+                }
+            }
+            Event::ChecksDone => self.node.on_checks_done(now),
+            Event::Saved(seq) => self.persistence.saved(now, seq),
+            Event::SaveFailed(seq, why) => self.persistence.failed(now, seq, why),
+            Event::IdentitySaved => self.persistence.identity_saved(now),
+            Event::IdentityFailed(why) => self.persistence.identity_failed(now, why),
+            Event::Control(id, request) => self.control(id, &request),
+            Event::Terminate => self.terminate(),
+            Event::Reload => {
+                self.session.info_changed();
+                self.node.check_now(&mut self.cx);
+                self.gpus.read_now(&mut self.cx);
             }
         }
     }
 
-    /// Whether a CLI call of an earlier process is still at work on this replica.
-    pub(super) fn is_orphaned(&self, id: &ReplicaId) -> bool {
-        self.orphans.values().any(|call| call.replica == *id)
+    /// Does what is due and what follows from the state, until nothing more is due now.
+    fn settle(&mut self) {
+        let now = self.cx.now;
+        let most = 1000 + 4 * self.replicas.len();
+        for _ in 0..most {
+            self.write_timers();
+            match self.cx.timers.next_due(now) {
+                // One save has all that an event changes.
+                None | Some(Due::Timer(Timer::StateFile)) => {}
+                Some(due) => {
+                    self.on_due(due);
+                    continue;
+                }
+            }
+            self.follow_up();
+            self.write_timers();
+            match self.cx.timers.next_due(now) {
+                None => return,
+                Some(due) => self.on_due(due),
+            }
+        }
+        // The main loop comes back at once, and other events still get their turn.
+        debug_assert!(false, "a timer stays due: {:?}", self.cx.timers.next_due(now));
     }
 
-    pub(super) fn submit(&mut self, job: Job, purpose: Purpose, out: &mut Vec<Action>) -> JobId {
-        self.next_job += 1;
-        let id = JobId(self.next_job);
-        self.jobs.insert(id, purpose);
-        out.push(Action::Job(id, job));
-        id
+    /// Writes the machines' points in time into the table; the replicas' are written where a replica changes.
+    fn write_timers(&mut self) {
+        let shutdown = self.shutdown.map_or([(Timer::Shutdown, None)], Shutdown::timers);
+        let all = self.session.timers().into_iter().chain(self.persistence.timers());
+        let all = all.chain(self.engine.timers()).chain(self.leftovers.timers()).chain(self.node.timers());
+        for (timer, at) in all.chain(self.gpus.timers()).chain(self.waiting.timers()).chain(shutdown) {
+            self.cx.timers.set(timer, at);
+        }
+        #[cfg(debug_assertions)]
+        debug_assert!(self.replicas.len() > 100 || self.replicas.is_consistent(&self.cx));
     }
 
-    /// A name for a deploy that no other has, in this process or another.
-    pub(super) fn fresh_deploy_id(&mut self) -> String {
-        format!("{:016x}", self.random.bits())
+    fn on_due(&mut self, due: Due) {
+        let now = self.cx.now;
+        let timer = match due {
+            Due::Replica(id, timer) => {
+                self.apply(&id, Input::Timer(timer));
+                return;
+            }
+            Due::Timer(timer) => timer,
+        };
+        match timer {
+            Timer::WaitingCommand => {
+                let why = "the node does not know its containers yet: the engine is silent";
+                let refusal = Refusal::new(Code::NotReady, why);
+                for command in self.waiting.take_expired(now) {
+                    self.refuse_command(command, &refusal);
+                }
+            }
+            Timer::DurableBarrier => self.persistence.on_barrier_timer(now),
+            Timer::Session | Timer::Silence | Timer::Naming | Timer::SystemInfo | Timer::Ping => {
+                match self.session.on_timer(&mut self.cx, timer) {
+                    SessionNeeds::Nothing => {}
+                    SessionNeeds::FreshReadings => {
+                        self.node.check_now(&mut self.cx);
+                        self.gpus.read_now(&mut self.cx);
+                        self.cx.act(Action::Sample(Sample::Usage));
+                    }
+                    SessionNeeds::Registration => self.register(),
+                }
+            }
+            Timer::LeftoverCalls => self.leftovers.on_timer(&mut self.cx),
+            Timer::LeftoverCallsUnknown => self.leftovers.on_unknown_timer(),
+            Timer::Listing => self.engine.on_listing_timer(&mut self.cx),
+            Timer::Probe => self.engine.on_probe_timer(&mut self.cx),
+            Timer::Checks => self.node.on_timer(&mut self.cx),
+            Timer::Inventory => self.gpus.on_timer(&mut self.cx),
+            Timer::Shutdown => {
+                if self.shutdown.as_mut().map(|shutdown| shutdown.on_timer(now)) == Some(Step::CloseSession) {
+                    self.session.close(&mut self.cx);
+                }
+            }
+            Timer::Identity => {
+                if self.persistence.on_identity_timer(now)
+                    && let Some(identity) = self.session.identity(self.spec_key.bytes())
+                {
+                    self.cx.act(Action::SaveIdentity(identity));
+                }
+            }
+            Timer::StateFile => {
+                if let Some(seq) = self.persistence.on_timer(now) {
+                    let text = state_file::write(
+                        self.node.mode(),
+                        self.gpus.table().held_back(),
+                        self.replicas.iter(),
+                        self.results.recorded(),
+                    );
+                    self.cx.act(Action::Save(seq, text));
+                }
+            }
+        }
     }
 
-    fn control(&mut self, now: Instant, id: ControlId, request: &Request, out: &mut Vec<Action>) {
+    /// Level-triggered: what follows from the state alone.
+    fn follow_up(&mut self) {
+        let now = self.cx.now;
+        for id in self.replicas.durable_stops(&self.persistence) {
+            self.apply(&id, Input::Durable);
+        }
+        self.admit();
+        if !self.replicas.awaiting_listing().is_empty() {
+            self.engine.need_listing(now);
+        }
+        self.speak();
+        // A call of an earlier process may still start a container.
+        if self.leftovers.are_over() && self.is_idle() && self.node.on_idle() {
+            self.persistence.save(now);
+        }
+        if self.results.take_unsaved() {
+            self.persistence.save(now);
+        }
+        if self.cx.peer.is_some() {
+            let (state, reason) = self.view(self.cx.now).state();
+            self.node.report_state(&mut self.cx, state, reason);
+        }
+        self.end();
+    }
+
+    /// Goes on with the end of the process, as far as what it waits for has come about.
+    fn end(&mut self) {
+        let progress = Progress {
+            idle: self.is_idle(),
+            delivered: self.results.is_empty() || self.cx.peer.is_none(),
+            saved: self.persistence.is_settled(),
+            closed: self.session.is_over(),
+        };
+        let now = self.cx.now;
+        match self.shutdown.as_mut().map_or(Step::Wait, |shutdown| shutdown.advance(now, progress)) {
+            Step::Wait => {}
+            Step::CloseSession => {
+                self.session.close(&mut self.cx);
+                // Where there was no connection, the session is over at once.
+                self.end();
+            }
+            Step::EndProcess => self.cx.act(Action::End(End::Clean)),
+        }
+    }
+
+    /// Says on the connection what is to be said first, and then the results that may be sent.
+    fn speak(&mut self) {
+        let complete = self.gpus.hardware().is_some() && self.node.checks_are_complete();
+        if complete && self.session.is_gathering() {
+            self.register();
+        }
+        if self.session.info_is_due(complete) {
+            let info = self.view(self.cx.now).system_info();
+            self.session.send_info(&mut self.cx, info, complete);
+        }
+        if self.session.establish(&mut self.cx, self.replicas.are_known()) {
+            self.send_heartbeat();
+        }
+        if let Some((link, ping)) = self.session.next_ping() {
+            let persistence = &self.persistence;
+            let durable = |barrier| persistence.is_durable(barrier);
+            if self.results.send_unsent(&mut self.cx, link, ping, durable) {
+                self.session.ping(&mut self.cx);
+            }
+        }
+    }
+
+    fn register(&mut self) {
+        let body = self.view(self.cx.now).registration_body();
+        self.session.register(&mut self.cx, body);
+    }
+
+    fn send_heartbeat(&mut self) {
+        if self.cx.peer.is_some() {
+            let heartbeat = self.view(self.cx.now).heartbeat();
+            self.session.send_heartbeat(&mut self.cx, heartbeat);
+        }
+    }
+
+    /// What `vectorlay-agent status` shows.
+    pub fn status(&self, now: Instant) -> Value {
+        self.view(now).status()
+    }
+
+    fn view(&self, now: Instant) -> View<'_> {
+        View {
+            now,
+            settings: &self.cx.settings,
+            session: &self.session,
+            node: &self.node,
+            engine: &self.engine,
+            persistence: &self.persistence,
+            leftovers: &self.leftovers,
+            replicas: &self.replicas,
+            gpus: &self.gpus,
+            guests: &self.guests,
+            results: &self.results,
+            waiting_commands: self.waiting.len(),
+        }
+    }
+
+    /// Whether nothing that was accepted is still to be done.
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.replicas.owed() == 0
+    }
+
+    /// Hands a replica an input and carries out what follows.
+    fn apply(&mut self, id: &ReplicaId, input: Input<'_>) {
+        let too_little_space = self.node.too_little_space(self.cx.settings.min_free_bytes);
+        let around = Surroundings { node: self.session.node(), too_little_space: too_little_space.as_ref() };
+        for effect in self.replicas.apply(&mut self.cx, around, id, input) {
+            let now = self.cx.now;
+            match effect {
+                Effect::Report(report) => {
+                    let barrier = self.persistence.barrier(now);
+                    self.results.report(&mut self.cx, id, report, barrier);
+                }
+                Effect::Progress(status) => results::send_progress(&mut self.cx, id, status),
+                Effect::Save => self.persistence.save(now),
+                Effect::Started(container) => self.seen.see(&container, self.cx.tick),
+                Effect::KeepsGpus(kept) => self.gpus.release(now, id, &kept),
+                Effect::RemoveLeftover(container) => self.replicas.remove_leftover(&mut self.cx, container),
+                Effect::ListAgain(at) => self.engine.want_listing(at),
+                Effect::EndLeftoverCalls => self.leftovers.end(&mut self.cx, id),
+                Effect::Gone => self.gpus.release(now, id, &[]),
+            }
+        }
+    }
+
+    /// Starts deploys from the queue, in order, as far as there are places and GPUs.
+    fn admit(&mut self) {
+        if self.replicas.queue().is_empty() {
+            return;
+        }
+        let queue: Vec<ReplicaId> = self.replicas.queue().iter().cloned().collect();
+        for id in queue {
+            if self.replicas.free_places(&self.cx) == 0 {
+                return;
+            }
+            let Some(deploy) = self.replicas.get(&id).and_then(Replica::deploy) else { continue };
+            let Some(work) = deploy.work.as_ref().filter(|_| self.persistence.is_durable(deploy.barrier))
+            else {
+                continue;
+            };
+            let count = usize::try_from(work.spec.gpu_count).unwrap_or(usize::MAX);
+            let leaving = |holder: &ReplicaId| self.replicas.get(holder).is_some_and(Replica::is_leaving);
+            match self.gpus.claim(&self.cx, &id, count, leaving) {
+                Ok(claimed) => {
+                    if !claimed.is_empty() {
+                        self.session.info_changed();
+                    }
+                    self.apply(&id, Input::Admitted(claimed));
+                }
+                Err(NotClaimed::Unread) => {}
+                // Containers that ended and are kept for their logs give way to one that needs their GPUs.
+                Err(NotClaimed::Wait) => {
+                    let holders: Vec<ReplicaId> = self.gpus.table().holders().into_iter().cloned().collect();
+                    for holder in holders {
+                        self.apply(&holder, Input::GiveWay);
+                    }
+                }
+                Err(NotClaimed::Refused(refusal)) => self.apply(&id, Input::NotAdmitted(refusal)),
+            }
+        }
+    }
+
+    /// Something came from the server.
+    fn arrived(&mut self, arrived: Arrived) {
+        match arrived {
+            Arrived::Message(command) => self.command(command),
+            Arrived::Receipt(link, pong) => self.results.confirm(link, pong),
+            Arrived::NewIdentity => self.persistence.save_identity(self.cx.now),
+            Arrived::Refused(command, id, request, why) => {
+                let kind = match command {
+                    Command::Deploy => ResultKind::Deploy,
+                    Command::Stop => ResultKind::Stop,
+                };
+                // A command that was understood once keeps its answer.
+                let awaited = |replica: &Replica| replica.awaits_request(request.as_ref());
+                if self.shutdown.is_some()
+                    || self.results.answer_known(&mut self.cx, kind, &id, request.as_ref())
+                    || self.replicas.get(&id).is_some_and(awaited)
+                {
+                    return;
+                }
+                let refusal = Refusal::new(Code::Invalid, why);
+                self.results.refuse(&mut self.cx, kind, &id, request, "", &refusal);
+            }
+        }
+    }
+
+    /// A command arrived, or waited for the containers to be known until now.
+    fn command(&mut self, command: Inbound) {
+        match command {
+            Inbound::Deploy(_) | Inbound::Stop(_)
+                if self.shutdown.is_some() || self.is_redelivery(&command) => {}
+            Inbound::Deploy(_) | Inbound::Stop(_) if !self.replicas.are_known() => {
+                if let Err((command, refusal)) = self.waiting.push(self.cx.now, command) {
+                    self.refuse_command(command, &refusal);
+                }
+            }
+            Inbound::Deploy(deploy) => self.deploy(*deploy),
+            Inbound::Stop(stop) => self.stop(stop),
+            Inbound::Drain => self.set_mode(Mode::Draining),
+            Inbound::Maintenance => self.set_mode(Mode::Maintenance),
+            Inbound::Resume => self.set_mode(Mode::Online),
+            Inbound::Logs { replica, request, tail } => {
+                let known = self.replicas.get(&replica);
+                let container = known.and_then(Replica::container).cloned().ok_or(match known {
+                    None if self.replicas.are_known() => "there is no container of this replica",
+                    None | Some(_) => "its container is not known yet, or gone already",
+                });
+                self.logs.read(&mut self.cx, replica, request, tail, container);
+            }
+            Inbound::Registered { .. } => {}
+        }
+    }
+
+    /// Whether a command is a redelivery: one that was answered gets its answer again, one whose outcome is awaited gets
+    /// that when it is there.
+    fn is_redelivery(&mut self, command: &Inbound) -> bool {
+        let cx = &mut self.cx;
+        match command {
+            Inbound::Deploy(deploy) => {
+                let spec_hash = self.spec_key.hash(&deploy.spec);
+                let (id, request) = (&deploy.replica, deploy.request.as_ref());
+                let replica = self.replicas.get(id);
+                let owes = replica.is_some_and(|replica| replica.owed() > 0);
+                self.results.answer_known(cx, ResultKind::Deploy, id, request)
+                    || !owes && self.results.answer_unconfirmed(id, request, &spec_hash)
+                    || replica.is_some_and(|replica| replica.awaits_deploy(request, &spec_hash))
+            }
+            Inbound::Stop(stop) => {
+                let (id, request) = (&stop.replica, stop.request.as_ref());
+                let awaited = |replica: &Replica| replica.stop_requests().contains(&stop.request);
+                self.results.answer_known(cx, ResultKind::Stop, id, request)
+                    || request.is_some() && self.replicas.get(id).is_some_and(awaited)
+            }
+            Inbound::Registered { .. }
+            | Inbound::Drain
+            | Inbound::Maintenance
+            | Inbound::Resume
+            | Inbound::Logs { .. } => false,
+        }
+    }
+
+    fn load(&self) -> Load {
+        Load {
+            takes_deploys: self.node.takes_deploys(),
+            queued: self.replicas.queue().len(),
+            queue_limit: self.cx.settings.queue_limit,
+            queued_bytes: self.replicas.queued_bytes(),
+            owed: self.results.len() + self.replicas.owed(),
+        }
+    }
+
+    fn deploy(&mut self, command: protocol::Deploy) {
+        let protocol::Deploy { replica: id, request, spec, auth, pull, stop_timeout, deploy_timeout } =
+            command;
+        let spec_hash = self.spec_key.hash(&spec);
+        let meaning = self.replicas.on_deploy(&id, &spec_hash);
+        let refusal = match meaning {
+            OnDeploy::Start | OnDeploy::After | OnDeploy::Replace => self.load().refuses_deploy(),
+            OnDeploy::Conflict => Some(Refusal::conflict(&id)),
+            OnDeploy::Running => self.load().refuses_result(),
+            OnDeploy::Join => self.refuses_join(&id, Awaited::Deploy),
+            OnDeploy::JoinSuccessor => self.refuses_join(&id, Awaited::Successor),
+        };
+        if let Some(refusal) = refusal {
+            let kind = ResultKind::Deploy;
+            self.results.refuse(&mut self.cx, kind, &id, request, &spec_hash, &refusal);
+            return;
+        }
+        let now = self.cx.now;
+        let usual = if spec.gpu_count > 0 { DEPLOY_TIMEOUT_GPU } else { DEPLOY_TIMEOUT };
+        let accept = |core: &mut Self, request| Deploy {
+            id: core.cx.fresh_deploy_id(),
+            requests: vec![request],
+            spec_hash,
+            work: Some(Work { spec, auth, pull, gpus: Vec::new() }),
+            accepted: now,
+            deadline: now + deploy_timeout.unwrap_or(usual),
+            barrier: core.persistence.barrier(now),
+            pulled: false,
+            name_conflicts: 0,
+            failure: None,
+        };
+        match meaning {
+            OnDeploy::Start => {
+                let deploy = accept(self, request);
+                let replica = Replica::queued(id, deploy, stop_timeout, self.cx.tick);
+                self.replicas.insert(&mut self.cx, replica);
+            }
+            OnDeploy::After | OnDeploy::Replace => {
+                let deploy = Box::new(accept(self, request));
+                self.apply(&id, Input::Succeed { deploy, stop_timeout });
+            }
+            OnDeploy::Join => self.apply(&id, Input::Join { request, of: Awaited::Deploy }),
+            OnDeploy::JoinSuccessor => self.apply(&id, Input::Join { request, of: Awaited::Successor }),
+            OnDeploy::Running => self.apply(&id, Input::AlreadyRuns(request)),
+            OnDeploy::Conflict => {}
+        }
+    }
+
+    /// Why no further request may wait for the outcome of a deploy.
+    fn refuses_join(&self, id: &ReplicaId, of: Awaited) -> Option<Refusal> {
+        let waiting = self.replicas.get(id).map_or(0, |replica| replica.requests(of).len());
+        if waiting >= REQUESTS_MAX {
+            return Some(Refusal::too_many_requests());
+        }
+        self.load().refuses_result()
+    }
+
+    fn stop(&mut self, command: protocol::Stop) {
+        let protocol::Stop { replica: id, request, timeout } = command;
+        let Some(replica) = self.replicas.get(&id) else {
+            self.results.answer_absent(&mut self.cx, &id, request);
+            return;
+        };
+        let requests = replica.stop_requests();
+        if requests.len() >= REQUESTS_MAX && !requests.contains(&request) {
+            let refusal = Refusal::too_many_requests();
+            self.results.refuse(&mut self.cx, ResultKind::Stop, &id, request, "", &refusal);
+            return;
+        }
+        let barrier = self.persistence.barrier(self.cx.now);
+        self.apply(&id, Input::Stop { request, timeout, barrier });
+    }
+
+    /// Answers a command that waited for the containers to be known, or was to.
+    fn refuse_command(&mut self, command: Inbound, refusal: &Refusal) {
+        let (kind, id, request, spec_hash): (_, _, Option<RequestId>, _) = match command {
+            Inbound::Deploy(deploy) => {
+                (ResultKind::Deploy, deploy.replica, deploy.request, self.spec_key.hash(&deploy.spec))
+            }
+            Inbound::Stop(stop) => (ResultKind::Stop, stop.replica, stop.request, String::new()),
+            Inbound::Registered { .. }
+            | Inbound::Drain
+            | Inbound::Maintenance
+            | Inbound::Resume
+            | Inbound::Logs { .. } => return,
+        };
+        self.results.refuse(&mut self.cx, kind, &id, request, &spec_hash, refusal);
+    }
+
+    fn set_mode(&mut self, mode: Mode) {
+        if self.node.set_mode(mode) {
+            self.persistence.save(self.cx.now);
+        }
+    }
+
+    fn job_done(&mut self, job: JobId, outcome: Outcome) {
+        let Some(owner) = self.cx.jobs.finish(job) else { return };
+        if self.engine.on_outcome(self.cx.now, &outcome) {
+            self.node.want_checks(self.cx.now);
+        }
+        match (owner, outcome) {
+            (JobOwner::Replica(id), outcome) => self.apply(&id, Input::Outcome(job, outcome)),
+            (JobOwner::Listing(began), Outcome::Listed(result)) => self.listed(began, result),
+            (JobOwner::Listing(_), _) => self.engine.listing_failed(self.cx.now),
+            (JobOwner::Logs { replica, request }, outcome) => {
+                let result = if let Outcome::Logs(result) = outcome { Some(result) } else { None };
+                self.logs.on_outcome(&mut self.cx, &replica, request.as_ref(), result);
+            }
+            (JobOwner::Images, outcome) => {
+                let deploying = self.replicas.are_deploying();
+                self.images.on_outcome(&mut self.cx, job, outcome, deploying);
+            }
+            (JobOwner::Guest(id), outcome) => {
+                let said = if let Outcome::GuestUse(result) = outcome { result.ok() } else { None };
+                let replicas = &self.replicas;
+                let count = replicas.get(&id).map_or(0, |replica| replica.gpus().len());
+                let runs = |guest: &Guest| replicas.of_container(&guest.container) == Some(&guest.replica);
+                self.guests.on_answer(&mut self.cx, id, count, said, runs);
+            }
+            (JobOwner::LeftoverContainer(container), _) => self.replicas.leftover_removed(&container),
+            (JobOwner::Probe, _) => {}
+        }
+    }
+
+    /// The engine's list came back. `began`: the tick at which it was asked for.
+    fn listed(&mut self, began: u64, result: Result<Vec<Listed>, Failure>) {
+        let now = self.cx.now;
+        let Ok(listed) = result else {
+            self.engine.listing_failed(now);
+            // Failures whose containers cannot be proven gone are reported all the same.
+            for id in self.replicas.awaiting_listing().clone() {
+                self.apply(&id, Input::EngineSilent);
+            }
+            return;
+        };
+        self.engine.listed(now);
+        if began < self.leftovers.ended() {
+            // It may have missed what a call of an earlier process made meanwhile.
+            self.engine.want_listing(now);
+            return;
+        }
+        let deploys = self.replicas.iter().map(|(_, replica)| replica.deploy_id().to_owned());
+        let deploys = deploys.chain(self.leftovers.deploys().cloned());
+        self.seen.on_listed(&mut self.cx, began, &listed, deploys);
+        let mut containers: BTreeMap<ReplicaId, Vec<Listed>> = BTreeMap::new();
+        for container in listed {
+            match ReplicaId::new(&container.replica) {
+                Ok(id) => containers.entry(id).or_default().push(container),
+                Err(invalid) => self.cx.warn(format!(
+                    "container {} carries our label, but its {invalid}: left alone",
+                    container.id.short()
+                )),
+            }
+        }
+        let first = !self.replicas.are_known();
+        let mut labelled: BTreeMap<ReplicaId, BTreeSet<PciAddress>> = BTreeMap::new();
+        for (id, containers) in &containers {
+            let gpus = containers.iter().flat_map(|container| container.gpus.iter().copied());
+            labelled.entry(id.clone()).or_default().extend(gpus);
+        }
+        for call in self.leftovers.calls() {
+            labelled.entry(call.replica.clone()).or_default().extend(call.gpus.iter().copied());
+        }
+        for id in labelled.keys() {
+            self.show(id, began, first, &containers, |shown| Input::Recovered(shown));
+        }
+        self.believe_labels(&labelled);
+        for id in self.replicas.ids() {
+            self.show(&id, began, first, &containers, |shown| Input::Listed(shown));
+        }
+        if first {
+            self.replicas.become_known(&mut self.cx);
+            if self.gpus.table().count().0 > 0 {
+                self.session.info_changed();
+            }
+            for command in self.waiting.take_all() {
+                self.command(command);
+            }
+        }
+    }
+
+    /// Shows a replica what a listing has of it.
+    fn show(
+        &mut self,
+        id: &ReplicaId,
+        began: u64,
+        first: bool,
+        containers: &BTreeMap<ReplicaId, Vec<Listed>>,
+        input: for<'a> fn(&'a Shown<'a>) -> Input<'a>,
+    ) {
+        let Some(replica) = self.replicas.get(id) else { return };
+        let successor_call = replica.successor_id().is_some_and(|next| self.leftovers.is_for_deploy(next));
+        let containers = containers.get(id).map_or(&[][..], Vec::as_slice);
+        let leftover_call = self.leftovers.is_at_work_on(id);
+        self.apply(id, input(&Shown { began, first, containers, leftover_call, successor_call }));
+    }
+
+    /// Takes the labels of containers and calls for the record of who has which GPU, and of which replicas there are. A
+    /// record of an earlier process may be older: where both name a holder, the label is right.
+    fn believe_labels(&mut self, labelled: &BTreeMap<ReplicaId, BTreeSet<PciAddress>>) {
+        for (id, gpus) in labelled {
+            for gpu in gpus {
+                let holder = self.gpus.table().holder(*gpu).filter(|holder| *holder != id).cloned();
+                let Some((holder, replica)) = holder.and_then(|holder| {
+                    let replica = self.replicas.get(&holder)?;
+                    Some((holder, replica))
+                }) else {
+                    continue;
+                };
+                let claimed = replica.deploy().is_some_and(|deploy| deploy.work.is_some());
+                if !claimed && !labelled.get(&holder).is_some_and(|gpus| gpus.contains(gpu)) {
+                    self.apply(&holder, Input::LosesGpu(*gpu));
+                    self.gpus.reassign(id, *gpu);
+                }
+            }
+        }
+        for (id, gpus) in labelled {
+            if self.replicas.get(id).is_none() {
+                // Unknown replica: adopt it.
+                self.replicas.insert(&mut self.cx, Replica::unknown(id.clone()));
+            }
+            self.apply(id, Input::Labelled(gpus.iter().copied().collect()));
+            self.gpus.adopt(id, gpus);
+        }
+    }
+
+    /// A search for calls of an earlier process came back.
+    fn leftover_calls(&mut self, found: Option<BTreeMap<String, LeftoverCall>>) {
+        let free = self.leftovers.found(&self.cx, found);
+        let now = self.cx.now;
+        if self.leftovers.are_known() {
+            self.engine.allow_listing(now);
+        }
+        // What a call that is over has made is in a listing that begins now; an earlier one may miss it.
+        if self.leftovers.ended() == self.cx.tick {
+            self.engine.want_listing(now);
+        }
+        for id in free {
+            self.apply(&id, Input::LeftoverCallsOver);
+        }
+    }
+
+    /// Asks each running replica that has GPUs which the host cannot see into, if that is allowed.
+    fn ask_guests(&mut self) {
+        if !self.cx.settings.ask_guests {
+            return;
+        }
+        let table = self.gpus.table();
+        let guest = |id: &ReplicaId| {
+            let replica = self.replicas.get(id)?;
+            let gpu = *replica.gpus().first().filter(|gpu| table.by_vfio(**gpu))?;
+            let container = replica.running()?.clone();
+            Some(Guest { replica: id.clone(), container, vendor: table.vendor(gpu) })
+        };
+        let guests = table.holders().into_iter().filter_map(guest).collect();
+        self.guests.ask(&mut self.cx, guests);
+    }
+
+    fn control(&mut self, id: ControlId, request: &Request) {
         match request {
             Request::Status => {}
             Request::Drain => self.set_mode(Mode::Draining),
             Request::Maintenance => self.set_mode(Mode::Maintenance),
             Request::Resume => self.set_mode(Mode::Online),
             Request::Recheck => {
-                self.node.want_info();
-                self.sample(Sample::Checks, now, out);
+                self.session.info_changed();
+                self.node.check_now(&mut self.cx);
             }
-            Request::GpuHold(gpu) | Request::GpuRelease(gpu) if !self.gpus.knows(*gpu) => {
-                out.push(Action::Reply(id, json!({ "error": format!("there is no GPU at {gpu}") })));
+            Request::GpuHold(gpu) | Request::GpuRelease(gpu) if !self.gpus.table().knows(*gpu) => {
+                let error = json!({ "error": format!("there is no GPU at {gpu}") });
+                self.cx.act(Action::Reply(id, error));
                 return;
             }
-            Request::GpuHold(gpu) => self.hold_back(*gpu, true),
-            Request::GpuRelease(gpu) => self.hold_back(*gpu, false),
+            Request::GpuHold(gpu) | Request::GpuRelease(gpu) => {
+                if self.gpus.hold_back(*gpu, matches!(request, Request::GpuHold(_))) {
+                    self.persistence.save(self.cx.now);
+                    self.session.info_changed();
+                }
+            }
         }
-        out.push(Action::Reply(id, self.status(now)));
+        let status = self.status(self.cx.now);
+        self.cx.act(Action::Reply(id, status));
     }
 
-    fn hold_back(&mut self, gpu: PciAddress, held: bool) {
-        if self.gpus.hold_back(gpu, held) {
-            self.disk.dirty();
-            self.node.want_info();
+    fn terminate(&mut self) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        self.shutdown = Some(Shutdown::begin(self.cx.now, self.cx.settings.grace));
+        drop(self.waiting.take_all());
+        let queued: Vec<ReplicaId> = self.replicas.queue().iter().cloned().collect();
+        for id in queued.into_iter().chain(self.replicas.ids()) {
+            self.apply(&id, Input::Shutdown);
+        }
+        self.cx.info("ending: finishing what is in flight; containers go on running");
+    }
+}
+
+#[cfg(test)]
+impl Settings {
+    /// Settings for a test of one machine.
+    pub(crate) fn example() -> Self {
+        Self {
+            version: "0",
+            runtime: "runc".into(),
+            workers: 2,
+            queue_limit: 4,
+            retention: Duration::from_secs(600),
+            reconcile: Duration::from_secs(60),
+            recheck: Duration::from_secs(600),
+            grace: Duration::from_secs(20),
+            min_free_bytes: 5,
+            image_marks: None,
+            ask_guests: false,
+            gpu_retest: Duration::ZERO,
         }
     }
 }

@@ -1,8 +1,12 @@
-//! The files of the state directory: what the core has written to them, and what it hears of the writing.
+//! The files of the state directory: what the core has written to them, which save has arrived, and what waits for one.
 
+use std::collections::VecDeque;
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use super::identity::Identity;
+use super::poll::Poll;
+use super::timers::Timer;
 
 /// A file of the state directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,5 +73,211 @@ impl fmt::Display for StoreEvent {
             Self::Saved(file, seq) => write!(f, "saved {file} {seq}"),
             Self::SaveFailed(file, seq, _) => write!(f, "save failed {file} {seq}"),
         }
+    }
+}
+
+/// How long something waits for its record to be on disk before it goes on all the same: a bad disk is reported, it
+/// does not stop the work.
+pub(crate) const BARRIER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long after a failed save the next one is tried.
+const SAVE_RETRY: Duration = Duration::from_secs(10);
+/// A save that takes longer than this counts as a bad disk.
+const SAVE_SLOW: Duration = Duration::from_secs(5);
+
+/// Something waits here until what stood when it was made is on disk, or the waiting is given up. Barriers open in
+/// the order in which they were made, and stay open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct DurableBarrier(u64);
+
+impl DurableBarrier {
+    /// One that is open: what it stands for came from the disk.
+    pub(crate) const OPEN: Self = Self(0);
+}
+
+/// A barrier that is closed.
+#[derive(Debug)]
+struct Closed {
+    barrier: DurableBarrier,
+    /// The save that has what must be on disk.
+    seq: u64,
+    gives_up_at: Instant,
+}
+
+/// The saves of the state file, one at a time, each with everything that stands then; and of the identity.
+#[derive(Debug)]
+pub(crate) struct Persistence {
+    saving: Poll,
+    /// Number of the last save that was ordered.
+    issued: u64,
+    /// Why the last save failed.
+    failure: Option<String>,
+    last_barrier: u64,
+    closed: VecDeque<Closed>,
+    saving_identity: Poll,
+    identity_failure: Option<String>,
+}
+
+impl Persistence {
+    pub(crate) fn new() -> Self {
+        Self {
+            saving: Poll::new(Some(SAVE_SLOW)),
+            issued: 0,
+            failure: None,
+            last_barrier: 0,
+            closed: VecDeque::new(),
+            saving_identity: Poll::new(None),
+            identity_failure: None,
+        }
+    }
+
+    /// Something changed that must be saved.
+    pub(crate) fn save(&mut self, now: Instant) {
+        self.saving.want(now);
+    }
+
+    /// A barrier that opens when all that stands now is on disk.
+    pub(crate) fn barrier(&mut self, now: Instant) -> DurableBarrier {
+        self.save(now);
+        let (seq, gives_up_at) = (self.issued + 1, now + BARRIER_PATIENCE);
+        if let Some(last) = self.closed.back()
+            && (last.seq, last.gives_up_at) == (seq, gives_up_at)
+        {
+            return last.barrier;
+        }
+        self.last_barrier += 1;
+        let barrier = DurableBarrier(self.last_barrier);
+        if self.failure.is_none() {
+            self.closed.push_back(Closed { barrier, seq, gives_up_at });
+        }
+        barrier
+    }
+
+    /// Whether what waits at `barrier` may go on.
+    pub(crate) fn is_durable(&self, barrier: DurableBarrier) -> bool {
+        self.closed.front().is_none_or(|first| barrier < first.barrier)
+    }
+
+    /// A save is due, or the one under way takes too long. Gives the number of the save that is to be made.
+    pub(crate) fn on_timer(&mut self, now: Instant) -> Option<u64> {
+        self.saving.on_timer(now).then(|| {
+            self.issued += 1;
+            self.issued
+        })
+    }
+
+    /// The oldest barriers have been waited at for long enough.
+    pub(crate) fn on_barrier_timer(&mut self, now: Instant) {
+        while self.closed.front().is_some_and(|first| first.gives_up_at <= now) {
+            self.closed.pop_front();
+        }
+    }
+
+    /// A save arrived.
+    pub(crate) fn saved(&mut self, now: Instant, seq: u64) {
+        while self.closed.front().is_some_and(|first| first.seq <= seq) {
+            self.closed.pop_front();
+        }
+        if seq == self.issued {
+            self.saving.done(now, ());
+        }
+        self.failure = None;
+    }
+
+    /// A save failed: it is tried again with what stands then, and nobody waits for it.
+    pub(crate) fn failed(&mut self, now: Instant, seq: u64, why: String) {
+        self.closed.clear();
+        self.failure = Some(why);
+        if seq == self.issued {
+            self.saving.failed(now, SAVE_RETRY);
+        }
+    }
+
+    /// The identity is to be saved.
+    pub(crate) fn save_identity(&mut self, now: Instant) {
+        self.saving_identity.want(now);
+    }
+
+    /// Whether the identity is to be saved now.
+    pub(crate) fn on_identity_timer(&mut self, now: Instant) -> bool {
+        self.saving_identity.on_timer(now)
+    }
+
+    pub(crate) fn identity_saved(&mut self, now: Instant) {
+        self.saving_identity.done(now, ());
+        self.identity_failure = None;
+    }
+
+    pub(crate) fn identity_failed(&mut self, now: Instant, why: String) {
+        self.saving_identity.failed(now, SAVE_RETRY);
+        self.identity_failure = Some(why);
+    }
+
+    /// What is wrong with the disk, for the node's state.
+    pub(crate) fn trouble(&self) -> impl Iterator<Item = String> {
+        let slow = || {
+            let hangs = "the state directory does not answer: the last save hangs";
+            self.saving.is_slow().then(|| hangs.to_owned())
+        };
+        self.failure.clone().or_else(slow).into_iter().chain(self.identity_failure.clone())
+    }
+
+    /// Whether everything is saved, as far as that is possible.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.failure.is_some() || !self.saving.is_wanted() && !self.saving.is_under_way()
+    }
+
+    pub(crate) fn timers(&self) -> [(Timer, Option<Instant>); 3] {
+        [
+            (Timer::StateFile, self.saving.timer()),
+            (Timer::Identity, self.saving_identity.timer()),
+            (Timer::DurableBarrier, self.closed.front().map(|first| first.gives_up_at)),
+        ]
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test needs some time to begin with")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_barrier_opens_with_the_save_that_has_its_change() {
+        let now = Instant::now();
+        let mut disk = Persistence::new();
+        let first = disk.barrier(now);
+        assert_eq!(disk.barrier(now), first, "made at the same time, it is the same");
+        assert_eq!(disk.on_timer(now), Some(1));
+        let second = disk.barrier(now);
+        assert_eq!(disk.timers()[0].1, Some(now + SAVE_SLOW), "one save at a time");
+        assert!(!disk.is_durable(first));
+        disk.saved(now, 1);
+        assert!(disk.is_durable(first) && !disk.is_durable(second));
+        assert_eq!(disk.on_timer(now), Some(2));
+        assert!(!disk.is_settled());
+        assert_eq!(disk.timers()[2].1, Some(now + BARRIER_PATIENCE));
+        disk.on_barrier_timer(now + BARRIER_PATIENCE);
+        assert!(disk.is_durable(second), "it is not waited for longer");
+        disk.saved(now, 2);
+        assert!(disk.is_settled() && disk.is_durable(DurableBarrier::OPEN));
+    }
+
+    #[test]
+    fn a_bad_disk_opens_the_barriers_and_is_tried_again() {
+        let now = Instant::now();
+        let mut disk = Persistence::new();
+        let barrier = disk.barrier(now);
+        assert_eq!(disk.on_timer(now), Some(1));
+        assert_eq!(disk.trouble().count(), 0);
+        assert_eq!(disk.on_timer(now + SAVE_SLOW), None);
+        assert_eq!(disk.trouble().count(), 1);
+        disk.failed(now, 1, "full".into());
+        assert!(disk.is_durable(barrier));
+        let later = disk.barrier(now);
+        assert!(disk.is_durable(later));
+        assert_eq!(disk.trouble().collect::<Vec<_>>(), ["full"]);
+        assert_eq!(disk.timers()[0].1, Some(now + SAVE_RETRY));
+        assert_eq!(disk.on_timer(now + SAVE_RETRY), Some(2));
+        disk.saved(now, 2);
+        assert_eq!(disk.trouble().count(), 0);
     }
 }

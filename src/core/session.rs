@@ -1,57 +1,60 @@
-//! The session with the control plane: registering, connecting, staying alive, and when to try again.
+//! The session with the control plane: registering, connecting, staying alive, and when to try again. It says what
+//! arrived; what that means is decided elsewhere.
 //!
 //! ```text
-//!   Idle ──► Gathering ──► Registering ──► Dialing ──► Up ──► Idle …
-//!     └────────(known node)──────────────────▲           └──► Closing ──► Over
+//!   Waiting ──► Gathering ──► Registering ──► Dialing ──► Up ──► Waiting …
+//!      └────────(known node)─────────────────────▲         └──► Closing ──► Over
 //! ```
+//! On a new connection `system_info` goes out first, then a heartbeat; only then is it `established`, and everything
+//! else may follow.
 
 use std::time::{Duration, Instant};
 
 use log::Level;
+use serde_json::Value;
 
 use super::complaints::{Complaint, Complaints};
+use super::cx::Cx;
 use super::identity::Identity;
-use super::link_api::{Down, DownReason, LinkCommand, LinkEvent, LinkId, Registration};
-use super::{Action, Core, End, Sample};
-use crate::protocol::{self, Inbound, OFFLINE_AFTER, Unusable};
-use crate::types::{NodeId, Secret};
+use super::link_api::{DIAL_DEADLINE, Down, DownReason, LinkCommand, LinkEvent, LinkId, Registration};
+use super::timers::Timer;
+use super::{Action, End, HEARTBEAT_EVERY};
+use crate::protocol::{self, Command, Inbound, OFFLINE_AFTER, Unusable};
+use crate::types::{NodeId, ReplicaId, RequestId, Secret};
 
-/// How often a heartbeat is sent.
-pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(30);
 /// How long after a disconnect the next attempt is made.
-pub const RECONNECT: Duration = Duration::from_secs(5);
+const RECONNECT: Duration = Duration::from_secs(5);
 /// The longest delay between attempts.
-pub const RECONNECT_MAX: Duration = Duration::from_secs(30);
+const RECONNECT_MAX: Duration = Duration::from_secs(30);
 /// While nothing listens at the server's port, failures beyond this many do not lengthen the delay: 10 s. Such an attempt
 /// costs nobody anything, and a server that comes back after a long outage has its nodes again within 12 s, spread over
 /// as many.
 const REFUSALS_COUNTED: u32 = 2;
 /// How much a delay is spread, in percent to either side.
-pub const SPREAD_PERCENT: u32 = 20;
-/// How long one attempt may take.
-pub const DIAL_DEADLINE: Duration = Duration::from_secs(8);
+const SPREAD_PERCENT: u32 = 20;
 /// How often a ping is sent.
-pub const PING_EVERY: Duration = Duration::from_secs(5);
-/// A connection on which nothing arrives for this long is given up.
-pub const SILENCE_MAX: Duration = Duration::from_secs(15);
-/// A connection that lived this long forgets the failures before it.
-pub const GOOD_LIFE: Duration = Duration::from_secs(60);
-/// How long after the upgrade `system_info` waits for facts, and the first heartbeat for the first listing.
-pub const INFO_WAIT: Duration = Duration::from_secs(2);
+const PING_EVERY: Duration = Duration::from_secs(5);
+/// A connection on which nothing arrives for this long is dead.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// A connection that lived this long makes the failures before it forgotten.
+const GOOD_LIFE: Duration = Duration::from_secs(60);
+/// How long after the upgrade `system_info` waits for what is not known yet, and the first heartbeat for the first
+/// listing.
+const INFO_WAIT: Duration = Duration::from_secs(2);
 /// How long a registration over the socket may take.
-pub const NAMED_WITHIN: Duration = Duration::from_secs(30);
+const NAMED_WITHIN: Duration = Duration::from_secs(30);
 /// How long a proper close may take.
-pub const CLOSE_WITHIN: Duration = Duration::from_secs(3);
+const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 /// A loss of the connection that lasts this long is logged as a warning.
 const LONG_LOSS: Duration = Duration::from_secs(60);
-/// How much longer than its deadline an attempt may take to say so.
+/// How much longer than its deadline an attempt may take to report.
 const DIAL_GUARD: Duration = Duration::from_secs(4);
 
 /// The longest delay before an attempt, after a disconnect.
 const RECONNECT_LATEST: Duration =
     Duration::from_millis(RECONNECT.as_millis() as u64 * (100 + SPREAD_PERCENT as u64) / 100);
-// A link that dies right after a heartbeat is noticed, replaced and has sent the next one before the server gives
-// the node up.
+// A link that dies right after a heartbeat is noticed, replaced and has sent the next one before the server marks the
+// node offline.
 const _: () = assert!(
     HEARTBEAT_EVERY.as_millis()
         + SILENCE_MAX.as_millis()
@@ -61,37 +64,84 @@ const _: () = assert!(
 );
 const _: () = assert!(PING_EVERY.as_millis() * 2 < SILENCE_MAX.as_millis());
 
-/// What the node is to the control plane.
+/// See the module.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(crate) struct Session {
     state: State,
     node: Option<NodeId>,
     node_token: Option<Secret>,
     token: Option<Secret>,
     /// Attempts that failed in a row.
     failures: u32,
-    /// The server registers over the socket (said by the last try over HTTP).
+    /// The server registers over the socket (learnt from the last try over HTTP).
     over_socket: bool,
     links: u64,
-    last_beat: Option<Instant>,
+    last_heartbeat: Option<Instant>,
+    /// What `system_info` says has changed since it was sent.
+    info_outdated: bool,
+    /// Messages that could not be used.
+    unusable: u64,
     /// Why there is no connection.
     trouble: Option<String>,
-    /// Since when; `None` while connected.
-    offline_since: Option<Instant>,
+    complaints: Complaints,
+    loss: Loss,
+}
+
+/// For the log: how long the connection is missing, and what was logged of that.
+#[derive(Debug)]
+struct Loss {
+    /// `None` while connected.
+    since: Option<Instant>,
     /// Attempts that failed since then.
-    failed_attempts: u32,
+    attempts: u32,
     /// Attempts that failed for the same reason as the last one logged, and were not logged.
     repeated: u32,
-    /// That the connection is missing was logged as a warning.
+    /// It was logged as a warning.
     warned: bool,
     connected_once: bool,
-    complaints: Complaints,
+}
+
+impl Loss {
+    /// The connection is back. Gives how long it was missing, if attempts failed meanwhile.
+    fn end(&mut self, now: Instant) -> String {
+        let without = match (self.since.take(), self.attempts) {
+            (None, _) | (Some(_), 0) => String::new(),
+            (Some(since), failed) => {
+                let seconds = now.saturating_duration_since(since).as_secs();
+                let noun = if failed == 1 { "attempt" } else { "attempts" };
+                format!(", after {seconds} s without a connection and {failed} failed {noun}")
+            }
+        };
+        *self = Self { since: None, attempts: 0, repeated: 0, warned: false, connected_once: true };
+        without
+    }
+
+    /// An attempt failed, or the connection was lost. Gives the level at which to log it, and how often it failed so.
+    /// Short losses happen. One that lasts is for somebody to look at, and so is a start without a connection.
+    fn add(&mut self, now: Instant, same_reason: bool) -> (Level, String) {
+        let since = *self.since.get_or_insert(now);
+        self.attempts += 1;
+        let is_long = since + LONG_LOSS <= now || !self.connected_once;
+        let is_news = !same_reason || is_long && !self.warned;
+        let level = match (is_news, is_long) {
+            (false, _) => Level::Debug,
+            (true, false) => Level::Info,
+            (true, true) => Level::Warn,
+        };
+        self.repeated = if is_news { 0 } else { self.repeated + 1 };
+        self.warned |= is_news && is_long;
+        let again = if is_news { String::new() } else { format!(" (failed {} times)", self.repeated + 1) };
+        (level, again)
+    }
 }
 
 #[derive(Debug)]
 enum State {
-    Idle(Instant),
+    /// The next attempt is made at this time.
+    Waiting(Instant),
+    /// What a registration says is awaited, until this time.
     Gathering(Instant),
+    /// An attempt is under way, until this time at most.
     Registering(LinkId, Instant),
     Dialing(LinkId, Instant),
     Up(Connection),
@@ -103,66 +153,91 @@ enum State {
 struct Connection {
     link: LinkId,
     since: Instant,
-    heard: Instant,
-    ping_due: Instant,
+    /// When it counts as dead, if nothing arrives before.
+    dead_at: Instant,
+    ping_at: Instant,
     pings: u64,
-    informed: Informed,
-    info_due: Instant,
-    /// `system_info` and a heartbeat are out: everything else may follow.
-    flowing: bool,
+    info: InfoSent,
+    /// When what is not known yet is waited for no longer; `None`: that was so long ago.
+    info_deadline: Option<Instant>,
+    established: bool,
     /// When the server must have named the node, if it has to.
     named_by: Option<Instant>,
 }
 
+/// Which `system_info` went out on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Informed {
-    No,
-    Partly,
-    Wholly,
+enum InfoSent {
+    None,
+    /// Something was not known yet.
+    Partial,
+    Complete,
+}
+
+/// What came from the server.
+#[derive(Debug)]
+pub(crate) enum Arrived {
+    Message(Inbound),
+    /// A message that cannot be acted on, but is owed an answer; why.
+    Refused(Command, ReplicaId, Option<RequestId>, String),
+    /// A pong: all that was sent on this connection before its ping has arrived.
+    Receipt(LinkId, u64),
+    /// The node has a new ID or token: to be saved.
+    NewIdentity,
+}
+
+/// What the session needs from the others when its time has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SessionNeeds {
+    Nothing,
+    /// An attempt begins: what the host is like is to be read anew.
+    FreshReadings,
+    /// The body of a registration.
+    Registration,
 }
 
 impl Session {
-    pub(super) fn new(
+    pub(crate) fn new(
         now: Instant,
         identity: Option<(NodeId, Option<Secret>)>,
         token: Option<Secret>,
     ) -> Self {
         let (node, node_token) = identity.map_or((None, None), |(node, token)| (Some(node), token));
         Self {
-            state: State::Idle(now),
+            state: State::Waiting(now),
             node,
             node_token,
             token,
             failures: 0,
             over_socket: false,
             links: 0,
-            last_beat: None,
-            trouble: None,
-            offline_since: Some(now),
-            failed_attempts: 0,
-            repeated: 0,
-            warned: false,
-            connected_once: false,
+            last_heartbeat: None,
+            info_outdated: false,
+            unusable: 0,
             complaints: Complaints::default(),
+            trouble: None,
+            loss: Loss { since: Some(now), attempts: 0, repeated: 0, warned: false, connected_once: false },
         }
     }
 
-    pub(super) fn node(&self) -> Option<&NodeId> {
+    pub(crate) fn node(&self) -> Option<&NodeId> {
         self.node.as_ref()
     }
 
-    /// The connection on which results and replica messages may be sent.
-    pub(super) fn flowing(&self) -> Option<LinkId> {
-        match &self.state {
-            State::Up(up) if up.flowing => Some(up.link),
-            _ => None,
-        }
+    /// The identity as it is to be saved; `None`: there is none yet.
+    pub(crate) fn identity(&self, spec_key: [u8; 32]) -> Option<Identity> {
+        let node_id = self.node.clone()?;
+        Some(Identity { node_id, node_token: self.node_token.clone(), spec_key: Some(spec_key) })
     }
 
-    /// For `status`: a word and what is wrong.
-    pub(super) fn describe(&self) -> (&'static str, Option<&str>) {
+    pub(crate) fn unusable_messages(&self) -> u64 {
+        self.unusable
+    }
+
+    /// For `status`: a word for the state, and why there is no connection.
+    pub(crate) fn describe(&self) -> (&'static str, Option<&str>) {
         let word = match &self.state {
-            State::Idle(_) => "waiting",
+            State::Waiting(_) => "waiting",
             State::Gathering(_) | State::Registering(..) => "registering",
             State::Dialing(..) => "connecting",
             State::Up(_) => "connected",
@@ -171,16 +246,110 @@ impl Session {
         (word, self.trouble.as_deref())
     }
 
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         matches!(self.state, State::Over)
+    }
+
+    pub(crate) fn timers(&self) -> [(Timer, Option<Instant>); 5] {
+        let (mut session, mut silence, mut ping, mut info, mut naming) = (None, None, None, None, None);
+        match &self.state {
+            State::Waiting(at)
+            | State::Gathering(at)
+            | State::Registering(_, at)
+            | State::Dialing(_, at)
+            | State::Closing(_, at) => session = Some(*at),
+            State::Up(up) => {
+                silence = Some(up.dead_at);
+                ping = Some(up.ping_at);
+                info = up.info_deadline;
+                naming = up.named_by;
+            }
+            State::Over => {}
+        }
+        [
+            (Timer::Session, session),
+            (Timer::Silence, silence),
+            (Timer::Ping, ping),
+            (Timer::SystemInfo, info),
+            (Timer::Naming, naming),
+        ]
+    }
+
+    /// One of its slots is due.
+    pub(crate) fn on_timer(&mut self, cx: &mut Cx, timer: Timer) -> SessionNeeds {
+        match (&mut self.state, timer) {
+            (State::Waiting(_), Timer::Session) => {
+                self.attempt(cx);
+                return SessionNeeds::FreshReadings;
+            }
+            (State::Gathering(_), Timer::Session) => return SessionNeeds::Registration,
+            (State::Registering(link, _) | State::Dialing(link, _), Timer::Session) => {
+                let link = *link;
+                cx.act(Action::Link(LinkCommand::Abandon(link)));
+                self.failures += 1;
+                self.try_later(cx, false, None, "the attempt to connect hangs: given up");
+            }
+            (State::Closing(link, _), Timer::Session) => {
+                let link = *link;
+                cx.act(Action::Link(LinkCommand::Abandon(link)));
+                self.enter(cx, State::Over);
+            }
+            (State::Up(up), Timer::Ping) => up.ping(cx),
+            (State::Up(up), Timer::SystemInfo) => up.info_deadline = None,
+            (State::Up(_), Timer::Silence) => {
+                self.give_up(cx, "nothing arrived for 15 s: the connection is given up");
+            }
+            (State::Up(_), Timer::Naming) => {
+                self.give_up(cx, "the server did not name this node within 30 s");
+            }
+            (
+                State::Waiting(_)
+                | State::Gathering(_)
+                | State::Registering(..)
+                | State::Dialing(..)
+                | State::Up(_)
+                | State::Closing(..)
+                | State::Over,
+                _,
+            ) => {}
+        }
+        SessionNeeds::Nothing
+    }
+
+    /// Something happened on a link. What belongs to an earlier one is dropped.
+    pub(crate) fn on_link(&mut self, cx: &mut Cx, link: LinkId, event: LinkEvent) -> Option<Arrived> {
+        if self.link() != Some(link) {
+            return None;
+        }
+        if let State::Up(up) = &mut self.state {
+            up.dead_at = cx.now + SILENCE_MAX;
+        }
+        match event {
+            LinkEvent::Up => self.up(cx, link),
+            LinkEvent::Text(text) => return self.message(cx, &text),
+            LinkEvent::NotText(size) => {
+                self.complain(cx, Complaint::NotText, size, "is not text");
+            }
+            LinkEvent::Pong(number) => return Some(Arrived::Receipt(link, number)),
+            LinkEvent::Alive => {}
+            LinkEvent::Down(down) => self.down(cx, &down),
+            LinkEvent::Registered(registration) => return self.registered(cx, registration),
+        }
+        None
     }
 
     fn link(&self) -> Option<LinkId> {
         match &self.state {
             State::Registering(link, _) | State::Dialing(link, _) | State::Closing(link, _) => Some(*link),
             State::Up(up) => Some(up.link),
-            State::Idle(_) | State::Gathering(_) | State::Over => None,
+            State::Waiting(_) | State::Gathering(_) | State::Over => None,
         }
+    }
+
+    fn enter(&mut self, cx: &mut Cx, state: State) {
+        // Where it is established, that is said when it is.
+        cx.peer = None;
+        self.state = state;
     }
 
     fn next_link(&mut self) -> LinkId {
@@ -188,208 +357,98 @@ impl Session {
         LinkId(self.links)
     }
 
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        match &self.state {
-            State::Idle(at)
-            | State::Gathering(at)
-            | State::Registering(_, at)
-            | State::Dialing(_, at)
-            | State::Closing(_, at) => Some(*at),
-            State::Up(up) => {
-                let info = (!up.flowing).then_some(up.info_due);
-                let all = [Some(up.heard + SILENCE_MAX), Some(up.ping_due), info, up.named_by];
-                all.into_iter().flatten().min()
+    fn attempt(&mut self, cx: &mut Cx) {
+        match (&self.node, &self.token) {
+            (None, None) => {
+                let why = "there is neither a node identity nor an organisation token";
+                self.end(cx, End::NoIdentity(why.to_owned()));
             }
-            State::Over => None,
-        }
-    }
-}
-
-impl Core {
-    /// Something happened on a link.
-    pub(super) fn link_event(&mut self, now: Instant, link: LinkId, event: LinkEvent, out: &mut Vec<Action>) {
-        if self.session.link() != Some(link) {
-            return;
-        }
-        if let State::Up(up) = &mut self.session.state {
-            up.heard = now;
-        }
-        match event {
-            LinkEvent::Up => self.up(now, link, out),
-            LinkEvent::Text(text) => self.message(now, &text, out),
-            LinkEvent::NotText(size) => self.complain(now, Complaint::NotText, size, "is not text", out),
-            LinkEvent::Pong(number) => {
-                let arrived = self.outbox.confirm(link, number);
-                if arrived.iter().any(|entry| entry.recorded) {
-                    self.disk.dirty();
-                }
+            (None, Some(_)) if !self.over_socket => {
+                let until = cx.now + INFO_WAIT;
+                self.enter(cx, State::Gathering(until));
             }
-            LinkEvent::Alive => {}
-            LinkEvent::Down(down) => self.down(now, down, out),
-            LinkEvent::Registered(registration) => self.registered(now, registration, out),
+            (node, token) => {
+                let node = node.clone();
+                let credential = self.node_token.clone().or_else(|| token.clone());
+                let link = self.next_link();
+                cx.act(Action::Link(LinkCommand::Dial { link, node, credential }));
+                let until = cx.now + DIAL_DEADLINE + DIAL_GUARD;
+                self.enter(cx, State::Dialing(link, until));
+            }
         }
     }
 
-    fn up(&mut self, now: Instant, link: LinkId, out: &mut Vec<Action>) {
-        let last = self.session.last_beat.map(|at| at + OFFLINE_AFTER - INFO_WAIT);
-        let info_due = last.map_or(now + INFO_WAIT, |at| at.clamp(now, now + INFO_WAIT));
-        let without = match (self.session.offline_since.take(), self.session.failed_attempts) {
-            (None, _) | (Some(_), 0) => String::new(),
-            (Some(since), failed) => {
-                let seconds = now.saturating_duration_since(since).as_secs();
-                let noun = if failed == 1 { "attempt" } else { "attempts" };
-                format!(", after {seconds} s without a connection and {failed} failed {noun}")
-            }
-        };
-        out.push(Action::info(format!("connected to the control plane ({link}){without}")));
-        self.session.failed_attempts = 0;
-        self.session.repeated = 0;
-        self.session.warned = false;
-        self.session.connected_once = true;
-        self.session.trouble = None;
-        self.session.state = State::Up(Connection {
-            link,
-            since: now,
-            heard: now,
-            ping_due: now + PING_EVERY,
-            pings: 0,
-            informed: Informed::No,
-            info_due,
-            flowing: false,
-            named_by: self.session.node.is_none().then_some(now + NAMED_WITHIN),
-        });
+    /// Whether a registration is waiting for what it says about the host.
+    pub(crate) fn is_gathering(&self) -> bool {
+        matches!(self.state, State::Gathering(_))
     }
 
-    fn down(&mut self, now: Instant, down: Down, out: &mut Vec<Action>) {
-        let lived = match &self.session.state {
-            State::Up(up) => now.saturating_duration_since(up.since),
-            State::Closing(..) => {
-                self.session.state = State::Over;
-                return;
-            }
-            _ => Duration::ZERO,
-        };
-        if lived >= GOOD_LIFE {
-            self.session.failures = 0;
-        }
-        let mut slowest = false;
-        match down.why {
-            DownReason::Http(status @ (401 | 403)) => {
-                if self.session.node.is_none() {
-                    let why = format!("the organisation token is refused (HTTP {status}): set a valid token");
-                    out.push(Action::End(End::TokenRefused(why)));
-                    self.session.state = State::Over;
-                    return;
-                }
-                slowest = true;
-                self.session.failures += 1;
-            }
-            DownReason::Http(410) | DownReason::Closed(4410) => {
-                if self.session.token.is_none() {
-                    let why = "the control plane removed this node: give an organisation token to register it again";
-                    out.push(Action::End(End::NoIdentity(why.to_owned())));
-                    self.session.state = State::Over;
-                    return;
-                }
-                out.push(Action::warn(
-                    "the control plane removed this node: registering it again".to_owned(),
-                ));
-                self.session.node = None;
-                self.session.node_token = None;
-            }
-            DownReason::NoConnection | DownReason::Refused | DownReason::Http(_) | DownReason::Violation => {
-                self.session.failures += 1
-            }
-            DownReason::Closed(_) | DownReason::Broken => {}
-        }
-        if down.why == DownReason::Refused {
-            self.session.failures = self.session.failures.min(REFUSALS_COUNTED);
-        }
-        self.session.over_socket = false;
-        self.try_later(now, slowest, down.retry_after, &down.detail, out);
+    pub(crate) fn register(&mut self, cx: &mut Cx, body: String) {
+        let Some(token) = self.token.clone() else { return };
+        let link = self.next_link();
+        cx.act(Action::Link(LinkCommand::Register { link, token, body }));
+        let until = cx.now + DIAL_DEADLINE + DIAL_GUARD;
+        self.enter(cx, State::Registering(link, until));
     }
 
-    fn try_later(
-        &mut self,
-        now: Instant,
-        slowest: bool,
-        retry_after: Option<Duration>,
-        detail: &str,
-        out: &mut Vec<Action>,
-    ) {
-        let doubled = RECONNECT * 2u32.pow(self.session.failures.saturating_sub(1).min(8));
-        let delay = if slowest { RECONNECT_MAX } else { doubled.min(RECONNECT_MAX) };
-        let delay = self.random.spread(delay, SPREAD_PERCENT).max(retry_after.unwrap_or(Duration::ZERO));
-        let since = *self.session.offline_since.get_or_insert(now);
-        self.session.failed_attempts += 1;
-        // Short losses happen. One that lasts is for somebody to look at, and so is a start without a connection.
-        let is_long = since + LONG_LOSS <= now || !self.session.connected_once;
-        let is_news = self.session.trouble.as_deref() != Some(detail) || (is_long && !self.session.warned);
-        let level = match (is_news, is_long) {
-            (false, _) => Level::Debug,
-            (true, false) => Level::Info,
-            (true, true) => Level::Warn,
-        };
-        self.session.repeated = if is_news { 0 } else { self.session.repeated + 1 };
-        self.session.warned |= is_news && is_long;
-        let again =
-            if is_news { String::new() } else { format!(" (failed {} times)", self.session.repeated + 1) };
-        let seconds = delay.as_secs_f32();
-        out.push(Action::Log(level, format!("{detail}{again}; next attempt in {seconds:.1} s")));
-        self.session.trouble = Some(detail.to_owned());
-        self.session.state = State::Idle(now + delay);
-    }
-
-    fn registered(&mut self, now: Instant, registration: Registration, out: &mut Vec<Action>) {
+    fn registered(&mut self, cx: &mut Cx, registration: Registration) -> Option<Arrived> {
         match registration {
             Registration::Done { node, token } => {
-                self.become_node(node, token, out);
-                self.session.failures = 0;
-                self.session.state = State::Idle(now);
+                self.failures = 0;
+                let now = cx.now;
+                self.enter(cx, State::Waiting(now));
+                return Some(self.become_node(cx, node, token));
             }
-            Registration::Refused(status) => {
-                let why = format!("the organisation token is refused (HTTP {status}): set a valid token");
-                out.push(Action::End(End::TokenRefused(why)));
-                self.session.state = State::Over;
-            }
+            Registration::Refused(status) => self.token_refused(cx, status),
             Registration::Absent => {
-                out.push(Action::info(
-                    "the server does not register over HTTP: registering over the socket".into(),
-                ));
-                self.session.over_socket = true;
-                self.session.state = State::Idle(now);
+                cx.info("the server does not register over HTTP: registering over the socket");
+                self.over_socket = true;
+                let now = cx.now;
+                self.enter(cx, State::Waiting(now));
             }
             Registration::Failed { retry_after, detail } => {
-                self.session.failures += 1;
-                self.try_later(now, false, retry_after, &detail, out);
+                self.failures += 1;
+                self.try_later(cx, false, retry_after, &detail);
             }
         }
+        None
     }
 
-    fn become_node(&mut self, node: NodeId, token: Option<Secret>, out: &mut Vec<Action>) {
-        out.push(Action::info(format!("this node is {node}")));
-        if token.is_some() || self.session.node.as_ref() != Some(&node) {
-            self.session.node_token = token;
+    fn become_node(&mut self, cx: &mut Cx, node: NodeId, token: Option<Secret>) -> Arrived {
+        cx.info(format!("this node is {node}"));
+        if token.is_some() || self.node.as_ref() != Some(&node) {
+            self.node_token = token;
         }
-        self.session.node = Some(node);
-        self.save_identity(out);
+        self.node = Some(node);
+        Arrived::NewIdentity
     }
 
-    pub(super) fn save_identity(&mut self, out: &mut Vec<Action>) {
-        if let Some(node) = &self.session.node {
-            out.push(Action::SaveIdentity(Identity {
-                node_id: node.clone(),
-                node_token: self.session.node_token.clone(),
-                spec_key: Some(self.key.bytes()),
-            }));
-        }
+    fn up(&mut self, cx: &mut Cx, link: LinkId) {
+        let without = self.loss.end(cx.now);
+        cx.info(format!("connected to the control plane ({link}){without}"));
+        self.trouble = None;
+        let now = cx.now;
+        // A heartbeat that would come too late for the server is not held up by what is missing.
+        let last = self.last_heartbeat.map(|at| at + OFFLINE_AFTER - INFO_WAIT);
+        let info_deadline = last.map_or(now + INFO_WAIT, |at| at.clamp(now, now + INFO_WAIT));
+        let up = Connection {
+            link,
+            since: now,
+            dead_at: now + SILENCE_MAX,
+            ping_at: now + PING_EVERY,
+            pings: 0,
+            info: InfoSent::None,
+            info_deadline: Some(info_deadline),
+            established: false,
+            named_by: self.node.is_none().then_some(now + NAMED_WITHIN),
+        };
+        self.enter(cx, State::Up(up));
     }
 
-    /// A text message arrived.
-    fn message(&mut self, now: Instant, text: &str, out: &mut Vec<Action>) {
+    fn message(&mut self, cx: &mut Cx, text: &str) -> Option<Arrived> {
         match protocol::read(text) {
-            Ok(Inbound::Registered { node, token }) => self.named(node, token, out),
-            Ok(message) => self.command(now, message, out),
+            Ok(Inbound::Registered { node, token }) => self.named(cx, node, token),
+            Ok(message) => Some(Arrived::Message(message)),
             Err(unusable) => {
                 let (complaint, what) = match &unusable {
                     Unusable::NotAMessage => (Complaint::NotAMessage, "is not a JSON message".to_owned()),
@@ -398,9 +457,12 @@ impl Core {
                         (Complaint::Malformed, format!("is a malformed {kind}: {why}"))
                     }
                 };
-                self.complain(now, complaint, text.len(), &what, out);
-                if let Unusable::Malformed { owed: Some(owed), why, .. } = unusable {
-                    self.refuse_malformed(owed, &why, out);
+                self.complain(cx, complaint, text.len(), &what);
+                match unusable {
+                    Unusable::Malformed { owed: Some((command, replica, request)), why, .. } => {
+                        Some(Arrived::Refused(command, replica, request, why))
+                    }
+                    Unusable::NotAMessage | Unusable::UnknownType | Unusable::Malformed { .. } => None,
                 }
             }
         }
@@ -408,196 +470,247 @@ impl Core {
 
     /// Counts a message that cannot be acted on, logs it unless its kind was logged lately, and ends the connection with
     /// a peer that floods.
-    fn complain(
-        &mut self,
-        now: Instant,
-        complaint: Complaint,
-        bytes: usize,
-        what: &str,
-        out: &mut Vec<Action>,
-    ) {
-        self.malformed += 1;
-        let verdict = self.session.complaints.add(now, complaint, bytes);
+    fn complain(&mut self, cx: &mut Cx, complaint: Complaint, bytes: usize, what: &str) {
+        self.unusable += 1;
+        let verdict = self.complaints.add(cx.now, complaint, bytes);
         if let Some(unlogged) = verdict.log {
             let more = match unlogged {
                 0 => String::new(),
                 count => format!(" ({count} more of this kind since the last one in this log)"),
             };
-            out.push(Action::warn(format!("a message of {bytes} bytes {what}: ignored{more}")));
+            cx.warn(format!("a message of {bytes} bytes {what}: ignored{more}"));
         }
-        if let (true, State::Up(up)) = (verdict.is_flood, &self.session.state) {
+        if let (true, State::Up(up)) = (verdict.is_flood, &self.state) {
             let detail = "the server floods this node with messages that cannot be used".to_owned();
-            out.push(Action::Link(LinkCommand::Reject { link: up.link, detail }));
+            cx.act(Action::Link(LinkCommand::Reject { link: up.link, detail }));
         }
     }
 
-    fn named(&mut self, node: NodeId, token: Option<Secret>, out: &mut Vec<Action>) {
-        match &self.session.node {
-            Some(known) if *known != node => {
-                out.push(Action::warn(format!(
-                    "the server calls this node {node}, but it is {known}: ignored"
-                )));
-            }
-            Some(_) if token.is_none() => {}
-            Some(_) | None => self.become_node(node, token, out),
-        }
-        if let State::Up(up) = &mut self.session.state {
+    fn named(&mut self, cx: &mut Cx, node: NodeId, token: Option<Secret>) -> Option<Arrived> {
+        if let State::Up(up) = &mut self.state {
             up.named_by = None;
         }
+        match &self.node {
+            Some(known) if *known != node => {
+                cx.warn(format!("the server calls this node {node}, but it is {known}: ignored"));
+                None
+            }
+            Some(_) if token.is_none() => None,
+            Some(_) | None => Some(self.become_node(cx, node, token)),
+        }
     }
 
-    /// Level-triggered: attempts, pings, facts and results that are due.
-    pub(super) fn drive_session(&mut self, now: Instant, out: &mut Vec<Action>) {
-        match &mut self.session.state {
-            State::Idle(at) if *at <= now => self.attempt(now, out),
-            State::Gathering(until) if *until <= now || self.node.facts_complete() => self.register(now, out),
-            State::Registering(link, guard) | State::Dialing(link, guard) if *guard <= now => {
-                out.push(Action::Link(LinkCommand::Abandon(*link)));
-                self.session.failures += 1;
-                self.try_later(now, false, None, "the attempt to connect hangs: given up", out);
+    fn down(&mut self, cx: &mut Cx, down: &Down) {
+        match &self.state {
+            State::Up(up) => self.failures_of(up.since, cx.now),
+            State::Closing(..) => {
+                self.enter(cx, State::Over);
+                return;
             }
-            State::Closing(link, until) if *until <= now => {
-                out.push(Action::Link(LinkCommand::Abandon(*link)));
-                self.session.state = State::Over;
-            }
-            State::Up(up) => {
-                let silent = up.heard + SILENCE_MAX <= now;
-                let nameless = up.named_by.is_some_and(|at| at <= now);
-                if silent || nameless {
-                    let link = up.link;
-                    let detail = match (silent, nameless) {
-                        (true, _) => "nothing arrived for 15 s: the connection is given up",
-                        (false, _) => "the server did not name this node within 30 s",
-                    };
-                    let lived = now.saturating_duration_since(up.since);
-                    out.push(Action::Link(LinkCommand::Abandon(link)));
-                    if lived >= GOOD_LIFE {
-                        self.session.failures = 0;
-                    }
-                    self.session.over_socket = false;
-                    self.try_later(now, false, None, detail, out);
-                } else {
-                    self.drive_connection(now, out);
-                }
-            }
-            State::Idle(_)
+            State::Waiting(_)
             | State::Gathering(_)
             | State::Registering(..)
             | State::Dialing(..)
-            | State::Closing(..)
             | State::Over => {}
         }
-    }
-
-    fn attempt(&mut self, now: Instant, out: &mut Vec<Action>) {
-        self.sample(Sample::Checks, now, out);
-        self.sample(Sample::Hardware, now, out);
-        self.sample(Sample::Usage, now, out);
-        match (&self.session.node, &self.session.token) {
-            (None, None) => {
-                let why = "there is neither a node identity nor an organisation token";
-                out.push(Action::End(End::NoIdentity(why.to_owned())));
-                self.session.state = State::Over;
+        let mut slowest = false;
+        match down.why {
+            DownReason::Http(status @ (401 | 403)) => {
+                if self.node.is_none() {
+                    self.token_refused(cx, status);
+                    return;
+                }
+                slowest = true;
+                self.failures += 1;
             }
-            (None, Some(_)) if !self.session.over_socket => {
-                self.session.state = State::Gathering(now + INFO_WAIT);
+            DownReason::Http(410) | DownReason::Closed(4410) => {
+                if self.token.is_none() {
+                    let why = "the control plane removed this node: give an organisation token to register it again";
+                    self.end(cx, End::NoIdentity(why.to_owned()));
+                    return;
+                }
+                cx.warn("the control plane removed this node: registering it again");
+                self.node = None;
+                self.node_token = None;
             }
-            (node, token) => {
-                let node = node.clone();
-                let credential = self.session.node_token.clone().or_else(|| token.clone());
-                let link = self.session.next_link();
-                out.push(Action::Link(LinkCommand::Dial { link, node, credential }));
-                self.session.state = State::Dialing(link, now + DIAL_DEADLINE + DIAL_GUARD);
+            DownReason::NoConnection | DownReason::Refused | DownReason::Http(_) | DownReason::Violation => {
+                self.failures += 1;
             }
+            DownReason::Closed(_) | DownReason::Broken => {}
+        }
+        if down.why == DownReason::Refused {
+            self.failures = self.failures.min(REFUSALS_COUNTED);
+        }
+        self.over_socket = false;
+        self.try_later(cx, slowest, down.retry_after, &down.detail);
+    }
+
+    /// A connection that lived long enough makes the failures before it forgotten.
+    fn failures_of(&mut self, since: Instant, now: Instant) {
+        if now.saturating_duration_since(since) >= GOOD_LIFE {
+            self.failures = 0;
         }
     }
 
-    fn register(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let Some(token) = self.session.token.clone() else { return };
-        let body = self.registration_body(now);
-        let link = self.session.next_link();
-        out.push(Action::Link(LinkCommand::Register { link, token, body }));
-        self.session.state = State::Registering(link, now + DIAL_DEADLINE + DIAL_GUARD);
+    fn give_up(&mut self, cx: &mut Cx, why: &str) {
+        let State::Up(up) = &self.state else { return };
+        let (link, since) = (up.link, up.since);
+        cx.act(Action::Link(LinkCommand::Abandon(link)));
+        self.failures_of(since, cx.now);
+        self.over_socket = false;
+        self.try_later(cx, false, None, why);
     }
 
-    fn drive_connection(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let complete = self.node.facts_complete();
-        let State::Up(up) = &self.session.state else { return };
-        let (link, informed, flowing, info_due) = (up.link, up.informed, up.flowing, up.info_due);
-        let due = info_due <= now;
-        let inform = match informed {
-            Informed::No => complete || due,
-            Informed::Partly => complete,
-            Informed::Wholly => complete && self.node.take_info_wanted(),
-        };
-        if inform {
-            let text = protocol::write("system_info", self.system_info(now));
-            out.push(Action::Link(LinkCommand::Send(link, text)));
-            self.set_informed(if complete { Informed::Wholly } else { Informed::Partly });
-            self.node.take_info_wanted();
-        }
-        let informed = informed != Informed::No || inform;
-        if informed && !flowing && (self.table_ready || due) {
-            self.set_flowing();
-            self.beat(now, out);
-        }
-        let gate = |gate: &super::outbox::Gate| self.disk.open(now, gate);
-        if self.session.flowing().is_some() {
-            let State::Up(up) = &mut self.session.state else { return };
-            let results = self.outbox.take_unsent(link, up.pings + 1, gate);
-            let ping = !results.is_empty() || up.ping_due <= now;
-            for (kind, payload) in results {
-                out.push(Action::Link(LinkCommand::Send(link, protocol::write(kind, payload.into()))));
-            }
-            if ping {
-                up.pings += 1;
-                up.ping_due = now + PING_EVERY;
-                out.push(Action::Link(LinkCommand::Ping(link, up.pings)));
-            }
-        } else if let State::Up(up) = &mut self.session.state
-            && up.ping_due <= now
-        {
-            up.pings += 1;
-            up.ping_due = now + PING_EVERY;
-            out.push(Action::Link(LinkCommand::Ping(link, up.pings)));
+    fn try_later(&mut self, cx: &mut Cx, slowest: bool, retry_after: Option<Duration>, detail: &str) {
+        let doubled = RECONNECT * 2u32.pow(self.failures.saturating_sub(1).min(8));
+        let delay = if slowest { RECONNECT_MAX } else { doubled.min(RECONNECT_MAX) };
+        let delay = cx.random.spread(delay, SPREAD_PERCENT).max(retry_after.unwrap_or(Duration::ZERO));
+        let (level, again) = self.loss.add(cx.now, self.trouble.as_deref() == Some(detail));
+        let seconds = delay.as_secs_f32();
+        cx.act(Action::Log(level, format!("{detail}{again}; next attempt in {seconds:.1} s")));
+        self.trouble = Some(detail.to_owned());
+        let at = cx.now + delay;
+        self.enter(cx, State::Waiting(at));
+    }
+
+    fn token_refused(&mut self, cx: &mut Cx, status: u16) {
+        let why = format!("the organisation token is refused (HTTP {status}): set a valid token");
+        self.end(cx, End::TokenRefused(why));
+    }
+
+    fn end(&mut self, cx: &mut Cx, end: End) {
+        cx.act(Action::End(end));
+        self.enter(cx, State::Over);
+    }
+
+    /// What `system_info` says has changed: it is sent again.
+    pub(crate) fn info_changed(&mut self) {
+        self.info_outdated = true;
+    }
+
+    /// Whether `system_info` is to be sent now. `complete`: all that it says is known.
+    pub(crate) fn info_is_due(&self, complete: bool) -> bool {
+        let State::Up(up) = &self.state else { return false };
+        match up.info {
+            InfoSent::None => complete || up.info_deadline.is_none(),
+            InfoSent::Partial => complete,
+            InfoSent::Complete => complete && self.info_outdated,
         }
     }
 
-    fn set_informed(&mut self, informed: Informed) {
-        if let State::Up(up) = &mut self.session.state {
-            up.informed = informed;
+    pub(crate) fn send_info(&mut self, cx: &mut Cx, info: Value, complete: bool) {
+        let State::Up(up) = &mut self.state else { return };
+        cx.act(Action::Link(LinkCommand::Send(up.link, protocol::write("system_info", info))));
+        up.info = if complete { InfoSent::Complete } else { InfoSent::Partial };
+        self.info_outdated = false;
+    }
+
+    /// Establishes the connection if it may be. Says whether it was: then a heartbeat is due. `containers_known`: what
+    /// a heartbeat says of the containers can be said.
+    pub(crate) fn establish(&mut self, cx: &mut Cx, containers_known: bool) -> bool {
+        let State::Up(up) = &mut self.state else { return false };
+        let may = up.info != InfoSent::None && (containers_known || up.info_deadline.is_none());
+        if up.established || !may {
+            return false;
+        }
+        up.established = true;
+        up.info_deadline = None;
+        cx.peer = Some(up.link);
+        true
+    }
+
+    pub(crate) fn send_heartbeat(&mut self, cx: &mut Cx, heartbeat: Value) {
+        if cx.peer.is_some() {
+            cx.send("heartbeat", heartbeat);
+            self.last_heartbeat = Some(cx.now);
         }
     }
 
-    fn set_flowing(&mut self) {
-        if let State::Up(up) = &mut self.session.state {
-            up.flowing = true;
+    /// The number of the ping that will follow what is sent now, on an established connection.
+    pub(crate) fn next_ping(&self) -> Option<(LinkId, u64)> {
+        match &self.state {
+            State::Up(up) if up.established => Some((up.link, up.pings + 1)),
+            _ => None,
         }
     }
 
-    /// Sends a heartbeat, if there is a connection that has had its `system_info`.
-    pub(super) fn beat(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if let Some(link) = self.session.flowing() {
-            let text = protocol::write("heartbeat", self.heartbeat(now));
-            out.push(Action::Link(LinkCommand::Send(link, text)));
-            self.session.last_beat = Some(now);
+    /// Sends the ping whose pong is the receipt of all that was sent before it.
+    pub(crate) fn ping(&mut self, cx: &mut Cx) {
+        if let State::Up(up) = &mut self.state {
+            up.ping(cx);
         }
     }
 
     /// Closes the session for good.
-    pub(super) fn close_session(&mut self, now: Instant, out: &mut Vec<Action>) {
-        match &self.session.state {
+    pub(crate) fn close(&mut self, cx: &mut Cx) {
+        match &self.state {
             State::Up(up) => {
-                let link = up.link;
-                out.push(Action::Link(LinkCommand::Close { link, code: 1001, reason: "agent stops" }));
-                self.session.state = State::Closing(link, now + CLOSE_WITHIN);
+                let (link, until) = (up.link, cx.now + CLOSE_WITHIN);
+                cx.act(Action::Link(LinkCommand::Close { link, code: 1001, reason: "agent stops" }));
+                self.enter(cx, State::Closing(link, until));
             }
             State::Registering(link, _) | State::Dialing(link, _) => {
-                out.push(Action::Link(LinkCommand::Abandon(*link)));
-                self.session.state = State::Over;
+                let link = *link;
+                cx.act(Action::Link(LinkCommand::Abandon(link)));
+                self.enter(cx, State::Over);
             }
-            State::Idle(_) | State::Gathering(_) => self.session.state = State::Over,
+            State::Waiting(_) | State::Gathering(_) => self.enter(cx, State::Over),
             State::Closing(..) | State::Over => {}
         }
+    }
+}
+
+impl Connection {
+    fn ping(&mut self, cx: &mut Cx) {
+        self.pings += 1;
+        self.ping_at = cx.now + PING_EVERY;
+        cx.act(Action::Link(LinkCommand::Ping(self.link, self.pings)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(cx: &Cx) -> Session {
+        let identity = (NodeId::new("node-1").unwrap(), None);
+        Session::new(cx.now, Some(identity), Some(Secret::new("vtk_1".into())))
+    }
+
+    #[test]
+    fn a_connection_is_established_by_system_info_and_then_a_heartbeat() {
+        let mut cx = Cx::example();
+        let mut session = session(&cx);
+        assert_eq!(session.on_timer(&mut cx, Timer::Session), SessionNeeds::FreshReadings);
+        let link = session.link().unwrap();
+        assert!(session.on_link(&mut cx, link, LinkEvent::Up).is_none());
+        assert!(!session.info_is_due(false) && session.info_is_due(true));
+        assert!(!session.establish(&mut cx, true), "not before system_info");
+        session.send_info(&mut cx, Value::Null, true);
+        assert!(!session.establish(&mut cx, false), "the containers are not known");
+        assert_eq!((session.next_ping(), cx.peer), (None, None));
+        _ = session.on_timer(&mut cx, Timer::SystemInfo);
+        assert!(session.establish(&mut cx, false), "and are not waited for longer");
+        assert_eq!((session.next_ping(), cx.peer), (Some((link, 1)), Some(link)));
+        assert!(!session.info_is_due(true));
+        session.info_changed();
+        assert!(session.info_is_due(true));
+    }
+
+    #[test]
+    fn silence_ends_a_connection_and_what_arrives_puts_it_off() {
+        let mut cx = Cx::example();
+        let mut session = session(&cx);
+        _ = session.on_timer(&mut cx, Timer::Session);
+        let link = session.link().unwrap();
+        _ = session.on_link(&mut cx, link, LinkEvent::Up);
+        cx.now += Duration::from_secs(10);
+        _ = session.on_link(&mut cx, link, LinkEvent::Alive);
+        assert_eq!(session.timers()[1], (Timer::Silence, Some(cx.now + SILENCE_MAX)));
+        cx.actions.clear();
+        _ = session.on_timer(&mut cx, Timer::Silence);
+        assert!(matches!(cx.actions[0], Action::Link(LinkCommand::Abandon(given_up)) if given_up == link));
+        assert!(matches!(session.state, State::Waiting(at) if at > cx.now));
+        assert!(session.on_link(&mut cx, link, LinkEvent::Up).is_none() && session.link().is_none());
     }
 }

@@ -62,7 +62,7 @@ pub use self::proxy::Proxy;
 pub use self::shared::BACKLOG_MAX;
 pub use self::upgrade::UNSENT_MAX;
 pub use self::url::{BadUrl, Host, Url};
-pub use crate::core::session::DIAL_DEADLINE;
+pub use crate::core::link_api::DIAL_DEADLINE;
 pub use crate::protocol::MESSAGE_MAX;
 
 /// How long a close may take: sending it, and waiting for the answer.

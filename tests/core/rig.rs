@@ -340,7 +340,7 @@ impl Rig {
     fn pass(&mut self, time: Duration, alive: bool) {
         let end = self.now + time;
         let mut spins = 0;
-        while let Some(at) = self.core.next_deadline(self.now).filter(|at| *at <= end) {
+        while let Some(at) = self.core.next_deadline().filter(|at| *at <= end) {
             spins = if at <= self.now { spins + 1 } else { 0 };
             assert!(spins < 20, "the core spins");
             self.now = self.now.max(at);

@@ -264,7 +264,7 @@ impl World {
     /// The main loop's part: ticks as long as the core's deadline has passed.
     fn tick(&mut self) {
         let mut spins = 0;
-        while !self.ended && self.core.next_deadline(self.now).is_some_and(|at| at <= self.now) {
+        while !self.ended && self.core.next_deadline().is_some_and(|at| at <= self.now) {
             spins += 1;
             if spins > SPIN_MAX {
                 self.breaks("the core's deadline stays in the past: it spins".into());
@@ -453,7 +453,7 @@ impl World {
         while self.broken.is_none() {
             let flights = self.flights.iter().map(|flight| flight.deadline);
             let orphans = self.orphans.iter().map(|(_, deadline)| *deadline);
-            let core = self.core.next_deadline(self.now);
+            let core = self.core.next_deadline();
             let next = flights.chain(orphans).chain([self.beat]).chain(core).min().unwrap_or(end);
             if next > end {
                 break;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::host::{Host, config};
 use crate::support::skip::skip;
-use vectorlay::core::gpus::{Denied, Gpus};
+use vectorlay::core::gpus::{Denied, GpuTable};
 use vectorlay::core::inventory::{Gpu, Health, Verdict};
 use vectorlay::host::gpus::Watch;
 use vectorlay::host::health::Limits;
@@ -63,8 +63,8 @@ fn check_with(facts: &str, lspci: Option<&str>, expected: &[(&str, &str, &str)])
 }
 
 /// Who has which of a host's GPUs: nobody has any yet.
-fn table(gpus: &[Gpu]) -> Gpus {
-    let mut table = Gpus::default();
+fn table(gpus: &[Gpu]) -> GpuTable {
+    let mut table = GpuTable::default();
     table.reading(Instant::now(), Duration::ZERO, gpus);
     table
 }

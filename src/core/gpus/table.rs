@@ -1,4 +1,4 @@
-//! Who has which GPU. Whole IOMMU groups are handed out, to one replica at a time.
+//! The table of GPUs: which there are, how they are, and who has which.
 //!
 //! The labels of containers are the record: the table is rebuilt from them before any deploy is taken. A GPU is
 //! claimed before the hardware is touched and freed when its container is proven gone; it can be handed out again
@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::inventory::{Gpu, Health, Judgement, Verdict};
+use super::allocate::{Group, choose};
+use crate::core::inventory::{Gpu, Health, Judgement, Verdict};
 use crate::types::{PciAddress, ReplicaId};
 
 /// A GPU that this many readings in a row do not show is gone, unless a replica has it.
@@ -43,21 +44,21 @@ pub enum Denied {
     },
 }
 
-/// The table of GPUs.
+/// The table of GPUs. See the module.
 #[derive(Debug, Default)]
-pub struct Gpus {
+pub struct GpuTable {
     slots: BTreeMap<PciAddress, Slot>,
     /// The holders: a label may name a GPU that no reading has shown yet.
     held: BTreeMap<PciAddress, ReplicaId>,
-    /// Held back by the operator.
-    back: BTreeSet<PciAddress>,
+    /// GPUs that the operator holds back.
+    held_back: BTreeSet<PciAddress>,
 }
 
-impl Gpus {
+impl GpuTable {
     /// Takes a reading of the host's GPUs. Says whether anything in the table changed.
     ///
-    /// A GPU that failed stays failed for `retest`, and is well again with the first good reading after that. What is
-    /// counted in a verdict's or health's words changes all the time and is no news.
+    /// A GPU that failed stays failed for `retest`, and is well again with the first good reading after that. Counters
+    /// inside reason texts do not count as a change.
     pub fn reading(&mut self, now: Instant, retest: Duration, gpus: &[Gpu]) -> bool {
         let mut changed = false;
         for slot in self.slots.values_mut() {
@@ -100,14 +101,14 @@ impl Gpus {
     }
 
     /// These GPUs are said to be `replica`'s, by a label or a record, unless another one has them.
-    pub fn adopt<'a>(&mut self, replica: &ReplicaId, gpus: impl IntoIterator<Item = &'a PciAddress>) {
+    pub(crate) fn adopt<'a>(&mut self, replica: &ReplicaId, gpus: impl IntoIterator<Item = &'a PciAddress>) {
         for gpu in gpus {
             self.held.entry(*gpu).or_insert_with(|| replica.clone());
         }
     }
 
     /// A GPU passes to `replica`, whose container carries it in its label, from one whose record alone named it.
-    pub fn pass(&mut self, replica: &ReplicaId, gpu: PciAddress) {
+    pub(crate) fn reassign(&mut self, replica: &ReplicaId, gpu: PciAddress) {
         self.held.insert(gpu, replica.clone());
     }
 
@@ -145,7 +146,7 @@ impl Gpus {
 
     /// The containers of `replica` are gone, but for ones with the GPUs in `kept`. Says whether any GPU is free by
     /// that: then a new reading is due. `under_way`: how many readings were ordered before and have not arrived.
-    pub fn free(&mut self, replica: &ReplicaId, kept: &[PciAddress], under_way: u8) -> bool {
+    pub(crate) fn free(&mut self, replica: &ReplicaId, kept: &[PciAddress], under_way: u8) -> bool {
         let before = self.held.len();
         let slots = &mut self.slots;
         self.held.retain(|address, holder| {
@@ -164,27 +165,32 @@ impl Gpus {
 
     /// Holds a GPU back from being handed out, or releases it again. Says whether that changed anything.
     pub fn hold_back(&mut self, gpu: PciAddress, held: bool) -> bool {
-        if held { self.back.insert(gpu) } else { self.back.remove(&gpu) }
+        if held { self.held_back.insert(gpu) } else { self.held_back.remove(&gpu) }
     }
 
     /// The GPUs that the operator holds back.
-    pub fn held_back(&self) -> impl Iterator<Item = PciAddress> + '_ {
-        self.back.iter().copied()
+    pub(crate) fn held_back(&self) -> impl Iterator<Item = PciAddress> + '_ {
+        self.held_back.iter().copied()
     }
 
     /// The PCI vendor ID of a GPU.
-    pub fn vendor(&self, gpu: PciAddress) -> Option<u16> {
+    pub(crate) fn vendor(&self, gpu: PciAddress) -> Option<u16> {
         self.slots.get(&gpu).map(|slot| slot.gpu.vendor_id)
     }
 
     /// Whether there is a GPU at this address, or was one when the operator held it back.
-    pub fn knows(&self, gpu: PciAddress) -> bool {
-        self.slots.contains_key(&gpu) || self.back.contains(&gpu)
+    pub(crate) fn knows(&self, gpu: PciAddress) -> bool {
+        self.slots.contains_key(&gpu) || self.held_back.contains(&gpu)
     }
 
     /// Who has a GPU.
-    pub fn holder(&self, gpu: PciAddress) -> Option<&ReplicaId> {
+    pub(crate) fn holder(&self, gpu: PciAddress) -> Option<&ReplicaId> {
         self.held.get(&gpu)
+    }
+
+    /// Who has any GPU.
+    pub(crate) fn holders(&self) -> BTreeSet<&ReplicaId> {
+        self.held.values().collect()
     }
 
     /// How many there are, and how many of them are free.
@@ -193,7 +199,7 @@ impl Gpus {
     }
 
     /// All of them, each with what the node says of it.
-    pub fn describe(&self) -> Vec<(&Gpu, Judgement)> {
+    pub(crate) fn describe(&self) -> Vec<(&Gpu, Judgement)> {
         let mut all: Vec<_> = self.slots.values().map(|slot| (&slot.gpu, self.judgement(slot))).collect();
         let kept: Vec<(u32, PciAddress)> = all
             .iter()
@@ -210,7 +216,7 @@ impl Gpus {
     }
 
     /// Whether a GPU is handed over by VFIO: then the host cannot see into it.
-    pub fn by_vfio(&self, gpu: PciAddress) -> bool {
+    pub(crate) fn by_vfio(&self, gpu: PciAddress) -> bool {
         self.slots.get(&gpu).is_some_and(|slot| by_vfio(&slot.gpu))
     }
 
@@ -226,7 +232,7 @@ impl Gpus {
             judgement.health = "unknown";
             judgement.reason = Some("missing from the last reading of the bus".to_owned());
         }
-        if self.back.contains(&address) {
+        if self.held_back.contains(&address) {
             judgement.assignable = false;
             judgement.reason = Some("held back by the operator: vectorlay-agent gpu release".to_owned());
         }
@@ -239,7 +245,7 @@ impl Gpus {
             && slot.gpu.verdict == Verdict::Assignable
             && !matches!(slot.gpu.health, Health::Failed(_))
             && !self.held.contains_key(&slot.gpu.address)
-            && !self.back.contains(&slot.gpu.address)
+            && !self.held_back.contains(&slot.gpu.address)
     }
 
     /// The groups of which every GPU is free. A GPU without a group stands for itself.
@@ -274,7 +280,7 @@ fn by_vfio(gpu: &Gpu) -> bool {
     node.starts_with("/dev/vfio/") || node.contains('=') && gpu.driver.as_ref().is_some_and(bound)
 }
 
-/// What of a GPU is news when it changes: its verdict and health, without their words.
+/// What of a GPU counts as a change: the kinds of its verdict and health, without their texts.
 fn kind(gpu: &Gpu) -> (u8, u8) {
     let verdict = match gpu.verdict {
         Verdict::Assignable => 0,
@@ -290,65 +296,6 @@ fn kind(gpu: &Gpu) -> (u8, u8) {
     (verdict, health)
 }
 
-/// The GPUs of one free IOMMU group, by address.
-#[derive(Debug, Clone)]
-struct Group {
-    gpus: Vec<PciAddress>,
-    numa: Option<u32>,
-}
-
-/// Chooses whole groups with exactly `count` GPUs in all: from one NUMA node where that is possible (the one that is
-/// left with the fewest free), else from the nodes with the most free first.
-fn choose(groups: &[Group], count: usize) -> Option<Vec<PciAddress>> {
-    if count == 0 {
-        return Some(Vec::new());
-    }
-    let mut nodes: BTreeMap<Option<u32>, Vec<&Group>> = BTreeMap::new();
-    for group in groups {
-        nodes.entry(group.numa).or_default().push(group);
-    }
-    let size = |node: &[&Group]| node.iter().map(|group| group.gpus.len()).sum::<usize>();
-    let mut by_size: Vec<Vec<&Group>> = nodes.into_values().collect();
-    by_size.sort_by_key(|node| size(node));
-    if let Some(chosen) = by_size.iter().find_map(|node| exactly(node, count)) {
-        return Some(chosen);
-    }
-    // Fill up from the largest nodes: the first prefix of nodes that holds an exact sum uses the fewest of them.
-    by_size.sort_by_key(|node| std::cmp::Reverse(size(node)));
-    let mut all: Vec<&Group> = Vec::new();
-    for node in by_size {
-        all.extend(node);
-        if let Some(chosen) = exactly(&all, count) {
-            return Some(chosen);
-        }
-    }
-    None
-}
-
-/// The first groups, in order, whose sizes add up to exactly `count`.
-fn exactly(groups: &[&Group], count: usize) -> Option<Vec<PciAddress>> {
-    // last[n]: the group that completes a sum of n, found by the groups before it (subset sum, count ≤ 64).
-    let mut last: Vec<Option<usize>> = vec![None; count + 1];
-    for (at, group) in groups.iter().enumerate() {
-        for sum in (group.gpus.len()..=count).rev() {
-            let rest = sum - group.gpus.len();
-            let reachable = rest == 0 || last[rest].is_some_and(|before| before < at);
-            if last[sum].is_none() && reachable {
-                last[sum] = Some(at);
-            }
-        }
-    }
-    let mut chosen = Vec::new();
-    let mut sum = count;
-    while sum > 0 {
-        let group = groups[last[sum]?];
-        chosen.extend(group.gpus.iter().copied());
-        sum -= group.gpus.len();
-    }
-    chosen.sort();
-    Some(chosen)
-}
-
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "a test needs some time to begin with")]
 mod tests {
@@ -357,23 +304,15 @@ mod tests {
     fn gpu(address: &str, group: u32, numa: u32) -> Gpu {
         Gpu {
             address: PciAddress::parse(address).unwrap(),
-            line: String::new(),
-            name: String::new(),
-            vendor_id: 0x10de,
-            device_id: 0x2330,
-            class: 0x0302,
-            driver: Some("vfio-pci".into()),
             iommu_group: Some(group),
-            companions: Vec::new(),
             numa_node: Some(numa),
             device_node: Some(format!("/dev/vfio/{group}")),
-            verdict: Verdict::Assignable,
-            health: Health::Ok,
+            ..Gpu::example(1)
         }
     }
 
     /// A reading at a time at which every failure has been retested.
-    fn read(gpus: &mut Gpus, readings: &[Gpu]) -> bool {
+    fn read(gpus: &mut GpuTable, readings: &[Gpu]) -> bool {
         gpus.reading(Instant::now(), Duration::ZERO, readings)
     }
 
@@ -381,7 +320,7 @@ mod tests {
         ReplicaId::new(id).unwrap()
     }
 
-    fn claim(gpus: &mut Gpus, id: &str, count: usize) -> Result<String, Denied> {
+    fn claim(gpus: &mut GpuTable, id: &str, count: usize) -> Result<String, Denied> {
         let claimed = gpus.claim(&replica(id), count, |_| false)?;
         Ok(claimed.iter().map(|(a, _)| format!("{:02x}", a.bus)).collect::<Vec<_>>().join(" "))
     }
@@ -395,7 +334,7 @@ mod tests {
     #[test]
     fn whole_groups_from_the_fewest_nodes_by_address() {
         let check = |counts: &[usize], expected: &[Result<&str, Denied>]| {
-            let mut gpus = Gpus::default();
+            let mut gpus = GpuTable::default();
             read(&mut gpus, &host());
             for (n, (count, expected)) in counts.iter().zip(expected).enumerate() {
                 let got = claim(&mut gpus, &format!("r{n}"), *count);
@@ -419,7 +358,7 @@ mod tests {
             gpu.device_node = Some("nvidia.com/pgpu=5".into());
             gpu.driver = Some("vfio-pci".into());
         }
-        let mut gpus = Gpus::default();
+        let mut gpus = GpuTable::default();
         read(&mut gpus, &named);
         assert!(matches!(gpus.claim(&replica("b"), 7, |_| false), Err(Denied::Short { .. })));
         let claimed = gpus.claim(&replica("b"), 6, |_| false).unwrap();
@@ -436,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_gpu_whose_group_cannot_be_handed_out_is_not_called_assignable() {
-        let mut gpus = Gpus::default();
+        let mut gpus = GpuTable::default();
         read(&mut gpus, &host());
         // The last two share a group.
         let last: Vec<PciAddress> = host()[4..].iter().map(|gpu| gpu.address).collect();
@@ -450,7 +389,7 @@ mod tests {
 
     #[test]
     fn what_is_freed_waits_for_a_new_reading() {
-        let mut gpus = Gpus::default();
+        let mut gpus = GpuTable::default();
         read(&mut gpus, &host());
         claim(&mut gpus, "a", 6).unwrap();
         assert_eq!(gpus.count(), (6, 0));
@@ -469,7 +408,7 @@ mod tests {
         for gpu in &mut busy {
             gpu.verdict = Verdict::Held("held by process 7".into());
         }
-        let mut gpus = Gpus::default();
+        let mut gpus = GpuTable::default();
         read(&mut gpus, &host());
         claim(&mut gpus, "a", 6).unwrap();
         gpus.free(&replica("a"), &[], 0);
@@ -483,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_claim_waits_for_a_holder_that_is_on_its_way_out() {
-        let mut gpus = Gpus::default();
+        let mut gpus = GpuTable::default();
         read(&mut gpus, &host());
         claim(&mut gpus, "a", 6).unwrap();
         let leaving = replica("a");
@@ -493,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_reading_that_misses_a_gpu_proves_nothing() {
-        let mut gpus = Gpus::default();
+        let mut gpus = GpuTable::default();
         read(&mut gpus, &host());
         claim(&mut gpus, "a", 1).unwrap();
         for _ in 0..10 {
@@ -511,7 +450,7 @@ mod tests {
         let mut readings = host();
         readings[0].health = Health::Failed("fell off the bus".into());
         readings[1].verdict = Verdict::Obstructed("bound to nvidia".into());
-        let mut gpus = Gpus::default();
+        let mut gpus = GpuTable::default();
         read(&mut gpus, &readings);
         let third = PciAddress::parse("03:00.0").unwrap();
         assert!(gpus.hold_back(third, true));
@@ -524,7 +463,7 @@ mod tests {
 
     #[test]
     fn a_label_is_the_record() {
-        let mut gpus = Gpus::default();
+        let mut gpus = GpuTable::default();
         gpus.adopt(&replica("a"), &[PciAddress::parse("02:00.0").unwrap()]);
         read(&mut gpus, &host());
         assert_eq!(gpus.count(), (6, 5));
@@ -537,7 +476,7 @@ mod tests {
         let well = &host()[..1];
         let mut failed = well.to_vec();
         failed[0].health = Health::Failed("fatal error".into());
-        let mut gpus = Gpus::default();
+        let mut gpus = GpuTable::default();
         assert!(gpus.reading(now, retest, well));
         assert!(gpus.reading(now, retest, &failed), "news");
         assert!(!gpus.reading(now, retest, &failed), "no news");

@@ -7,15 +7,15 @@ use crate::types::Spec;
 
 /// The key of the hashes of specifications.
 #[derive(Debug)]
-pub(super) struct Key(pub(super) [u8; 32]);
+pub(crate) struct SpecKey(pub(crate) [u8; 32]);
 
-impl Key {
-    pub(super) fn bytes(&self) -> [u8; 32] {
+impl SpecKey {
+    pub(crate) fn bytes(&self) -> [u8; 32] {
         self.0
     }
 
     /// `<key>.<hash>`: which key, and what it makes of the specification.
-    pub(super) fn hash(&self, spec: &Spec) -> String {
+    pub(crate) fn hash(&self, spec: &Spec) -> String {
         let mut hash = KeyedHash::new(&self.0);
         let mut put = |field: &[u8]| {
             hash.update(&(field.len() as u64).to_be_bytes());
@@ -69,7 +69,7 @@ mod tests {
             ports: vec![Port { host: 8080, container: 80, udp: false }],
         };
         assert_eq!(
-            Key(*b"0123456789abcdef0123456789abcdef").hash(&spec),
+            SpecKey(*b"0123456789abcdef0123456789abcdef").hash(&spec),
             "568737a9.82c011e3d314483edf11ddb42c0e66aa"
         );
     }

@@ -1,0 +1,296 @@
+//! The replicas: one state machine each ([`state`], [`lifecycle`], [`reconcile`]), and what is true of all of them
+//! together: the queue, the places, what is owed, who waits for what ([`Replicas`]); what is taken on ([`admission`]).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::cx::{Cx, JobOwner};
+use super::job::Job;
+use super::persistence::{DurableBarrier, Persistence};
+use super::timers::ReplicaTimes;
+use crate::types::{ContainerId, ReplicaId};
+
+mod admission;
+mod lifecycle;
+mod reconcile;
+mod record;
+mod state;
+
+pub(crate) use self::admission::{Load, WaitingCommands};
+pub(crate) use self::lifecycle::{Effect, Input, Surroundings};
+pub(crate) use self::reconcile::Shown;
+pub(crate) use self::state::{
+    Awaited, Code, Deploy, Exit, OnDeploy, Refusal, Replica, Report, Work, same_spec,
+};
+use self::state::{CommandClass, ReplicaState, on_deploy};
+
+/// How long pull and start may take together, where the deploy does not say.
+pub(crate) const DEPLOY_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// The same with GPUs: a large guest pins all of its memory first.
+pub(crate) const DEPLOY_TIMEOUT_GPU: Duration = Duration::from_secs(30 * 60);
+/// How long a container is given to end by itself, where neither the stop nor its deploy says.
+pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many replicas that the engine cannot tell about are named in the node's reason.
+const UNCLEAR_NAMED: usize = 3;
+/// Maximum number of requests that one outcome answers.
+pub(crate) const REQUESTS_MAX: usize = 64;
+
+/// All replicas, by ID. Sums and indexes are kept up to date by [`Replicas::apply`] and its like, so that an event costs
+/// what it touches, however many replicas there are.
+#[derive(Debug, Default)]
+pub(crate) struct Replicas {
+    all: BTreeMap<ReplicaId, Replica>,
+    /// Replicas that are to be started, in order.
+    queue: VecDeque<ReplicaId>,
+    sums: Sums,
+    /// Whose container runs.
+    by_container: BTreeMap<ContainerId, ReplicaId>,
+    /// Whose stops wait for their record, the oldest first.
+    awaiting_record: BTreeSet<(DurableBarrier, ReplicaId)>,
+    /// Who waits for a listing.
+    awaiting_listing: BTreeSet<ReplicaId>,
+    /// Replicas of whose container the engine cannot say how it is.
+    unclear: BTreeSet<ReplicaId>,
+    /// Leftover containers that are being removed.
+    leftovers: BTreeSet<ContainerId>,
+    /// A listing has been taken up: the containers are known.
+    known: bool,
+}
+
+/// What the replicas come to together.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Sums {
+    /// Places for deploys at once that are taken.
+    starting: usize,
+    /// Outcomes that are still to be reported.
+    owed: usize,
+    /// Deploys that are on their way to a container.
+    deploying: usize,
+}
+
+impl Sums {
+    fn of(replica: &Replica) -> Self {
+        let starting = replica.is_starting();
+        Self {
+            starting: usize::from(starting),
+            owed: replica.owed(),
+            deploying: usize::from(starting || replica.deploy().is_some()),
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.starting += other.starting;
+        self.owed += other.owed;
+        self.deploying += other.deploying;
+    }
+
+    fn subtract(&mut self, other: Self) {
+        self.starting -= other.starting;
+        self.owed -= other.owed;
+        self.deploying -= other.deploying;
+    }
+}
+
+impl Replicas {
+    pub(crate) fn get(&self, id: &ReplicaId) -> Option<&Replica> {
+        self.all.get(id)
+    }
+
+    /// All, by ID.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&ReplicaId, &Replica)> {
+        self.all.iter()
+    }
+
+    pub(crate) fn of_container(&self, container: &ContainerId) -> Option<&ReplicaId> {
+        self.by_container.get(container)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(crate) fn ids(&self) -> Vec<ReplicaId> {
+        self.all.keys().cloned().collect()
+    }
+
+    /// Whether the containers are known: a listing has been taken up.
+    pub(crate) fn are_known(&self) -> bool {
+        self.known
+    }
+
+    /// A listing has been taken up.
+    pub(crate) fn become_known(&mut self, cx: &mut Cx) {
+        self.known = true;
+        // What is not given up before depends on it.
+        for (id, replica) in &self.all {
+            cx.timers.set_replica(id, replica.timers(true));
+        }
+    }
+
+    /// Outcomes that are still to be reported.
+    pub(crate) fn owed(&self) -> usize {
+        self.sums.owed
+    }
+
+    /// Whether a deploy is on its way to a container.
+    pub(crate) fn are_deploying(&self) -> bool {
+        self.sums.deploying > 0
+    }
+
+    /// Which of them the engine cannot say how they are, for the node's state: the first few by name.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let named = self
+            .unclear
+            .iter()
+            .take(UNCLEAR_NAMED)
+            .filter_map(|id| Some(format!("replica {id} is unknown: {}", self.all.get(id)?.unclear()?)));
+        let named = named.collect::<Vec<_>>().join("; ");
+        match (self.unclear.len(), self.unclear.len().saturating_sub(UNCLEAR_NAMED)) {
+            (0, _) => None,
+            (_, 0) => Some(named),
+            (_, more) => Some(format!("{named}; and {more} more")),
+        }
+    }
+
+    /// What a deploy with this specification means now.
+    pub(crate) fn on_deploy(&self, id: &ReplicaId, spec_hash: &str) -> OnDeploy {
+        let absent = || on_deploy(CommandClass::Absent, false, false);
+        self.all.get(id).map_or_else(absent, |replica| replica.on_deploy(spec_hash))
+    }
+
+    /// Those that wait for a listing.
+    pub(crate) fn awaiting_listing(&self) -> &BTreeSet<ReplicaId> {
+        &self.awaiting_listing
+    }
+
+    /// Replicas that are to be started, in order.
+    pub(crate) fn queue(&self) -> &VecDeque<ReplicaId> {
+        &self.queue
+    }
+
+    /// How many more deploys may be started now.
+    pub(crate) fn free_places(&self, cx: &Cx) -> usize {
+        cx.settings.workers.saturating_sub(self.sums.starting)
+    }
+
+    /// Size of the variables and arguments of the deploys that are queued, in bytes.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        let work = |id| self.all.get(id).and_then(|replica| replica.deploy()?.work.as_ref());
+        self.queue.iter().filter_map(work).map(|work| work.spec.bytes()).sum()
+    }
+
+    /// Replicas whose stops have waited for their record.
+    pub(crate) fn durable_stops(&self, persistence: &Persistence) -> Vec<ReplicaId> {
+        let open = self.awaiting_record.iter().take_while(|(barrier, _)| persistence.is_durable(*barrier));
+        open.map(|(_, id)| id.clone()).collect()
+    }
+
+    /// A replica that is new, or that a record or a label names.
+    pub(crate) fn insert(&mut self, cx: &mut Cx, replica: Replica) {
+        let id = replica.id.clone();
+        if replica.state == ReplicaState::Queued {
+            self.queue.push_back(id.clone());
+        }
+        self.unindex(&id);
+        self.all.insert(id.clone(), replica);
+        self.index(cx, &id);
+    }
+
+    /// Hands a replica an input; says what follows for others. A replica that is gone makes place for its successor.
+    pub(crate) fn apply(
+        &mut self,
+        cx: &mut Cx,
+        around: Surroundings<'_>,
+        id: &ReplicaId,
+        input: Input<'_>,
+    ) -> Vec<Effect> {
+        self.unindex(id);
+        let Some(replica) = self.all.get_mut(id) else { return Vec::new() };
+        let was_queued = replica.state == ReplicaState::Queued;
+        let mut effects = replica.apply(cx, around, input);
+        let gone = effects.iter().any(|effect| matches!(effect, Effect::Gone));
+        if gone {
+            let reports = replica.last_reports(cx.now);
+            effects.extend(reports.into_iter().map(Effect::Report));
+            effects.push(Effect::Save);
+        }
+        if gone || was_queued && replica.state != ReplicaState::Queued {
+            self.queue.retain(|queued| queued != id);
+        }
+        if !gone {
+            debug_assert_eq!(replica.illegal(), None, "{replica:?}");
+        } else if let Some(next) = self.all.remove(id).and_then(|replica| replica.succeed(cx.tick)) {
+            self.insert(cx, next);
+            return effects;
+        }
+        self.index(cx, id);
+        effects
+    }
+
+    /// Takes a replica out of the sums and indexes, before it is changed.
+    fn unindex(&mut self, id: &ReplicaId) {
+        let Some(replica) = self.all.get(id) else { return };
+        self.sums.subtract(Sums::of(replica));
+        if let Some(container) = replica.running() {
+            self.by_container.remove(container);
+        }
+        if let Some(barrier) = replica.awaited_record() {
+            self.awaiting_record.remove(&(barrier, id.clone()));
+        }
+        if replica.needs_listing() {
+            self.awaiting_listing.remove(id);
+        }
+        if replica.unclear().is_some() {
+            self.unclear.remove(id);
+        }
+    }
+
+    /// Enters a replica into the sums, the indexes and the timer table, after it was changed.
+    fn index(&mut self, cx: &mut Cx, id: &ReplicaId) {
+        let Some(replica) = self.all.get(id) else {
+            cx.timers.set_replica(id, ReplicaTimes::default());
+            return;
+        };
+        self.sums.add(Sums::of(replica));
+        if let Some(container) = replica.running() {
+            self.by_container.insert(container.clone(), id.clone());
+        }
+        if let Some(barrier) = replica.awaited_record() {
+            self.awaiting_record.insert((barrier, id.clone()));
+        }
+        if replica.needs_listing() {
+            self.awaiting_listing.insert(id.clone());
+        }
+        if replica.unclear().is_some() {
+            self.unclear.insert(id.clone());
+        }
+        cx.timers.set_replica(id, replica.timers(self.known));
+    }
+
+    /// Removes a leftover container, unless that is under way.
+    pub(crate) fn remove_leftover(&mut self, cx: &mut Cx, container: ContainerId) {
+        if self.leftovers.insert(container.clone()) {
+            cx.start_job(Job::Remove(container.clone()), JobOwner::LeftoverContainer(container));
+        }
+    }
+
+    /// The removal of a leftover container came back. Whether it is gone is seen in the next listing.
+    pub(crate) fn leftover_removed(&mut self, container: &ContainerId) {
+        self.leftovers.remove(container);
+    }
+
+    /// Whether sums, indexes and timers are what the replicas' states say. For tests: it walks all of them.
+    #[cfg(debug_assertions)]
+    pub(crate) fn is_consistent(&self, cx: &Cx) -> bool {
+        let mut sums = Sums::default();
+        self.all.values().for_each(|replica| sums.add(Sums::of(replica)));
+        let queued = |id: &ReplicaId| self.all.get(id).is_some_and(|r| r.state == ReplicaState::Queued);
+        sums == self.sums
+            && self.queue.iter().all(queued)
+            && self.all.values().filter(|r| r.state == ReplicaState::Queued).count() == self.queue.len()
+            && self.by_container.len() == self.all.values().filter(|r| r.running().is_some()).count()
+            && self.awaiting_listing.len() == self.all.values().filter(|r| r.needs_listing()).count()
+            && self.awaiting_record.len() == self.all.values().filter_map(Replica::awaited_record).count()
+            && self.all.iter().all(|(id, r)| cx.timers.of_replica(id) == r.timers(self.known))
+    }
+}

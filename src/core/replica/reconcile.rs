@@ -1,0 +1,446 @@
+//! What a listing of the containers means for one replica: recovery after a restart, exits, removal and its proof.
+//!
+//! What an earlier process left is settled by one table, [`on_recovery`]: what was intended, by its record, against
+//! what is there.
+
+use std::time::Duration;
+
+use super::lifecycle::{Effect, Step};
+use super::state::{
+    Desired, Exit, ExitWatch, Refusal, Removal, RemovalStep, Replica, ReplicaState, Report, Reported,
+    StopCall, same_spec,
+};
+use super::{DEPLOY_TIMEOUT, DEPLOY_TIMEOUT_GPU};
+use crate::core::cx::JobOwner;
+use crate::core::job::{Job, Listed, ListedStatus};
+use crate::core::persistence::DurableBarrier;
+use crate::types::ContainerId;
+
+/// How long a call of an earlier process may go on making a container that is not wanted any more.
+const UNWANTED_CALL_PATIENCE: Duration = Duration::from_secs(60);
+/// The pause before a second removal of a container that will not go; doubled for each that follows.
+const REMOVE_PAUSE_FIRST: Duration = Duration::from_millis(125);
+/// The longest of these pauses.
+const REMOVE_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// What a complete listing shows of a replica.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shown<'a> {
+    /// The tick at which the listing was asked for.
+    pub(crate) began: u64,
+    /// It is the first of this process.
+    pub(crate) first: bool,
+    /// The containers that carry the replica's label.
+    pub(crate) containers: &'a [Listed],
+    /// A CLI call of an earlier process is at work on the replica.
+    pub(crate) leftover_call: bool,
+    /// One is at work for the deploy that waits behind it.
+    pub(crate) successor_call: bool,
+}
+
+/// What an earlier process intended with a replica, by its record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Intent {
+    /// It runs, or ran; nothing is awaited. Without a record this is assumed.
+    Keep,
+    /// A deploy was accepted.
+    Start,
+    /// A deploy failed, and its failure is not reported.
+    Fail,
+    /// A stop was accepted.
+    Stop,
+    /// It was to go, and all about it is reported.
+    Remove,
+}
+
+/// What is there of a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// A container or call of the deploy that waited behind it: that was started after the record was saved.
+    SuccessorBegun,
+    /// A call that is still at work: what it makes is not known yet.
+    LeftoverCall,
+    /// Containers ran, and all of a deploy that the record does not name: it was started after the record was saved.
+    Newer,
+    /// The container of the recorded deploy is up.
+    Up,
+    /// The container of another deploy is up, and which is newer cannot be told.
+    OtherUp,
+    /// The same, beside a container of which the engine cannot say whether it runs.
+    OtherUpAndUnclear,
+    /// None is up, and of one the engine cannot say whether it runs.
+    Unclear,
+    /// A container ended.
+    Exited,
+    /// No container, or none that ever ran.
+    Nothing,
+}
+
+/// What is done about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recovery {
+    /// What was before it is gone: the successor takes its place, and is looked at in turn.
+    TakeUpSuccessor,
+    /// Wait for the call to end, and look again.
+    AwaitCall,
+    /// What the record has as pending is over: report that, and look at what is there without it.
+    Supersede,
+    /// It may run: wait until the engine can say, and report and remove nothing.
+    AwaitEngine,
+    /// Take it as running.
+    Adopt,
+    /// Take it as ended.
+    AdoptExited,
+    /// Report that it is gone, if it was known to run, and remove what is left.
+    Vanished,
+    /// The deploy succeeded.
+    ConfirmStarted,
+    /// The deploy failed: for the recorded reason, else it was interrupted. Remove what is left.
+    FailDeploy,
+    /// Give the container its time to end.
+    Stop,
+    /// Remove what is left.
+    Remove,
+}
+
+/// What a new process makes of a replica that an earlier one left.
+pub(crate) fn on_recovery(intent: Intent, found: Found) -> Recovery {
+    match (intent, found) {
+        (_, Found::SuccessorBegun) => Recovery::TakeUpSuccessor,
+        (_, Found::LeftoverCall) => Recovery::AwaitCall,
+        (_, Found::Newer) => Recovery::Supersede,
+        (Intent::Keep, Found::Up | Found::OtherUp | Found::OtherUpAndUnclear) => Recovery::Adopt,
+        (Intent::Keep, Found::Unclear) => Recovery::AwaitEngine,
+        (Intent::Keep, Found::Exited) => Recovery::AdoptExited,
+        (Intent::Keep, Found::Nothing) => Recovery::Vanished,
+        (Intent::Start, Found::Up) => Recovery::ConfirmStarted,
+        (Intent::Start, Found::OtherUpAndUnclear | Found::Unclear) => Recovery::AwaitEngine,
+        (Intent::Start, Found::OtherUp | Found::Exited | Found::Nothing) => Recovery::FailDeploy,
+        (
+            Intent::Fail,
+            Found::Up
+            | Found::OtherUp
+            | Found::OtherUpAndUnclear
+            | Found::Unclear
+            | Found::Exited
+            | Found::Nothing,
+        ) => Recovery::FailDeploy,
+        (Intent::Stop, Found::Up | Found::OtherUp | Found::OtherUpAndUnclear | Found::Unclear) => {
+            Recovery::Stop
+        }
+        (Intent::Stop, Found::Exited | Found::Nothing) => Recovery::Remove,
+        (
+            Intent::Remove,
+            Found::Up
+            | Found::OtherUp
+            | Found::OtherUpAndUnclear
+            | Found::Unclear
+            | Found::Exited
+            | Found::Nothing,
+        ) => Recovery::Remove,
+    }
+}
+
+/// The container that is there, of those that are listed for a replica.
+#[derive(Debug, Clone, Copy)]
+struct Candidates<'a> {
+    up: Option<&'a Listed>,
+    exited: Option<(&'a Listed, i32)>,
+    /// With what the engine says of it.
+    unclear: Option<(&'a Listed, &'a str)>,
+}
+
+impl Shown<'_> {
+    fn candidates(&self, deploy_id: &str) -> Candidates<'_> {
+        let is_up = |c: &&Listed| c.status == ListedStatus::Up;
+        let up = self.containers.iter().find(|c| is_up(c) && c.deploy == deploy_id);
+        let exited = self.containers.iter().find_map(|c| match c.status {
+            ListedStatus::Exited(code) => Some((c, code)),
+            ListedStatus::Created | ListedStatus::Up | ListedStatus::Unclear(_) => None,
+        });
+        let unclear = self.containers.iter().find_map(|c| match &c.status {
+            ListedStatus::Unclear(said) => Some((c, said.as_str())),
+            ListedStatus::Created | ListedStatus::Up | ListedStatus::Exited(_) => None,
+        });
+        Candidates { up: up.or_else(|| self.containers.iter().find(is_up)), exited, unclear }
+    }
+}
+
+impl Replica {
+    pub(super) fn intent(&self) -> Intent {
+        match (self.desired, &self.deploy, &self.stop) {
+            (Desired::Present, None, _) => Intent::Keep,
+            (Desired::Present, Some(_), _) => Intent::Start,
+            (Desired::Absent, Some(_), _) => Intent::Fail,
+            (Desired::Absent, None, Some(_)) => Intent::Stop,
+            (Desired::Absent, None, None) => Intent::Remove,
+        }
+    }
+
+    pub(super) fn found(&self, shown: &Shown<'_>) -> Found {
+        let begun = |next: &str| shown.successor_call || shown.containers.iter().any(|c| c.deploy == next);
+        if self.successor.as_ref().is_some_and(|next| next.work.is_none() && begun(&next.id)) {
+            return Found::SuccessorBegun;
+        }
+        if shown.leftover_call {
+            return Found::LeftoverCall;
+        }
+        let mut ran = shown
+            .containers
+            .iter()
+            .filter(|c| matches!(c.status, ListedStatus::Up | ListedStatus::Exited(_)))
+            .peekable();
+        let recorded = shown.first && !self.deploy_id.is_empty();
+        if recorded && ran.peek().is_some() && ran.all(|c| c.deploy != self.deploy_id) {
+            return Found::Newer;
+        }
+        let there = shown.candidates(&self.deploy_id);
+        match (there.up, there.unclear, there.exited) {
+            (Some(up), _, _) if up.deploy == self.deploy_id => Found::Up,
+            (Some(_), None, _) => Found::OtherUp,
+            (Some(_), Some(_), _) => Found::OtherUpAndUnclear,
+            (None, Some(_), _) => Found::Unclear,
+            (None, None, Some(_)) => Found::Exited,
+            (None, None, None) => Found::Nothing,
+        }
+    }
+
+    /// The first look at what an earlier process left: whether what is there is newer than the record.
+    pub(super) fn on_recovered(&mut self, s: &mut Step<'_>, shown: &Shown<'_>) {
+        match on_recovery(self.intent(), self.found(shown)) {
+            Recovery::TakeUpSuccessor => s.effect(Effect::Gone),
+            Recovery::Supersede => self.supersede(s),
+            Recovery::AwaitCall
+            | Recovery::Adopt
+            | Recovery::AwaitEngine
+            | Recovery::AdoptExited
+            | Recovery::Vanished
+            | Recovery::ConfirmStarted
+            | Recovery::FailDeploy
+            | Recovery::Stop
+            | Recovery::Remove => {}
+        }
+    }
+
+    fn supersede(&mut self, s: &mut Step<'_>) {
+        self.state = ReplicaState::Unverified(None);
+        self.desired = Desired::Present;
+        self.reported = Reported::Nothing;
+        let now = s.cx.now;
+        if let Some(deploy) = self.deploy.take() {
+            let recorded = deploy.failure.as_ref().map(|(refusal, _)| refusal.clone());
+            s.report(deploy.failed(now, recorded.unwrap_or_else(Refusal::interrupted)));
+        }
+        if let Some(stop) = self.stop.take() {
+            s.report(Report::Stopped { requests: stop.requests, refusal: None });
+        }
+        s.effect(Effect::Save);
+    }
+
+    /// A listing came back. It says nothing about what has changed since it was asked for.
+    pub(super) fn on_listed(&mut self, s: &mut Step<'_>, shown: &Shown<'_>) {
+        if self.changed_at > shown.began {
+            return;
+        }
+        match self.state.clone() {
+            ReplicaState::Unverified(_) => self.recover(s, shown),
+            ReplicaState::Running(container, watch) => {
+                let is_up = |c: &Listed| c.id == container && c.status == ListedStatus::Up;
+                let asked = self.job().is_some()
+                    || matches!(watch, ExitWatch::ConfirmAt(..) | ExitWatch::NoTaskAt(_));
+                if !asked && !shown.containers.iter().any(is_up) {
+                    self.confirm_exit(s);
+                }
+                remove_leftovers(s, &container, shown.containers);
+            }
+            ReplicaState::Exited(container, ..) => {
+                if let Some(up) = shown.containers.iter().find(|c| c.status == ListedStatus::Up) {
+                    // Someone started it again by hand.
+                    let now = s.cx.now;
+                    self.reported = Reported::Running;
+                    self.enter(s.cx, ReplicaState::Running(up.id.clone(), ExitWatch::InspectAt(now)));
+                    s.effect(Effect::Save);
+                } else if !shown.containers.iter().any(|c| c.id == container) {
+                    self.remove_listed(
+                        s,
+                        shown,
+                        Removal { step: RemovalStep::AwaitingListing(0), attempts: 0 },
+                    );
+                }
+            }
+            ReplicaState::Removing(removal) => match removal.step {
+                RemovalStep::AwaitingListing(needs) | RemovalStep::Proving(needs) if needs <= shown.began => {
+                    self.remove_listed(s, shown, removal);
+                }
+                RemovalStep::AwaitingListing(_)
+                | RemovalStep::Proving(_)
+                | RemovalStep::Called(_)
+                | RemovalStep::PauseUntil(_) => {}
+            },
+            ReplicaState::AwaitingLeftoverCall(_)
+            | ReplicaState::Queued
+            | ReplicaState::Pulling(_)
+            | ReplicaState::Starting(_)
+            | ReplicaState::ResolvingNameConflict(..)
+            | ReplicaState::Stopping(..) => {}
+        }
+    }
+
+    /// A replica that an earlier process knew, that nobody knew, or that was lost from sight.
+    fn recover(&mut self, s: &mut Step<'_>, shown: &Shown<'_>) {
+        let there = shown.candidates(&self.deploy_id);
+        let now = s.cx.now;
+        let recovery = on_recovery(self.intent(), self.found(shown));
+        if let (Recovery::AwaitEngine, Some((container, said))) = (recovery, there.unclear) {
+            let before = self.unclear().map(str::to_owned);
+            self.unclear_again(s, &container.id, &format!("the engine lists it as {said:?}"), before);
+            return;
+        }
+        if self.unclear().is_some() && recovery != Recovery::AwaitCall {
+            s.cx.info(format!("replica {}: the engine can say how its container is again", self.id));
+        }
+        let up_or_unclear = there.up.or(there.unclear.map(|(container, _)| container));
+        match (recovery, there.up, there.exited, up_or_unclear) {
+            (Recovery::AwaitCall, ..) => {
+                let patience = match (self.desired, self.gpus.is_empty()) {
+                    (Desired::Absent, _) => UNWANTED_CALL_PATIENCE,
+                    (Desired::Present, true) => DEPLOY_TIMEOUT,
+                    (Desired::Present, false) => DEPLOY_TIMEOUT_GPU,
+                };
+                self.enter(s.cx, ReplicaState::AwaitingLeftoverCall(now + patience));
+            }
+            (Recovery::Adopt, Some(up), ..) => {
+                self.trust_labels(s, shown.containers);
+                self.take_identity(up);
+                self.reported = Reported::Running;
+                self.enter(s.cx, ReplicaState::Running(up.id.clone(), ExitWatch::InspectAt(now)));
+                remove_leftovers(s, &up.id, shown.containers);
+                self.answer_successor(s);
+                s.effect(Effect::Save);
+            }
+            (Recovery::AdoptExited, _, Some((exited, code)), _) => {
+                self.trust_labels(s, shown.containers);
+                if exited.deploy != self.deploy_id {
+                    // The record is older than this container: what it says was reported was another's end.
+                    self.reported = Reported::Nothing;
+                    self.take_identity(exited);
+                }
+                self.exited(s, exited.id.clone(), Exit { code: Some(code), oom: None });
+                if self.successor.is_some() {
+                    self.remove(s);
+                }
+            }
+            (Recovery::ConfirmStarted, Some(up), ..) => {
+                self.reported = Reported::Running;
+                self.enter(s.cx, ReplicaState::Running(up.id.clone(), ExitWatch::InspectAt(now)));
+                let requests = self.deploy.take().map(|deploy| deploy.requests).unwrap_or_default();
+                self.trust_labels(s, shown.containers);
+                self.report_running(s, requests, None);
+                self.answer_successor(s);
+                s.effect(Effect::Save);
+            }
+            (Recovery::FailDeploy, ..) => {
+                if let Some(deploy) = &mut self.deploy {
+                    deploy.work = None;
+                    deploy.failure.get_or_insert_with(|| (Refusal::interrupted(), now));
+                }
+                self.desired = Desired::Absent;
+                self.remove(s);
+                s.effect(Effect::Save);
+            }
+            (Recovery::Stop, _, _, Some(up)) => {
+                let barrier = self.stop.as_ref().map_or(DurableBarrier::OPEN, |stop| stop.barrier);
+                let stopping = ReplicaState::Stopping(up.id.clone(), StopCall::AwaitingRecord(barrier));
+                self.enter(s.cx, stopping);
+            }
+            (Recovery::Vanished, ..) => {
+                self.trust_labels(s, shown.containers);
+                if self.reported == Reported::Running {
+                    self.reported = Reported::Nothing;
+                    s.report(Report::Vanished);
+                }
+                self.desired = Desired::Absent;
+                self.remove(s);
+                s.effect(Effect::Save);
+            }
+            (Recovery::Remove, ..) => self.remove(s),
+            // Done in `on_recovered`, before any replica is looked at here.
+            (Recovery::TakeUpSuccessor | Recovery::Supersede, ..) => {}
+            // What is decided about a container is decided because it is there.
+            (
+                Recovery::AwaitEngine
+                | Recovery::Adopt
+                | Recovery::AdoptExited
+                | Recovery::ConfirmStarted
+                | Recovery::Stop,
+                ..,
+            ) => debug_assert!(false, "no container to go with the decision"),
+        }
+    }
+
+    /// It runs what a container's labels say.
+    fn take_identity(&mut self, container: &Listed) {
+        self.spec_hash.clone_from(&container.spec);
+        self.deploy_id.clone_from(&container.deploy);
+    }
+
+    /// A replica that was lost from sight has the GPUs of its containers' labels, not those of an older record.
+    fn trust_labels(&mut self, s: &mut Step<'_>, containers: &[Listed]) {
+        if !containers.is_empty() {
+            self.gpus.retain(|gpu| containers.iter().any(|container| container.gpus.contains(gpu)));
+            s.effect(Effect::KeepsGpus(self.gpus.clone()));
+        }
+    }
+
+    /// A deploy that came while it was not known whether the replica runs, and now it does.
+    fn answer_successor(&mut self, s: &mut Step<'_>) {
+        let Some(next) = self.successor.take() else { return };
+        if same_spec(&self.spec_hash, &next.spec_hash) {
+            self.report_running(s, next.requests, None);
+        } else {
+            s.report(next.failed(s.cx.now, Refusal::conflict(&self.id)));
+        }
+    }
+
+    /// A listing that began after a replica was to go: removes what it shows, or concludes.
+    fn remove_listed(&mut self, s: &mut Step<'_>, shown: &Shown<'_>, removal: Removal) {
+        if shown.leftover_call {
+            // The call may still make a container: nothing is proven before it is over.
+            let until = s.cx.now + UNWANTED_CALL_PATIENCE;
+            self.enter(s.cx, ReplicaState::AwaitingLeftoverCall(until));
+            return;
+        }
+        let attempts = removal.attempts;
+        match (shown.containers.first(), removal.step) {
+            (None, _) => s.effect(Effect::Gone),
+            // It ended and its time of keeping is over, but someone started it again.
+            (Some(_), _)
+                if self.desired == Desired::Present
+                    && shown.containers.iter().any(|c| c.status == ListedStatus::Up) =>
+            {
+                self.enter(s.cx, ReplicaState::Unverified(None));
+            }
+            // It was removed, says the engine, and something is still there: not at once again.
+            (Some(_), RemovalStep::Proving(_)) => {
+                let pause = REMOVE_PAUSE_FIRST * 2u32.pow(attempts.min(8));
+                let step = RemovalStep::PauseUntil(s.cx.now + pause.min(REMOVE_PAUSE_MAX));
+                self.state = ReplicaState::Removing(Removal { step, attempts });
+            }
+            (Some(first), _) => {
+                let job = Job::Remove(first.id.clone());
+                let job = s.cx.start_job(job, JobOwner::Replica(self.id.clone()));
+                let step = RemovalStep::Called(job);
+                self.enter(s.cx, ReplicaState::Removing(Removal { step, attempts }));
+            }
+        }
+    }
+}
+
+/// Containers that carry a running replica's label, never ran, and are not its container.
+fn remove_leftovers(s: &mut Step<'_>, container: &ContainerId, containers: &[Listed]) {
+    for leftover in containers {
+        if leftover.id != *container && leftover.status == ListedStatus::Created {
+            s.effect(Effect::RemoveLeftover(leftover.id.clone()));
+        }
+    }
+}

@@ -1,0 +1,894 @@
+//! One replica's state as values, which combinations of them are legal, and the tables of what a command means.
+//!
+//! ```text
+//!            deploy                  image missing
+//!   (none) ────────► Queued ─► Starting ◄────────► Pulling
+//!                                 │ │ name taken
+//!                                 │ └──► ResolvingNameConflict ─► Starting (with a suffix)
+//!              result `running`   ▼
+//!                              Running ─── the process ends ──► Exited ── retention ──┐
+//!                                 │ stop                                              │
+//!                                 ▼                                                   ▼
+//!   any failure, cancel ─────► Stopping ──────────────────────────────────────────► Removing ─► (none)
+//! ```
+//! `Removing` looks up the containers by label, removes each by its full ID and looks again; it ends only when a
+//! listing that began afterwards shows none. `Unverified` replicas come from the record of an earlier process and
+//! wait for the first listing; those `AwaitingLeftoverCall` wait for a CLI call that outlived that process.
+
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use super::STOP_TIMEOUT;
+use crate::core::cx::Cx;
+use crate::core::gpus::Claimed;
+use crate::core::job::{Failure, FailureKind, JobId, PullCause};
+use crate::core::persistence::DurableBarrier;
+use crate::core::timers::ReplicaTimes;
+use crate::protocol::Pull;
+use crate::types::{ContainerId, PciAddress, RegistryAuth, ReplicaId, RequestId, Spec};
+
+/// How much longer than its timeout a stop may take before it is reported as failed.
+const STOP_MARGIN: Duration = Duration::from_secs(60);
+/// How long a failure is kept back for its containers to be proven gone.
+const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a command failed: the stable word on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// The command cannot be carried out as it stands.
+    Invalid,
+    /// The image's configuration would steer the host.
+    ImageRefused,
+    /// A limit of the node is reached.
+    Busy,
+    /// Not as many GPUs are free.
+    NoGpu,
+    /// Too little space for images.
+    NoDisk,
+    /// The node does not know its containers yet.
+    NotReady,
+    /// The node takes no deploys.
+    Draining,
+    /// The replica exists with another specification.
+    Conflict,
+    /// The image could not be pulled.
+    PullFailed,
+    /// The container could not be started.
+    StartFailed,
+    /// The deadline passed.
+    Timeout,
+    /// A stop overtook it.
+    Cancelled,
+    /// The agent ended meanwhile.
+    Interrupted,
+    /// The engine does not answer.
+    RuntimeUnavailable,
+}
+
+impl Code {
+    const ALL: [Self; 14] = [
+        Self::Invalid,
+        Self::ImageRefused,
+        Self::Busy,
+        Self::NoGpu,
+        Self::NoDisk,
+        Self::NotReady,
+        Self::Draining,
+        Self::Conflict,
+        Self::PullFailed,
+        Self::StartFailed,
+        Self::Timeout,
+        Self::Cancelled,
+        Self::Interrupted,
+        Self::RuntimeUnavailable,
+    ];
+
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::ImageRefused => "image_refused",
+            Self::Busy => "busy",
+            Self::NoGpu => "no_gpu",
+            Self::NoDisk => "no_disk",
+            Self::NotReady => "not_ready",
+            Self::Draining => "draining",
+            Self::Conflict => "conflict",
+            Self::PullFailed => "pull_failed",
+            Self::StartFailed => "start_failed",
+            Self::Timeout => "timeout",
+            Self::Cancelled => "cancelled",
+            Self::Interrupted => "interrupted",
+            Self::RuntimeUnavailable => "runtime_unavailable",
+        }
+    }
+}
+
+impl FromStr for Code {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|code| code.as_str() == text).ok_or(())
+    }
+}
+
+/// Why a command was refused, or failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) code: Code,
+    /// The sentence for a person.
+    pub(crate) error: String,
+    /// Why the image could not be pulled, where that is certain.
+    pub(crate) detail: Option<PullCause>,
+}
+
+impl Refusal {
+    pub(crate) fn new(code: Code, error: impl Into<String>) -> Self {
+        Self { code, error: error.into(), detail: None }
+    }
+
+    /// Another specification runs, or is on its way.
+    pub(crate) fn conflict(id: &ReplicaId) -> Self {
+        Self::new(Code::Conflict, format!("replica {id} exists with another specification: stop it first"))
+    }
+
+    pub(crate) fn interrupted() -> Self {
+        Self::new(Code::Interrupted, "the agent was ended before the deploy was done")
+    }
+
+    pub(crate) fn cancelled() -> Self {
+        Self::new(Code::Cancelled, "stopped before it was running")
+    }
+
+    pub(crate) fn too_many_requests() -> Self {
+        Self::new(Code::Busy, "too many requests wait for this replica: ask again later")
+    }
+
+    /// What a failed call means for a deploy. `pulling`: the call was the pull.
+    pub(crate) fn from_failure(failure: Failure, pulling: bool) -> Self {
+        let code = match failure.kind {
+            FailureKind::Unavailable => Code::RuntimeUnavailable,
+            FailureKind::Deadline => Code::Timeout,
+            FailureKind::Impossible => Code::Invalid,
+            FailureKind::ImageRefused => Code::ImageRefused,
+            FailureKind::NoImage => Code::PullFailed,
+            FailureKind::NameTaken
+            | FailureKind::NameReserved
+            | FailureKind::NoSuchContainer
+            | FailureKind::Refused
+                if !pulling =>
+            {
+                Code::StartFailed
+            }
+            FailureKind::NameTaken
+            | FailureKind::NameReserved
+            | FailureKind::NoSuchContainer
+            | FailureKind::PullRefused(_)
+            | FailureKind::Refused => Code::PullFailed,
+        };
+        let detail = if let FailureKind::PullRefused(cause) = failure.kind { Some(cause) } else { None };
+        Self { code, error: failure.message, detail }
+    }
+}
+
+/// A deploy whose outcome is not decided, or not reported.
+#[derive(Debug, Clone)]
+pub(crate) struct Deploy {
+    /// Names the attempt: the value of the container's label.
+    pub(crate) id: String,
+    /// Everyone who gets the outcome. `None`: a deploy without a request ID.
+    pub(crate) requests: Vec<Option<RequestId>>,
+    /// The specification's keyed hash.
+    pub(crate) spec_hash: String,
+    /// What to run; `None` when it comes from the record of an earlier process, which holds no secrets.
+    pub(crate) work: Option<Work>,
+    /// When it was accepted.
+    pub(crate) accepted: Instant,
+    /// When it is given up.
+    pub(crate) deadline: Instant,
+    /// Opens when it is recorded.
+    pub(crate) barrier: DurableBarrier,
+    /// The image was pulled for it.
+    pub(crate) pulled: bool,
+    /// How many names were found to be taken by a container that does not exist.
+    pub(crate) name_conflicts: u32,
+    /// It failed, for this reason, at this time; reported once its containers are gone.
+    pub(crate) failure: Option<(Refusal, Instant)>,
+}
+
+impl Deploy {
+    /// One that an earlier process accepted.
+    pub(crate) fn recovered(
+        now: Instant,
+        deadline: Instant,
+        id: String,
+        spec_hash: String,
+        requests: Vec<Option<RequestId>>,
+    ) -> Self {
+        Self {
+            id,
+            requests,
+            spec_hash,
+            work: None,
+            accepted: now,
+            deadline,
+            barrier: DurableBarrier::OPEN,
+            pulled: false,
+            name_conflicts: 0,
+            failure: None,
+        }
+    }
+
+    /// Its failure, to be reported to everyone who waits for its outcome.
+    pub(super) fn failed(self, now: Instant, refusal: Refusal) -> Report {
+        let took = now.saturating_duration_since(self.accepted);
+        Report::Failed { requests: self.requests, spec_hash: self.spec_hash, refusal, took }
+    }
+}
+
+/// What a deploy needs to be carried out.
+#[derive(Debug, Clone)]
+pub(crate) struct Work {
+    pub(crate) spec: Spec,
+    pub(crate) auth: Option<RegistryAuth>,
+    pub(crate) pull: Pull,
+    /// The GPUs that it has claimed.
+    pub(crate) gpus: Claimed,
+}
+
+/// A stop whose outcome is not reported.
+#[derive(Debug, Clone)]
+pub(crate) struct Stop {
+    /// Everyone who gets the outcome.
+    pub(crate) requests: Vec<Option<RequestId>>,
+    /// How long the container is given to end by itself.
+    pub(crate) timeout: Duration,
+    /// When it is reported as failed.
+    pub(crate) deadline: Instant,
+    /// Opens when it is recorded.
+    pub(crate) barrier: DurableBarrier,
+}
+
+impl Stop {
+    pub(crate) fn new(now: Instant, timeout: Duration, barrier: DurableBarrier) -> Self {
+        Self { requests: Vec::new(), timeout, deadline: now + Self::patience(timeout), barrier }
+    }
+
+    /// How long a stop may take in all.
+    pub(crate) fn patience(timeout: Duration) -> Duration {
+        timeout + STOP_MARGIN
+    }
+}
+
+/// How the end of a running container is noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExitWatch {
+    /// Not yet: its process is asked for at this time.
+    InspectAt(Instant),
+    Inspecting(JobId),
+    /// Its process is watched, and asked for once more: the process ID may have been used again meanwhile.
+    Verifying(JobId, i32),
+    Armed,
+    /// It cannot be watched: the slow listing covers it.
+    Unsupported,
+    /// Its process ended; the engine is asked at this time, for the n-th time.
+    ConfirmAt(Instant, u32),
+    Confirming(JobId, u32),
+    /// The engine had no task for it: asked once more at this time before the task counts as lost.
+    NoTaskAt(Instant),
+    ConfirmingNoTask(JobId),
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// The code, where the engine knows it.
+    pub(crate) code: Option<i32>,
+    /// Whether the kernel ended it for want of memory, where that is known.
+    pub(crate) oom: Option<bool>,
+}
+
+/// How far the stop of a container is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StopCall {
+    /// Waits for its record to be on disk.
+    AwaitingRecord(DurableBarrier),
+    /// The engine did not answer: called again at this time.
+    RetryAt(Instant),
+    Called(JobId),
+}
+
+/// How far the removal of a replica's containers is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Removal {
+    pub(crate) step: RemovalStep,
+    /// Removals asked for.
+    pub(crate) attempts: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RemovalStep {
+    /// Waits for a listing that began at or after this tick.
+    AwaitingListing(u64),
+    /// The same, right after a removal: should something be there still, there is a pause first.
+    Proving(u64),
+    Called(JobId),
+    PauseUntil(Instant),
+}
+
+/// The state of a replica.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum ReplicaState {
+    /// Whether its container runs is not known, and a listing decides: it is known from an earlier process, or was lost
+    /// from sight. With what the engine says in the place of the container's state, while it cannot tell that.
+    Unverified(Option<String>),
+    /// A CLI call of an earlier process is at work on it, until this time at most.
+    AwaitingLeftoverCall(Instant),
+    /// Accepted; waits for its record, for GPUs and for a place.
+    Queued,
+    Pulling(JobId),
+    Starting(JobId),
+    /// The container's name is taken, says this failure: its holder is being inspected.
+    ResolvingNameConflict(JobId, Failure),
+    Running(ContainerId, ExitWatch),
+    /// It ended by itself; its container is kept for its log until this time.
+    Exited(ContainerId, Exit, Instant),
+    Stopping(ContainerId, StopCall),
+    Removing(Removal),
+}
+
+/// What is wanted of a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Desired {
+    Present,
+    /// Stopped, cancelled or failed: it is to go.
+    Absent,
+}
+
+/// What the control plane was last told about a replica by itself, without a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reported {
+    Nothing,
+    /// It counts on it: should it be missing, that is told.
+    Running,
+    Exited,
+}
+
+/// A replica. It alone writes its state, in [`Replica::apply`].
+///
+/// Legal combinations, checked after each change in debug builds:
+///
+/// | state | desired | deploy | stop | successor |
+/// |---|---|---|---|---|
+/// | Unverified, AwaitingLeftoverCall | any | any | only when absent | any |
+/// | Queued | present | with work | no | no |
+/// | Pulling, Starting, ResolvingNameConflict | present | with work | no | no |
+/// | the same | absent: cancelled | failed, until that is reported | any | any |
+/// | Running, Exited | present | no | no | no |
+/// | Stopping | absent | no | any | any |
+/// | Removing | absent, or present: what ended gives way | failed, until that is reported | only when absent | any |
+#[derive(Debug, Clone)]
+pub(crate) struct Replica {
+    pub(super) id: ReplicaId,
+    pub(super) state: ReplicaState,
+    /// The tick at which the state last changed: a listing that began before says nothing about it.
+    pub(super) changed_at: u64,
+    pub(super) desired: Desired,
+    pub(super) reported: Reported,
+    /// The deploy whose outcome is awaited.
+    pub(super) deploy: Option<Deploy>,
+    /// The deploy that starts when everything of this one is gone.
+    pub(super) successor: Option<Deploy>,
+    /// The stop whose outcome is awaited.
+    pub(super) stop: Option<Stop>,
+    /// The hash of the specification that it runs.
+    pub(super) spec_hash: String,
+    /// The deploy that started it.
+    pub(super) deploy_id: String,
+    /// The GPUs that it holds.
+    pub(super) gpus: Vec<PciAddress>,
+    /// The stop timeout that its deploy asked for.
+    pub(super) stop_timeout: Option<Duration>,
+}
+
+/// An outcome for the control plane.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Report {
+    Running {
+        requests: Vec<Option<RequestId>>,
+        spec_hash: String,
+        container: Option<ContainerId>,
+        gpus: Vec<PciAddress>,
+        took: Option<Duration>,
+    },
+    Failed {
+        requests: Vec<Option<RequestId>>,
+        spec_hash: String,
+        refusal: Refusal,
+        took: Duration,
+    },
+    Stopped {
+        requests: Vec<Option<RequestId>>,
+        /// Why it was not, in time.
+        refusal: Option<Refusal>,
+    },
+    Exited(Exit),
+    /// A container that ran is no more, and nobody here removed it.
+    Vanished,
+}
+
+/// Which command an outcome is awaited of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    Deploy,
+    Successor,
+}
+
+impl Replica {
+    /// A replica in `state`, of which nothing else is known.
+    pub(crate) fn bare(id: ReplicaId, state: ReplicaState, tick: u64) -> Self {
+        Self {
+            id,
+            state,
+            changed_at: tick,
+            desired: Desired::Present,
+            reported: Reported::Nothing,
+            deploy: None,
+            successor: None,
+            stop: None,
+            spec_hash: String::new(),
+            deploy_id: String::new(),
+            gpus: Vec::new(),
+            stop_timeout: None,
+        }
+    }
+
+    /// A replica that only a container's label, or a call's, names.
+    pub(crate) fn unknown(id: ReplicaId) -> Self {
+        Self::bare(id, ReplicaState::Unverified(None), 0)
+    }
+
+    /// A replica that is to be started.
+    pub(crate) fn queued(id: ReplicaId, deploy: Deploy, stop_timeout: Option<Duration>, tick: u64) -> Self {
+        let mut replica = Self::bare(id, ReplicaState::Queued, tick);
+        replica.stop_timeout = stop_timeout;
+        replica.expect(deploy);
+        replica
+    }
+
+    /// What follows a replica that is gone: a deploy that waited behind it. One of an earlier process runs, or was
+    /// interrupted.
+    pub(super) fn succeed(self, tick: u64) -> Option<Self> {
+        let next = self.successor?;
+        if next.work.is_some() {
+            return Some(Self::queued(self.id, next, self.stop_timeout, tick));
+        }
+        let mut begun = Self::bare(self.id, ReplicaState::Unverified(None), 0);
+        begun.stop_timeout = self.stop_timeout;
+        begun.expect(next);
+        Some(begun)
+    }
+
+    /// Makes `deploy` the one whose outcome is awaited.
+    pub(crate) fn expect(&mut self, deploy: Deploy) {
+        self.spec_hash.clone_from(&deploy.spec_hash);
+        self.deploy_id.clone_from(&deploy.id);
+        self.deploy = Some(deploy);
+    }
+
+    pub(super) fn enter(&mut self, cx: &Cx, state: ReplicaState) {
+        self.state = state;
+        self.changed_at = cx.tick;
+    }
+
+    pub(crate) fn id(&self) -> &ReplicaId {
+        &self.id
+    }
+
+    pub(crate) fn gpus(&self) -> &[PciAddress] {
+        &self.gpus
+    }
+
+    pub(crate) fn deploy_id(&self) -> &str {
+        &self.deploy_id
+    }
+
+    /// The deploy whose outcome is awaited.
+    pub(crate) fn deploy(&self) -> Option<&Deploy> {
+        self.deploy.as_ref()
+    }
+
+    /// The ID of the deploy that waits behind it.
+    pub(crate) fn successor_id(&self) -> Option<&str> {
+        self.successor.as_ref().map(|next| next.id.as_str())
+    }
+
+    /// The container that runs.
+    pub(crate) fn running(&self) -> Option<&ContainerId> {
+        if let ReplicaState::Running(container, _) = &self.state { Some(container) } else { None }
+    }
+
+    /// The container that a log can be read from.
+    pub(crate) fn container(&self) -> Option<&ContainerId> {
+        match &self.state {
+            ReplicaState::Running(container, _)
+            | ReplicaState::Exited(container, ..)
+            | ReplicaState::Stopping(container, _) => Some(container),
+            ReplicaState::Unverified(_)
+            | ReplicaState::AwaitingLeftoverCall(_)
+            | ReplicaState::Queued
+            | ReplicaState::Pulling(_)
+            | ReplicaState::Starting(_)
+            | ReplicaState::ResolvingNameConflict(..)
+            | ReplicaState::Removing(_) => None,
+        }
+    }
+
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        if let ReplicaState::Exited(_, exit, _) = &self.state { Some(*exit) } else { None }
+    }
+
+    /// Whether it takes one of the places for deploys at once.
+    pub(crate) fn is_starting(&self) -> bool {
+        matches!(
+            self.state,
+            ReplicaState::Pulling(_) | ReplicaState::Starting(_) | ReplicaState::ResolvingNameConflict(..)
+        )
+    }
+
+    /// Whether it is on its way out, with its GPUs.
+    pub(crate) fn is_leaving(&self) -> bool {
+        matches!(self.class(), CommandClass::Leaving { .. } | CommandClass::Exited)
+    }
+
+    /// Whether it waits for a listing.
+    pub(crate) fn needs_listing(&self) -> bool {
+        let looks = |step| matches!(step, RemovalStep::AwaitingListing(_) | RemovalStep::Proving(_));
+        // One whose state the engine could not tell is listed again after a pause.
+        matches!(&self.state, ReplicaState::Unverified(None))
+            || matches!(&self.state, ReplicaState::Removing(removal) if looks(removal.step))
+    }
+
+    /// What the engine says in the place of its container's state, while it cannot tell that.
+    pub(crate) fn unclear(&self) -> Option<&str> {
+        if let ReplicaState::Unverified(unclear) = &self.state { unclear.as_deref() } else { None }
+    }
+
+    /// The record that its stop waits for.
+    pub(crate) fn awaited_record(&self) -> Option<DurableBarrier> {
+        if let ReplicaState::Stopping(_, StopCall::AwaitingRecord(barrier)) = &self.state {
+            Some(*barrier)
+        } else {
+            None
+        }
+    }
+
+    /// What the command tables tell apart.
+    pub(crate) fn class(&self) -> CommandClass {
+        let leaving = CommandClass::Leaving { successor: self.successor.is_some() };
+        match &self.state {
+            ReplicaState::Stopping(..) | ReplicaState::Removing(_) => leaving,
+            ReplicaState::Unverified(_)
+            | ReplicaState::AwaitingLeftoverCall(_)
+            | ReplicaState::Queued
+            | ReplicaState::Pulling(_)
+            | ReplicaState::Starting(_)
+            | ReplicaState::ResolvingNameConflict(..)
+            | ReplicaState::Running(..)
+            | ReplicaState::Exited(..)
+                if self.desired == Desired::Absent =>
+            {
+                leaving
+            }
+            ReplicaState::Queued
+            | ReplicaState::Pulling(_)
+            | ReplicaState::Starting(_)
+            | ReplicaState::ResolvingNameConflict(..) => CommandClass::Coming,
+            ReplicaState::Running(..) => CommandClass::Running,
+            ReplicaState::Exited(..) => CommandClass::Exited,
+            ReplicaState::Unverified(_) | ReplicaState::AwaitingLeftoverCall(_) if self.deploy.is_some() => {
+                CommandClass::Coming
+            }
+            // Lost from sight: whether it runs is known after the next listing.
+            ReplicaState::Unverified(_) | ReplicaState::AwaitingLeftoverCall(_) => leaving,
+        }
+    }
+
+    /// The word for the state on the wire.
+    pub(crate) fn status(&self) -> &'static str {
+        match &self.state {
+            ReplicaState::Unverified(_) | ReplicaState::AwaitingLeftoverCall(_) => "unknown",
+            ReplicaState::Pulling(_) => "pulling",
+            ReplicaState::Queued | ReplicaState::Starting(_) | ReplicaState::ResolvingNameConflict(..) => {
+                "starting"
+            }
+            ReplicaState::Running(
+                _,
+                ExitWatch::ConfirmAt(..)
+                | ExitWatch::Confirming(..)
+                | ExitWatch::NoTaskAt(_)
+                | ExitWatch::ConfirmingNoTask(_),
+            ) => "unknown",
+            ReplicaState::Running(..) => "running",
+            ReplicaState::Exited(..) => "exited",
+            ReplicaState::Stopping(..) => "stopping",
+            ReplicaState::Removing(_) if self.failure().is_some() => "failed",
+            ReplicaState::Removing(_) => "stopping",
+        }
+    }
+
+    pub(super) fn failure(&self) -> Option<&(Refusal, Instant)> {
+        self.deploy.as_ref()?.failure.as_ref()
+    }
+
+    /// The job that the state waits for.
+    pub(crate) fn job(&self) -> Option<JobId> {
+        match &self.state {
+            ReplicaState::Pulling(job)
+            | ReplicaState::Starting(job)
+            | ReplicaState::ResolvingNameConflict(job, _)
+            | ReplicaState::Running(
+                _,
+                ExitWatch::Inspecting(job)
+                | ExitWatch::Verifying(job, _)
+                | ExitWatch::Confirming(job, _)
+                | ExitWatch::ConfirmingNoTask(job),
+            )
+            | ReplicaState::Stopping(_, StopCall::Called(job)) => Some(*job),
+            ReplicaState::Removing(Removal { step: RemovalStep::Called(job), .. }) => Some(*job),
+            ReplicaState::Unverified(_)
+            | ReplicaState::AwaitingLeftoverCall(_)
+            | ReplicaState::Queued
+            | ReplicaState::Running(..)
+            | ReplicaState::Exited(..)
+            | ReplicaState::Stopping(..)
+            | ReplicaState::Removing(_) => None,
+        }
+    }
+
+    /// Its points in time, for the timer table: the one place that says when something about it is due by itself.
+    pub(crate) fn timers(&self, containers_known: bool) -> ReplicaTimes {
+        let state = match &self.state {
+            ReplicaState::AwaitingLeftoverCall(at)
+            | ReplicaState::Running(
+                _,
+                ExitWatch::InspectAt(at) | ExitWatch::ConfirmAt(at, _) | ExitWatch::NoTaskAt(at),
+            )
+            | ReplicaState::Exited(_, _, at)
+            | ReplicaState::Stopping(_, StopCall::RetryAt(at)) => Some(*at),
+            ReplicaState::Removing(Removal { step: RemovalStep::PauseUntil(at), .. }) => Some(*at),
+            ReplicaState::Queued => self.deploy.as_ref().map(|deploy| deploy.deadline),
+            ReplicaState::Unverified(_)
+            | ReplicaState::Pulling(_)
+            | ReplicaState::Starting(_)
+            | ReplicaState::ResolvingNameConflict(..)
+            | ReplicaState::Running(..)
+            | ReplicaState::Stopping(..)
+            | ReplicaState::Removing(_) => None,
+        };
+        let stop = self.stop.as_ref().map(|stop| stop.deadline);
+        let failure =
+            self.failure().filter(|_| self.stop.is_none()).map(|(_, since)| *since + REMOVAL_PATIENCE);
+        // One of an earlier process is not given up as long as it may have been begun.
+        let may_expire = |next: &&Deploy| next.work.is_some() || containers_known;
+        let successor = self.successor.as_ref().filter(may_expire).map(|next| next.deadline);
+        [successor, stop, failure, state]
+    }
+
+    /// Whether the outcome of this request is awaited.
+    pub(crate) fn awaits_request(&self, request: Option<&RequestId>) -> bool {
+        let known = |requests: &[Option<RequestId>]| requests.iter().any(|known| known.as_ref() == request);
+        self.deploy.as_ref().is_some_and(|deploy| known(&deploy.requests))
+            || self.successor.as_ref().is_some_and(|next| known(&next.requests))
+            || self.stop.as_ref().is_some_and(|stop| known(&stop.requests))
+    }
+
+    /// Whether a deploy that arrives is one whose outcome is awaited here already: one that failed and is being
+    /// removed too. Without a request ID, one that follows a stop is another.
+    pub(crate) fn awaits_deploy(&self, request: Option<&RequestId>, spec_hash: &str) -> bool {
+        let known = |deploy: &&Deploy| deploy.requests.iter().any(|known| known.as_ref() == request);
+        let deploy = self.deploy.as_ref().filter(known);
+        let next = self.successor.as_ref().filter(known);
+        match request {
+            Some(_) => deploy.is_some() || next.is_some(),
+            None => {
+                let equal = |deploy: &Deploy| same_spec(&deploy.spec_hash, spec_hash);
+                self.stop.is_none() && deploy.is_some_and(equal) || next.is_some_and(equal)
+            }
+        }
+    }
+
+    /// The requests that wait for the outcome of a deploy.
+    pub(crate) fn requests(&self, of: Awaited) -> &[Option<RequestId>] {
+        let deploy = match of {
+            Awaited::Deploy => self.deploy.as_ref(),
+            Awaited::Successor => self.successor.as_ref(),
+        };
+        deploy.map_or(&[], |deploy| &deploy.requests)
+    }
+
+    /// The requests that wait for the outcome of a stop.
+    pub(crate) fn stop_requests(&self) -> &[Option<RequestId>] {
+        self.stop.as_ref().map_or(&[], |stop| &stop.requests)
+    }
+
+    /// How many results are still to be reported.
+    pub(crate) fn owed(&self) -> usize {
+        let deploys = self.requests(Awaited::Deploy).len() + self.requests(Awaited::Successor).len();
+        deploys + self.stop_requests().len()
+    }
+
+    /// What a deploy with this specification means now.
+    pub(crate) fn on_deploy(&self, spec_hash: &str) -> OnDeploy {
+        let same = same_spec(&self.spec_hash, spec_hash);
+        let same_next = self.successor.as_ref().is_some_and(|next| same_spec(&next.spec_hash, spec_hash));
+        on_deploy(self.class(), same, same_next)
+    }
+
+    /// How long its container is given to end by itself, where the stop does not say.
+    pub(super) fn stop_timeout(&self) -> Duration {
+        self.stop_timeout.unwrap_or(STOP_TIMEOUT)
+    }
+
+    /// Why the combination is not legal; see the type.
+    pub(crate) fn illegal(&self) -> Option<&'static str> {
+        let present = self.desired == Desired::Present;
+        if present && self.stop.is_some() {
+            return Some("a stop is awaited of one that is to stay");
+        }
+        if present && self.failure().is_some() {
+            return Some("a deploy failed and is to stay");
+        }
+        match &self.state {
+            ReplicaState::Unverified(_) | ReplicaState::AwaitingLeftoverCall(_) => None,
+            ReplicaState::Queued if !present => Some("one that is to go is queued"),
+            ReplicaState::Queued
+            | ReplicaState::Pulling(_)
+            | ReplicaState::Starting(_)
+            | ReplicaState::ResolvingNameConflict(..) => {
+                let works = self.deploy.as_ref().is_some_and(|deploy| deploy.work.is_some());
+                if present && !works {
+                    Some("nothing is known of what is being started")
+                } else if present && self.successor.is_some() {
+                    Some("a deploy waits behind one that is on its way up")
+                } else {
+                    None
+                }
+            }
+            ReplicaState::Running(..) | ReplicaState::Exited(..) => {
+                if !present {
+                    Some("one that is to go runs or has exited")
+                } else if self.owed() > 0 {
+                    Some("an outcome is awaited of one that runs or has exited")
+                } else {
+                    None
+                }
+            }
+            ReplicaState::Stopping(..) if present => Some("one that is to stay is stopped"),
+            ReplicaState::Stopping(..) if self.deploy.is_some() => Some("a deploy that runs is awaited"),
+            ReplicaState::Stopping(..) => None,
+            ReplicaState::Removing(_) => (self.deploy.is_some() && self.failure().is_none())
+                .then_some("what is removed belongs to a deploy that did not fail"),
+        }
+    }
+}
+
+/// What the command tables tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CommandClass {
+    /// None, or gone.
+    Absent,
+    /// Queued, pulling, starting.
+    Coming,
+    Running,
+    /// Stopping, or being removed; with a deploy that waits behind, or without.
+    Leaving {
+        successor: bool,
+    },
+    Exited,
+}
+
+/// What a `deploy` means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnDeploy {
+    Start,
+    /// It gets the outcome of the one under way.
+    Join,
+    /// It runs: say so.
+    Running,
+    /// It exists with another specification: refuse.
+    Conflict,
+    /// It starts when what is leaving is gone.
+    After,
+    /// It gets the outcome of the one that waits.
+    JoinSuccessor,
+    /// Remove what ended, then start.
+    Replace,
+}
+
+/// What a `deploy` means in `class`; `same`: as the one under way or running; `same_next`: as the one that waits.
+pub(crate) fn on_deploy(class: CommandClass, same: bool, same_next: bool) -> OnDeploy {
+    match class {
+        CommandClass::Absent => OnDeploy::Start,
+        CommandClass::Coming if same => OnDeploy::Join,
+        CommandClass::Running if same => OnDeploy::Running,
+        CommandClass::Coming | CommandClass::Running => OnDeploy::Conflict,
+        CommandClass::Leaving { successor: false } => OnDeploy::After,
+        CommandClass::Leaving { successor: true } if same_next => OnDeploy::JoinSuccessor,
+        CommandClass::Leaving { successor: true } => OnDeploy::Conflict,
+        CommandClass::Exited => OnDeploy::Replace,
+    }
+}
+
+/// What a `stop` means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnStop {
+    /// There is nothing: say so.
+    Gone,
+    /// End what is coming.
+    Cancel,
+    /// Stop what runs.
+    Stop,
+    /// It gets the outcome of what is leaving; a deploy that waits behind it is cancelled.
+    Join,
+    /// Remove what ended.
+    Remove,
+}
+
+/// What a `stop` means in `class`.
+pub(crate) fn on_stop(class: CommandClass) -> OnStop {
+    match class {
+        CommandClass::Absent => OnStop::Gone,
+        CommandClass::Coming => OnStop::Cancel,
+        CommandClass::Running => OnStop::Stop,
+        CommandClass::Leaving { .. } => OnStop::Join,
+        CommandClass::Exited => OnStop::Remove,
+    }
+}
+
+/// Whether two hashes stand for the same specification. A hash is `<key>.<hash>`: one made with another key, or none,
+/// says nothing, and counts as the same.
+pub(crate) fn same_spec(one: &str, other: &str) -> bool {
+    match (one.split_once('.'), other.split_once('.')) {
+        (Some((key, hash)), Some((other_key, other_hash))) => key != other_key || hash == other_hash,
+        (None, _) | (_, None) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_the_protocol() {
+        let leaving = CommandClass::Leaving { successor: false };
+        let waiting = CommandClass::Leaving { successor: true };
+        let check = |class, same, other, stop| {
+            assert_eq!(on_deploy(class, true, true), same, "{class:?}, same specification");
+            assert_eq!(on_deploy(class, false, false), other, "{class:?}, other specification");
+            assert_eq!(on_stop(class), stop, "{class:?}, stop");
+        };
+        check(CommandClass::Absent, OnDeploy::Start, OnDeploy::Start, OnStop::Gone);
+        check(CommandClass::Coming, OnDeploy::Join, OnDeploy::Conflict, OnStop::Cancel);
+        check(CommandClass::Running, OnDeploy::Running, OnDeploy::Conflict, OnStop::Stop);
+        check(leaving, OnDeploy::After, OnDeploy::After, OnStop::Join);
+        check(waiting, OnDeploy::JoinSuccessor, OnDeploy::Conflict, OnStop::Join);
+        check(CommandClass::Exited, OnDeploy::Replace, OnDeploy::Replace, OnStop::Remove);
+    }
+
+    #[test]
+    fn a_hash_with_an_unknown_key_counts_as_the_same() {
+        assert!(same_spec("k.1", "k.1"));
+        assert!(!same_spec("k.1", "k.2"));
+        assert!(same_spec("k.1", "l.2"));
+        assert!(same_spec("", "k.2"));
+        assert!(same_spec("k.1", "plain"));
+    }
+
+    #[test]
+    fn codes_are_the_words_on_the_wire() {
+        for code in Code::ALL {
+            assert_eq!(code.as_str().parse(), Ok(code));
+        }
+        assert_eq!("other".parse::<Code>(), Err(()));
+    }
+}
