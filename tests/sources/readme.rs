@@ -8,20 +8,22 @@ use vectorlay::config::TABLE;
 use crate::skip::skip;
 
 const README: &str = include_str!("../../README.md");
+const DESIGN: &str = include_str!("../../src/design.md");
 
-/// The rows of the table whose header begins with `header`, as cells without backquotes.
-fn table(header: &str) -> Vec<Vec<String>> {
-    let rows = README.lines().skip_while(|line| !line.starts_with(header)).skip(2);
+/// The rows of all tables whose header begins with `header`, as cells without backquotes.
+fn table(text: &str, header: &str) -> Vec<Vec<String>> {
+    let parts = text.split("\n\n").filter(|part| part.starts_with(header));
+    let rows = parts.flat_map(|part| part.lines().skip(2));
     let cells = |line: &str| {
         line.trim_matches('|').split(" | ").map(|cell| cell.trim().replace('`', "")).collect::<Vec<_>>()
     };
-    rows.take_while(|line| line.starts_with('|')).map(cells).collect()
+    rows.map(cells).collect()
 }
 
 #[test]
 fn every_setting_stands_there_with_its_default() {
     let told: Vec<(String, String)> =
-        table("| setting |").iter().map(|row| (row[0].clone(), row[1].clone())).collect();
+        table(README, "| setting |").iter().map(|row| (row[0].clone(), row[1].clone())).collect();
     let known: Vec<(String, String)> =
         TABLE.iter().map(|row| (row.name.to_owned(), row.default.unwrap_or_default().to_owned())).collect();
     assert_eq!(told, known);
@@ -37,7 +39,7 @@ fn every_dependency_has_its_reason() {
         .take_while(|line| !line.is_empty())
         .map(|line| line.split(' ').next().unwrap_or_default().to_owned())
         .collect();
-    let reasons: BTreeSet<String> = table("| crate |")
+    let reasons: BTreeSet<String> = table(DESIGN, "| crate |")
         .iter()
         .flat_map(|row| row[0].split(", ").map(str::to_owned).collect::<Vec<_>>())
         .collect();
