@@ -31,6 +31,8 @@ const _: () = assert!(ANSWER.as_millis() > 2 * CONVERSATION.as_millis());
 const REQUEST_MAX: usize = 4096;
 /// The longest answer, in bytes.
 const ANSWER_MAX: usize = 1024 * 1024;
+/// Asks for the agent's last log lines.
+const LOG_REQUEST: &str = "log";
 /// Pause after a failed accept (for instance because no descriptor is free).
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -47,13 +49,18 @@ impl Control {
     ///
     /// # Errors
     /// When the socket cannot be made, or something else is in its place.
-    pub fn start(path: &Path, emit: impl Fn(ControlId, Request) + Send + 'static) -> Result<Self, String> {
+    /// `recent_log` gives the agent's last log lines, which the core does not know.
+    pub fn start(
+        path: &Path,
+        recent_log: fn() -> Vec<String>,
+        emit: impl Fn(ControlId, Request) + Send + 'static,
+    ) -> Result<Self, String> {
         let listener = listen(path)?;
         // One reply is awaited at a time; late ones are dropped before the next request is passed on.
         let (replies, received) = sync_channel(1);
         Builder::new()
             .name("control".to_owned())
-            .spawn(move || serve(&listener, &received, &emit))
+            .spawn(move || serve(&listener, &received, recent_log, &emit))
             .map_err(|error| format!("cannot start the thread control: {error}; raise the limit of tasks"))?;
         Ok(Self { replies, path: path.to_owned() })
     }
@@ -75,6 +82,27 @@ impl Drop for Control {
 /// # Errors
 /// When no agent answers, or it refuses.
 pub fn request(path: &Path, request: &Request) -> Result<Value, String> {
+    let answer = exchange(path, &request_line(request))?;
+    let Some(error) = answer.get("error").and_then(Value::as_str) else { return Ok(answer) };
+    // `gpu-hold` on the socket is `gpu hold` on the command line.
+    let command = request.as_str().replace('-', " ");
+    let advice = if request.address().is_some() { "; see `vectorlay-agent status`" } else { "" };
+    Err(format!("{command}: {error}{advice}"))
+}
+
+/// The running agent's last log lines, oldest first.
+///
+/// # Errors
+/// When no agent answers, or it does not know the request.
+pub fn recent_log(path: &Path) -> Result<Vec<String>, String> {
+    let answer = exchange(path, &serde_json::json!({ "request": LOG_REQUEST }).to_string())?;
+    match answer.get("log").and_then(Value::as_array) {
+        Some(lines) => Ok(lines.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
+        None => Err(answer["error"].as_str().unwrap_or("the agent's answer has no log").to_owned()),
+    }
+}
+
+fn exchange(path: &Path, line: &str) -> Result<Value, String> {
     let deadline = Instant::now() + ANSWER;
     let shown = path.display();
     let failed = |error: io::Error| {
@@ -91,15 +119,10 @@ pub fn request(path: &Path, request: &Request) -> Result<Value, String> {
         }
         Err(error) => return Err(failed(error)),
     };
-    write_line(&mut stream, &request_line(request), deadline).map_err(failed)?;
+    write_line(&mut stream, line, deadline).map_err(failed)?;
     let line = read_line(&mut stream, ANSWER_MAX, deadline).map_err(failed)?;
-    let answer: Value = serde_json::from_slice(&line)
-        .map_err(|_| format!("the answer from {shown} is not JSON; is another program listening there?"))?;
-    let Some(error) = answer.get("error").and_then(Value::as_str) else { return Ok(answer) };
-    // `gpu-hold` on the socket is `gpu hold` on the command line.
-    let command = request.as_str().replace('-', " ");
-    let advice = if request.address().is_some() { "; see `vectorlay-agent status`" } else { "" };
-    Err(format!("{command}: {error}{advice}"))
+    serde_json::from_slice(&line)
+        .map_err(|_| format!("the answer from {shown} is not JSON; is another program listening there?"))
 }
 
 fn listen(path: &Path) -> Result<UnixListener, String> {
@@ -146,6 +169,7 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
 fn serve(
     listener: &UnixListener,
     replies: &Receiver<(ControlId, String)>,
+    recent_log: fn() -> Vec<String>,
     emit: &impl Fn(ControlId, Request),
 ) {
     let mut id = ControlId(0);
@@ -154,7 +178,7 @@ fn serve(
             Ok((mut stream, _)) => {
                 id.0 += 1;
                 let deadline = Instant::now() + CONVERSATION;
-                let line = answer(&mut stream, id, deadline, replies, emit);
+                let line = answer(&mut stream, id, deadline, replies, recent_log, emit);
                 if let Err(error) = line.and_then(|line| write_line(&mut stream, &line, deadline)) {
                     log::debug!("control socket: {id} ended early: {error}");
                 }
@@ -173,6 +197,7 @@ fn answer(
     id: ControlId,
     deadline: Instant,
     replies: &Receiver<(ControlId, String)>,
+    recent_log: fn() -> Vec<String>,
     emit: &impl Fn(ControlId, Request),
 ) -> io::Result<String> {
     let peer = rustix::net::sockopt::socket_peercred(&*stream)?;
@@ -180,7 +205,8 @@ fn answer(
         return Ok(refusal("only root and the agent's own user may ask"));
     }
     let request = match read_request(&read_line(stream, REQUEST_MAX, deadline)?) {
-        Ok(request) => request,
+        Ok(Asked::Log) => return Ok(serde_json::json!({ "log": recent_log() }).to_string()),
+        Ok(Asked::Core(request)) => request,
         Err(error) => return Ok(refusal(&error)),
     };
     while replies.try_recv().is_ok() {}
@@ -212,23 +238,30 @@ fn request_line(request: &Request) -> String {
     Value::Object(object).to_string()
 }
 
-fn read_request(line: &[u8]) -> Result<Request, String> {
+enum Asked {
+    Core(Request),
+    /// The agent's last log lines.
+    Log,
+}
+
+fn read_request(line: &[u8]) -> Result<Asked, String> {
     let value: Value =
         serde_json::from_slice(line).map_err(|error| format!("the request is not JSON: {error}"))?;
     let text = |field: &str| {
         value.get(field).and_then(Value::as_str).ok_or_else(|| format!("missing field `{field}`"))
     };
     let address = || PciAddress::parse(text("address")?).map_err(|error| error.to_string());
-    match text("request")? {
-        "status" => Ok(Request::Status),
-        "drain" => Ok(Request::Drain),
-        "maintenance" => Ok(Request::Maintenance),
-        "resume" => Ok(Request::Resume),
-        "gpu-hold" => address().map(Request::GpuHold),
-        "gpu-release" => address().map(Request::GpuRelease),
-        "recheck" => Ok(Request::Recheck),
-        _ => Err("unknown request; the running agent may be older than this command".to_owned()),
-    }
+    Ok(Asked::Core(match text("request")? {
+        "status" => Request::Status,
+        "drain" => Request::Drain,
+        "maintenance" => Request::Maintenance,
+        "resume" => Request::Resume,
+        "gpu-hold" => Request::GpuHold(address()?),
+        "gpu-release" => Request::GpuRelease(address()?),
+        "recheck" => Request::Recheck,
+        LOG_REQUEST => return Ok(Asked::Log),
+        _ => return Err("unknown request; the running agent may be older than this command".to_owned()),
+    }))
 }
 
 fn left(deadline: Instant) -> Duration {
@@ -299,7 +332,12 @@ mod tests {
 
     fn agent(path: &Path) -> (Control, Receiver<(ControlId, Request)>) {
         let (events, received): (Sender<_>, _) = channel();
-        let control = Control::start(path, move |id, request| events.send((id, request)).unwrap()).unwrap();
+        let control = Control::start(
+            path,
+            || vec!["one".to_owned()],
+            move |id, request| events.send((id, request)).unwrap(),
+        )
+        .unwrap();
         (control, received)
     }
 
@@ -331,6 +369,8 @@ mod tests {
             control.replies.send(reply).unwrap();
             assert_eq!(client.join().unwrap().unwrap()["ok"], true);
         }
+        assert_eq!(recent_log(&path).unwrap(), ["one"]);
+        assert!(received.try_recv().is_err());
         drop(control);
         assert!(super::request(&path, &Request::Status).unwrap_err().contains("no agent is running"));
         fs::remove_dir_all(path.parent().unwrap()).unwrap();

@@ -250,6 +250,15 @@ pub fn run(program: &Program, bounds: &Bounds, cancel: Option<&Cancel>) -> Resul
     Ok(Finished { ended, stdout, stdout_cut, stderr, stderr_cut, took: started.elapsed() })
 }
 
+/// Replaces this process by the program, which gets our standard input and outputs. Returns only why that failed.
+pub fn replace(program: &Program) -> io::Error {
+    Command::new(&program.path)
+        .args(&program.args)
+        .env_clear()
+        .envs(program.env.iter().map(|(name, value)| (name, value)))
+        .exec()
+}
+
 /// The first of `dirs` that holds an executable file called `name`, joined with it; a `name` with a `/` is taken as it
 /// is. `None` when there is no such file.
 pub fn find(name: &str, dirs: &[&Path]) -> Option<PathBuf> {

@@ -60,7 +60,8 @@ fn samples(name: &str, status: &Value) -> Vec<Sample> {
     let gpus = |value: &dyn Fn(&Value) -> Option<bool>| {
         let all = status["gpus"].as_array().into_iter().flatten();
         let field = |gpu: &Value, name: &str| gpu[name].as_str().unwrap_or_default().to_owned();
-        let labels = |gpu: &Value| vec![("pci_address", field(gpu, "pci_address")), ("name", field(gpu, "name"))];
+        let labels =
+            |gpu: &Value| vec![("pci_address", field(gpu, "pci_address")), ("name", field(gpu, "name"))];
         all.filter_map(|gpu| Some((labels(gpu), flag(value(gpu)?)))).collect::<Vec<Sample>>()
     };
     match name {
@@ -82,7 +83,9 @@ fn samples(name: &str, status: &Value) -> Vec<Sample> {
         "vectorlay_results_waiting" => plain(number("results_waiting")),
         "vectorlay_deploys_total" => {
             let outcomes = status["deploys"].as_object().into_iter().flatten();
-            outcomes.filter_map(|(name, count)| Some((vec![("outcome", name.clone())], count.as_f64()?))).collect()
+            outcomes
+                .filter_map(|(name, count)| Some((vec![("outcome", name.clone())], count.as_f64()?)))
+                .collect()
         }
         "vectorlay_replicas" => {
             let all = status["containers"].as_array().map_or(&[][..], Vec::as_slice);

@@ -8,6 +8,8 @@
 //!
 //! The events' channel is bounded and its senders block; nothing that the main loop calls blocks.
 
+pub mod metrics;
+mod observer;
 mod origin;
 mod supervisor;
 mod timers;
@@ -37,10 +39,14 @@ use crate::hmac::keyed_hash;
 use crate::host::identity;
 use crate::janitor::{self, Janitor};
 use crate::link::{self, Link, Proxy, Url};
+use crate::logging;
 use crate::sampler::{self, Sampler, SamplerEvent};
 use crate::setup::{self, Setup};
+use crate::store::history::History;
+use crate::store::metrics_file::MetricsFile;
 use crate::store::{Directory, Store, machine};
 
+use self::observer::Observer;
 use self::supervisor::Supervisor;
 
 /// Events that wait for the main loop; past it their senders wait.
@@ -102,6 +108,8 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
         directory.path().display(),
         origin.identity.as_ref().map_or("not registered yet", |identity| identity.node_id.as_str()),
     );
+    let mut observer = Observer::new(Instant::now(), link.url.to_string());
+    let records = Records::start(config);
     let setup = Setup::new(config);
     for (what, why) in [("logs", setup.log_reason), ("GPUs", setup.handover_reason.as_str())] {
         log::info!("{what}: {why}");
@@ -115,10 +123,15 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
     let mut core = Core::new(Instant::now(), core_settings(config), origin, &mut actions);
     supervisor.ready();
     loop {
-        for action in actions.drain(..) {
+        for mut action in actions.drain(..) {
             log::debug!("do: {action}");
+            observer.action(Instant::now(), &action);
+            if let Action::Reply(_, answer) = &mut action {
+                observer.extend(Instant::now(), answer);
+            }
             if let Some(end) = edges.perform(action) {
                 supervisor.stopping();
+                records.record(&mut observer);
                 return match end {
                     End::Clean => Ok(()),
                     End::NoIdentity(why) => Err(Error::NoIdentity(why)),
@@ -150,8 +163,21 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
             Event::Link(_, LinkEvent::Text(text)) => text.len(),
             _ => 0,
         };
+        let is_heartbeat = matches!(event, Event::HeartbeatDue);
+        let is_change = is_heartbeat
+            || matches!(event, Event::Control(..) | Event::Link(_, LinkEvent::Up | LinkEvent::Down(_)));
+        observer.event(Instant::now(), &event);
         core.handle(Instant::now(), event, &mut actions);
         edges.link.consumed(text_bytes);
+        if is_change {
+            let mut status = core.status(Instant::now());
+            observer.compare(&status);
+            if is_heartbeat {
+                observer.extend(Instant::now(), &mut status);
+                records.heartbeat(&status);
+            }
+        }
+        records.record(&mut observer);
         if is_reload {
             supervisor.ready();
         }
@@ -223,6 +249,40 @@ fn make_log_dir(dir: &Path) {
             if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(dir) {
                 warn(&error);
             }
+        }
+    }
+}
+
+/// Files that the agent keeps for people, and does not need itself.
+struct Records {
+    history: Option<History>,
+    metrics: Option<MetricsFile>,
+}
+
+impl Records {
+    fn start(config: &Config) -> Self {
+        let warn = |what: &str, error: std::io::Error| log::warn!("no {what} is written: {error}");
+        let boot_id = identity::boot_id(&config.root).unwrap_or_default();
+        let history = History::start(&config.state_dir, boot_id).map_err(|e| warn("history", e)).ok();
+        let metrics = config.metrics_file.clone().map(MetricsFile::start);
+        let metrics = metrics.and_then(|started| started.map_err(|e| warn("metrics file", e)).ok());
+        Self { history, metrics }
+    }
+
+    fn record(&self, observer: &mut Observer) {
+        for entry in observer.take_entries() {
+            if let Some(history) = &self.history {
+                history.record(entry);
+            }
+        }
+    }
+
+    fn heartbeat(&self, status: &Value) {
+        if let Some(history) = &self.history {
+            history.alive();
+        }
+        if let Some(metrics) = &self.metrics {
+            metrics.write(metrics::render(status));
         }
     }
 }
@@ -324,8 +384,9 @@ impl Edges {
         let janitor = Janitor::start(janitor, move |orphans| send(Event::LeftoverCalls(orphans)))
             .map_err(|e| started("the janitor")(&e))?;
         let send = to_main(events);
-        let control =
-            Control::start(&config.control_socket, move |id, request| send(Event::Control(id, request)));
+        let control = Control::start(&config.control_socket, logging::recent, move |id, request| {
+            send(Event::Control(id, request))
+        });
         let control = control.inspect_err(|error| log::warn!("{error}")).ok();
         Ok(Self { link, pool, watcher, sampler, store, janitor, control })
     }

@@ -34,6 +34,8 @@ pub(super) struct Observer {
     results: Vec<String>,
     deploys: BTreeMap<String, u64>,
     entries: Vec<Entry>,
+    /// The agent was told to end: what follows is no state of the node's any more.
+    ending: bool,
 }
 
 impl Observer {
@@ -51,6 +53,7 @@ impl Observer {
             results: Vec::new(),
             deploys: BTreeMap::new(),
             entries: Vec::new(),
+            ending: false,
         }
     }
 
@@ -65,22 +68,24 @@ impl Observer {
                 self.connected_since = None;
                 self.offline_cause = match down.why {
                     DownReason::NoConnection | DownReason::Broken => Cause::Network,
-                    DownReason::Http(_) | DownReason::Closed(_) | DownReason::Violation => Cause::ControlPlane,
+                    DownReason::Refused
+                    | DownReason::Http(_)
+                    | DownReason::Closed(_)
+                    | DownReason::Violation => Cause::ControlPlane,
                 };
             }
-            Event::Link(_, LinkEvent::Text(text)) => {
-                if ["\"drain\"", "\"maintenance\"", "\"resume\""].iter().any(|kind| text.contains(kind)) {
-                    self.mode_cause = Cause::ControlPlane;
-                }
-            }
+            Event::Link(_, LinkEvent::Text(text)) if sets_mode(text) => self.mode_cause = Cause::ControlPlane,
             Event::Control(_, Request::Drain | Request::Maintenance | Request::Resume) => {
                 self.mode_cause = Cause::Operator;
             }
-            Event::Terminate => self.entries.push(Entry::State {
-                state: "offline".to_owned(),
-                cause: Cause::Operator,
-                reason: "the agent was told to end".to_owned(),
-            }),
+            Event::Terminate if !self.ending => {
+                self.ending = true;
+                self.entries.push(Entry::State {
+                    state: "offline".to_owned(),
+                    cause: Cause::Operator,
+                    reason: "the agent was told to end".to_owned(),
+                });
+            }
             _ => {}
         }
     }
@@ -136,6 +141,9 @@ impl Observer {
 
     /// Records what changed in the core's status since the last call.
     pub(super) fn compare(&mut self, status: &Value) {
+        if self.ending {
+            return;
+        }
         let text = |name: &str| status[name].as_str().unwrap_or_default().to_owned();
         let (state, reason, cause) = if self.connected_since.is_some() {
             let state = text("state");
@@ -160,7 +168,11 @@ impl Observer {
             let before = self.recorded_gpus.insert(address.to_owned(), health.to_owned());
             if before.as_deref().unwrap_or("ok") != health && !(before.is_none() && health == "unknown") {
                 let reason = gpu["reason"].as_str().unwrap_or_default().to_owned();
-                self.entries.push(Entry::Gpu { address: address.to_owned(), health: health.to_owned(), reason });
+                self.entries.push(Entry::Gpu {
+                    address: address.to_owned(),
+                    health: health.to_owned(),
+                    reason,
+                });
             }
         }
     }
@@ -168,6 +180,11 @@ impl Observer {
     pub(super) fn take_entries(&mut self) -> Vec<Entry> {
         std::mem::take(&mut self.entries)
     }
+}
+
+/// Whether a message of the control plane may be a command that changes the mode.
+fn sets_mode(text: &str) -> bool {
+    ["\"drain\"", "\"maintenance\"", "\"resume\""].iter().any(|kind| text.contains(kind))
 }
 
 /// Whether a reason, as the core words it, is the container engine's.
@@ -181,6 +198,7 @@ mod tests {
 
     use super::*;
     use crate::core::link_api::{Down, LinkId};
+    use crate::core::operator::ControlId;
     use crate::protocol;
 
     const LINK: LinkId = LinkId(1);
@@ -220,7 +238,7 @@ mod tests {
         let now = Instant::now();
         let mut observer = Observer::new(now, String::new());
         let gpus = |health: &str| json!([{"pci_address": "0000:41:00.0", "health": health, "reason": "off the bus"}]);
-        let mut seen = |observer: &mut Observer, status: Value| {
+        let seen = |observer: &mut Observer, status: Value| {
             observer.compare(&status);
             observer.compare(&status);
             observer.take_entries()
@@ -238,18 +256,38 @@ mod tests {
         let online = json!({"state": "online", "reason": "", "gpus": gpus("ok")});
         assert_eq!(seen(&mut observer, online), [state("online", Cause::None, "")]);
         let degraded = json!({"state": "degraded", "reason": "containerd: gone", "gpus": gpus("failed")});
-        let gpu = Entry::Gpu { address: "0000:41:00.0".into(), health: "failed".into(), reason: "off the bus".into() };
-        assert_eq!(seen(&mut observer, degraded), [state("degraded", Cause::Engine, "containerd: gone"), gpu]);
+        let gpu = Entry::Gpu {
+            address: "0000:41:00.0".into(),
+            health: "failed".into(),
+            reason: "off the bus".into(),
+        };
+        assert_eq!(
+            seen(&mut observer, degraded),
+            [state("degraded", Cause::Engine, "containerd: gone"), gpu]
+        );
         observer.event(now, &lost(DownReason::Http(503)));
         let offline = json!({"state": "degraded", "link_trouble": "HTTP 503", "gpus": gpus("failed")});
         assert_eq!(seen(&mut observer, offline), [state("offline", Cause::ControlPlane, "HTTP 503")]);
+        observer.event(now, &Event::Link(LINK, LinkEvent::Up));
+        observer.event(now, &Event::Control(ControlId(1), Request::Maintenance));
+        let maintenance = json!({"state": "maintenance", "reason": ""});
+        assert_eq!(seen(&mut observer, maintenance), [state("maintenance", Cause::Operator, "")]);
+        observer.event(now, &Event::Terminate);
+        observer.event(now, &lost(DownReason::Closed(1000)));
+        let ended = [state("offline", Cause::Operator, "the agent was told to end")];
+        assert_eq!(seen(&mut observer, json!({"state": "online"})), ended);
     }
 
     #[test]
     fn a_result_that_is_sent_again_counts_once() {
         let now = Instant::now();
         let mut observer = Observer::new(now, String::new());
-        let failed = || send("deploy_result", json!({"replica_id": "a", "status": "failed", "code": "no_gpu", "error": "e"}));
+        let failed = || {
+            send(
+                "deploy_result",
+                json!({"replica_id": "a", "status": "failed", "code": "no_gpu", "error": "e"}),
+            )
+        };
         observer.action(now, &failed());
         observer.action(now, &failed());
         observer.action(now, &send("deploy_result", json!({"replica_id": "b", "status": "running"})));

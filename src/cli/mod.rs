@@ -1,21 +1,32 @@
 //! The command line: arguments in, an [`Invocation`] out. Parsing is pure: nothing is read, printed or done here, and a
 //! setting's value is checked where all its sources are merged (`config`).
 
+mod completions;
 mod table;
 mod text;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lexopt::Arg;
 
 use self::table::{COMMANDS, CONFIG, FLAGS, Flag};
 use crate::config::{self, Kind, Overrides, Setting, TABLE};
 use crate::core::operator::Request;
-use crate::types::PciAddress;
+use crate::types::{PciAddress, ReplicaId};
 
 pub const PROGRAM: &str = "vectorlay-agent";
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Of the sources, and of the build; `unknown` where the build did not say (scripts/build-static.sh does).
+pub const COMMIT: &str = match option_env!("VECTORLAY_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+pub const BUILD_DATE: &str = match option_env!("VECTORLAY_BUILD_DATE") {
+    Some(date) => date,
+    None => "unknown",
+};
 
 #[derive(Debug, PartialEq)]
 pub struct Invocation {
@@ -30,9 +41,27 @@ pub enum Command {
     Config(Form),
     Check(Form),
     Info(Form),
-    Status(Form),
+    Status {
+        form: Form,
+        watch: bool,
+    },
+    Replicas(Form),
+    /// `tail`: lines to begin with.
+    Logs {
+        replica: ReplicaId,
+        follow: bool,
+        tail: u32,
+    },
+    History(Form),
+    Metrics,
+    Report,
     /// Sent to the running agent, whose status is printed after it.
     Request(Request, Form),
+    /// `deadline`: `None` waits for ever.
+    DrainAndWait {
+        form: Form,
+        deadline: Option<Duration>,
+    },
     VfioStatus(Form),
     VfioBind(VfioChange),
     VfioUnbind(VfioChange),
@@ -82,9 +111,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
                 given.words.push(utf8(word, "argument")?);
                 continue;
             }
-            Some(Arg::Short('h')) => "help".to_owned(),
-            Some(Arg::Short('V')) => "version".to_owned(),
-            Some(Arg::Short(other)) => return Err(unknown_flag(&format!("-{other}"), None)),
+            Some(Arg::Short(short)) => match FLAGS.iter().find(|flag| flag.short == Some(short)) {
+                Some(flag) => flag.name.to_owned(),
+                None => return Err(unknown_flag(&format!("-{short}"), None)),
+            },
             Some(Arg::Long(flag)) => flag.to_owned(),
         };
         if let Some(setting) = TABLE.iter().find(|setting| setting.flag() == flag) {
@@ -93,7 +123,11 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
         } else if flag == CONFIG.name {
             overrides.file = Some(PathBuf::from(parser.value().map_err(parser_error)?));
         } else if let Some(known) = FLAGS.iter().find(|known| known.name == flag) {
-            given.flags.push(known.name);
+            let value = match known.value {
+                Some(_) => Some(utf8(parser.value().map_err(parser_error)?, "flag's value")?),
+                None => None,
+            };
+            given.flags.push((known.name, value));
         } else {
             let near = config::nearest(&flag, flag_names().iter().map(String::as_str)).map(str::to_owned);
             return Err(unknown_flag(&format!("--{flag}"), near));
@@ -106,17 +140,22 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
 #[derive(Debug, Default)]
 struct Given {
     words: Vec<String>,
-    flags: Vec<&'static str>,
+    flags: Vec<(&'static str, Option<String>)>,
 }
 
 impl Given {
     fn has(&self, flag: &Flag) -> bool {
-        self.flags.contains(&flag.name)
+        self.flags.iter().any(|(name, _)| *name == flag.name)
+    }
+
+    /// The flag's value; of several the last.
+    fn value(&self, flag: &Flag) -> Option<&str> {
+        self.flags.iter().rev().find(|(name, _)| *name == flag.name)?.1.as_deref()
     }
 
     fn command(&self) -> Result<Command, String> {
         if self.has(&table::VERSION) {
-            return Ok(Command::Print(text::version()));
+            return Ok(Command::Print(text::version(self.form())));
         }
         if self.has(&table::HELP) {
             return if self.words.is_empty() {
@@ -135,7 +174,8 @@ impl Given {
                 }
             },
         };
-        if let Some(flag) = self.flags.iter().find(|flag| !row.flags.iter().any(|own| own.name == **flag)) {
+        let foreign = |flag: &&'static str| !row.flags.iter().any(|own| own.name == *flag);
+        if let Some(flag) = self.flags.iter().map(|(name, _)| *name).find(|flag| foreign(flag)) {
             return Err(format!("{0} has no flag --{flag}; see `{PROGRAM} help {0}`", row.name));
         }
         let (count, missing) = row.takes.count();
@@ -147,6 +187,11 @@ impl Given {
         }
         (row.make)(self, arguments)
     }
+}
+
+/// The version for a person, as `vectorlay-agent version` prints it.
+pub fn version() -> String {
+    text::version(Form::Text)
 }
 
 /// Help on the command that `words` begin with, or on the group of commands with that first word.

@@ -23,8 +23,18 @@ fn commands() {
     check("--json config", Command::Config(Form::Json));
     check("check --json", Command::Check(Form::Json));
     check("info", Command::Info(Form::Text));
-    check("status --json --control-socket /x", Command::Status(Form::Json));
+    check("status --json --control-socket /x", Command::Status { form: Form::Json, watch: false });
     check("drain", Command::Request(Request::Drain, Form::Text));
+    check("status --watch", Command::Status { form: Form::Text, watch: true });
+    check("drain --wait", Command::DrainAndWait { form: Form::Text, deadline: None });
+    let deadline = Some(Duration::from_secs(600));
+    check("drain --deadline 10m --wait --json", Command::DrainAndWait { form: Form::Json, deadline });
+    let replica = || ReplicaId::new("web-1").unwrap();
+    check("logs web-1", Command::Logs { replica: replica(), follow: false, tail: 100 });
+    check("logs -f --tail 5 web-1", Command::Logs { replica: replica(), follow: true, tail: 5 });
+    check("replicas --json", Command::Replicas(Form::Json));
+    check("history", Command::History(Form::Text));
+    check("version --json", Command::Print(text::version(Form::Json)));
     check("maintenance", Command::Request(Request::Maintenance, Form::Text));
     check("resume", Command::Request(Request::Resume, Form::Text));
     check("recheck", Command::Request(Request::Recheck, Form::Text));
@@ -43,7 +53,7 @@ fn commands() {
     let change = VfioChange { target: VfioTarget::Saved, dry_run: false, force: true, persist: false };
     check("vfio bind --saved --force", Command::VfioBind(change));
     for line in ["--version", "-V", "version", "run --version"] {
-        check(line, Command::Print(text::version()));
+        check(line, Command::Print(text::version(Form::Text)));
     }
     for line in ["--help", "-h", "help", "--workers 3 -h"] {
         check(line, Command::Print(text::help()));
@@ -106,7 +116,14 @@ fn wrong_lines_say_what_was_meant() {
     check("vfoi --help", "did you mean vfio?");
     check("vfio bind --all 41:00.0", "unexpected argument");
     check("vfio bind --all --saved", "exclude each other");
-    check("completions fish", "use bash");
+    check("completions tcsh", "unknown shell \"tcsh\"; use bash, zsh or fish");
+    check("drain --deadline 5m", "--deadline needs --wait");
+    check("drain --wait --deadline soon", "invalid time \"soon\"");
+    check("drain --wait --deadline 99999999h", "invalid time");
+    check("logs", "missing replica ID");
+    check("logs /etc", "replica_id");
+    check("logs a --tail x", "--tail");
+    check("check --tail 5", "check has no flag --tail");
     check("completions", "bash");
     check("--workers", "--workers needs a value");
     check("--config", "--config needs a value");
@@ -161,7 +178,7 @@ fn bash_completes() {
     let check = |words: &[&str], expected: &[&str]| {
         let script = format!(
             "{}\nCOMP_WORDS=(vectorlay-agent \"$@\"); COMP_CWORD=$#; _vectorlay_agent; echo \"${{COMPREPLY[@]}}\"",
-            text::bash()
+            completions::bash()
         );
         let Ok(run) = Process::new("bash").arg("-c").arg(script).arg("bash").args(words).output() else {
             println!("skipped: bash_completes needs bash");
@@ -179,5 +196,33 @@ fn bash_completes() {
     check(&["--tok"], &["--token-file"]);
     check(&["--state-dir", "/proc/self/statu"], &["/proc/self/status"]);
     check(&["--workers", ""], &[]);
-    check(&["completions", ""], &["bash"]);
+    check(&["completions", ""], &["bash", "zsh", "fish"]);
+    check(&["vfio", "bind", "--p"], &["--persist", "--proxy"]);
+    check(&["--workers", "3", "vfio", "b"], &["bind"]);
+    check(&["check", "--j"], &["--json"]);
+    check(&["run", "--j"], &[]);
+}
+
+/// Whether the shell understands the script; there may be no such shell here.
+fn parses(shell: &str, script: &str) {
+    let path = std::env::temp_dir().join(format!("vectorlay-completion-{}.{shell}", std::process::id()));
+    std::fs::write(&path, script).unwrap();
+    let run = Process::new(shell).arg("-n").arg(&path).output();
+    std::fs::remove_file(&path).unwrap();
+    match run {
+        Ok(run) => assert!(run.status.success() && run.stderr.is_empty(), "{shell}: {run:?}"),
+        Err(_) => println!("skipped: completions need {shell}"),
+    }
+}
+
+#[test]
+fn the_shells_parse_their_completions() {
+    parses("bash", &completions::bash());
+    parses("zsh", &completions::zsh());
+    parses("fish", &completions::fish());
+    for script in [completions::bash(), completions::zsh(), completions::fish()] {
+        for word in ["drain", "unbind", "deadline", "state-dir", "json-file"] {
+            assert!(script.contains(word), "{word} in {script}");
+        }
+    }
 }

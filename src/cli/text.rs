@@ -1,22 +1,74 @@
 //! Help, man page and shell completion, made from the tables of commands and settings.
 
-use super::table::{COMMANDS, CONFIG, FLAGS, Flag, HELP, Row, Takes, VERSION as VERSION_FLAG};
-use super::{PROGRAM, VERSION};
-use crate::config::{Kind, Setting, TABLE};
+use serde_json::json;
+
+use super::table::{COMMANDS, CONFIG, FLAGS, Flag, HELP, Row, VERSION as VERSION_FLAG};
+use super::{BUILD_DATE, COMMIT, Form, PROGRAM, VERSION};
+use crate::config::{DEFAULT_FILE, Kind, Setting, TABLE};
+use crate::protocol::PROTOCOL_VERSION;
 
 const PURPOSE: &str = "the VectorLay node agent: runs a control plane's deploys on this GPU host";
 const SOURCES: &str = "A setting is taken from its flag, else from the environment (VECTORLAY_STATE_DIR), else from the\n\
      kernel command line (vectorlay.state_dir=), else from the configuration file (\"state_dir\").\n";
+const DESCRIPTION: &str = "The agent connects this host to a control plane, runs the containers that it deploys through \
+     nerdctl on containerd, and reports what the host and they are. Containers keep running while the agent is stopped, \
+     restarted or upgraded.\n";
+const FILES: &[(&str, &str)] = &[
+    (DEFAULT_FILE, "Configuration: one JSON object whose keys are settings"),
+    ("/var/lib/vectorlay/node.json", "The node's identity; keep it"),
+    ("/var/lib/vectorlay/state.json", "Accepted commands and results that have not arrived"),
+    ("/var/lib/vectorlay/history.jsonl", "What the node was and when; `history` shows it"),
+    ("/run/vectorlay/agent.sock", "Socket for commands such as status and drain, for root"),
+    ("/run/vectorlay-agent.lock", "Held by the machine's one agent"),
+    ("/var/log/vectorlay", "Output of the replicas, with the log driver file"),
+    ("/etc/vectorlay/vfio-bind", "GPUs that `vfio bind --saved` binds at boot"),
+];
+const ENVIRONMENT: &[(&str, &str)] = &[
+    ("VECTORLAY_CONFIG", "Path of the configuration file"),
+    ("VECTORLAY_...", "Each setting, in capitals: VECTORLAY_STATE_DIR, VECTORLAY_TOKEN"),
+    ("HTTPS_PROXY, NO_PROXY", "Used if the settings proxy and no_proxy are not set"),
+    ("CREDENTIALS_DIRECTORY", "Folder of systemd credentials, in which the file token is read"),
+    ("NOTIFY_SOCKET, WATCHDOG_USEC", "The supervisor's, as in sd_notify(3)"),
+    ("NO_COLOR", "`status` uses no colour if this is set"),
+];
+const SIGNALS: &[(&str, &str)] = &[
+    (
+        "SIGTERM, SIGINT",
+        "End: finish running commands within grace_s, deliver results; a second one ends at once",
+    ),
+    ("SIGHUP", "Check the dependencies now; end, if standard error is a terminal, which was closed then"),
+];
+const EXAMPLES: &[(&str, &str)] = &[
+    ("Check a new host:", "vectorlay-agent check"),
+    ("Reboot without interrupting a tenant:", "vectorlay-agent drain --wait --deadline 2h && reboot"),
+    ("Follow a replica's output:", "vectorlay-agent logs web-1 --follow"),
+    ("What happened last night:", "vectorlay-agent history"),
+    ("A file to send when asking for help:", "vectorlay-agent report > report.txt"),
+    ("Complete command lines in bash:", "source <(vectorlay-agent completions bash)"),
+];
 const EXIT_STATUS: &[(&str, &str)] = &[
     ("0", "success"),
-    ("1", "failure; `check`: not ready"),
+    ("1", "failure; `check`: not ready; `status`: not online or not connected; `drain --wait`: not in time"),
     ("2", "invalid command line"),
     ("3", "invalid configuration, no identity, or another agent holds the lock"),
     ("4", "the control plane refuses the token"),
 ];
 
-pub(super) fn version() -> String {
-    format!("{PROGRAM} {VERSION}\n")
+pub(super) fn version(form: Form) -> String {
+    match form {
+        Form::Text => format!(
+            "{PROGRAM} {VERSION}\ncommit {COMMIT}\nbuilt {BUILD_DATE}\nprotocol version {PROTOCOL_VERSION}\n"
+        ),
+        Form::Json => {
+            let version = json!({
+                "version": VERSION,
+                "commit": COMMIT,
+                "built": BUILD_DATE,
+                "protocol_version": PROTOCOL_VERSION,
+            });
+            format!("{version:#}\n")
+        }
+    }
 }
 
 pub(super) fn help() -> String {
@@ -55,9 +107,11 @@ pub(super) fn help_for_group(first: &str) -> String {
 pub(super) fn man() -> String {
     let mut text = format!(".TH VECTORLAY\\-AGENT 8 \"\" \"{PROGRAM} {VERSION}\"\n");
     text.push_str(&format!(".SH NAME\n{} \\- {}\n", roff(PROGRAM), roff(PURPOSE)));
-    text.push_str(&format!(".SH SYNOPSIS\n.B {}\n[FLAGS] [COMMAND]\n.SH COMMANDS\n", roff(PROGRAM)));
+    text.push_str(&format!(".SH SYNOPSIS\n.B {}\n[FLAGS] [COMMAND]\n", roff(PROGRAM)));
+    text.push_str(&format!(".SH DESCRIPTION\n{}", roff(DESCRIPTION)));
+    text.push_str(".SH COMMANDS\n");
     for row in COMMANDS {
-        let flags: Vec<String> = row.flags.iter().map(|flag| format!(" [--{}]", flag.name)).collect();
+        let flags: Vec<String> = row.flags.iter().map(|flag| format!(" [{}]", described(flag).0)).collect();
         paragraph(&mut text, &format!("{}{}", synopsis(row), flags.concat()), row.doc);
     }
     text.push_str(".SH FLAGS\n");
@@ -69,64 +123,19 @@ pub(super) fn man() -> String {
     for setting in TABLE {
         paragraph(&mut text, &setting_flag(setting), &setting_doc(setting));
     }
-    text.push_str(".SH EXIT STATUS\n");
-    for (status, meaning) in EXIT_STATUS {
-        paragraph(&mut text, status, meaning);
+    for (section, entries) in
+        [("EXIT STATUS", EXIT_STATUS), ("FILES", FILES), ("ENVIRONMENT", ENVIRONMENT), ("SIGNALS", SIGNALS)]
+    {
+        text.push_str(&format!(".SH {section}\n"));
+        for (head, body) in entries {
+            paragraph(&mut text, head, body);
+        }
+    }
+    text.push_str(".SH EXAMPLES\n");
+    for (body, command) in EXAMPLES {
+        text.push_str(&format!(".TP\n{}\n.B {}\n", roff(body), roff(command)));
     }
     text
-}
-
-/// The completion script for bash, to be sourced.
-pub(super) fn bash() -> String {
-    let mut cases = String::new();
-    let (mut paths, mut others) = (vec![format!("--{}", CONFIG.name)], Vec::new());
-    for setting in TABLE {
-        let flag = format!("--{}", setting.flag());
-        match setting.kind {
-            Kind::Words(words) => {
-                cases.push_str(&format!("        {flag}) words='{}' ;;\n", words.join(" ")))
-            }
-            Kind::Path => paths.push(flag),
-            Kind::Text | Kind::Whole { .. } | Kind::Proxy => others.push(flag),
-            Kind::Bool | Kind::Secret => {}
-        }
-    }
-    cases.push_str(&format!("        {}) files=1 ;;\n", paths.join("|")));
-    cases.push_str(&format!("        {}) return ;;\n", others.join("|")));
-    let mut firsts: Vec<&str> = Vec::new();
-    for row in COMMANDS {
-        let (first, is_pair) = row.name.split_once(' ').map_or((row.name, false), |(first, _)| (first, true));
-        if firsts.contains(&first) {
-            continue;
-        }
-        firsts.push(first);
-        if is_pair {
-            let pairs = COMMANDS.iter().filter_map(|row| row.name.split_once(' '));
-            let seconds: Vec<&str> = pairs.filter(|(a, _)| *a == first).map(|(_, second)| second).collect();
-            cases.push_str(&format!("        {first}) words='{}' ;;\n", seconds.join(" ")));
-        }
-        if row.takes == Takes::Shell {
-            cases.push_str(&format!("        {first}) words=bash ;;\n"));
-        }
-    }
-    let flags: Vec<String> = super::flag_names().iter().map(|name| format!("--{name}")).collect();
-    let (firsts, flags) = (firsts.join(" "), flags.join(" "));
-    format!(
-        "# bash completion for {PROGRAM}\n\
-         _vectorlay_agent() {{\n    \
-             local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} words='' files=''\n    \
-             COMPREPLY=()\n    \
-             case $before in\n{cases}        \
-                 *) words='{firsts} {flags}' ;;\n    \
-             esac\n    \
-             if [ -n \"$files\" ]; then\n        \
-                 COMPREPLY=($(compgen -f -- \"$word\"))\n    \
-             else\n        \
-                 COMPREPLY=($(compgen -W \"$words\" -- \"$word\"))\n    \
-             fi\n\
-         }}\n\
-         complete -F _vectorlay_agent {PROGRAM}\n"
-    )
 }
 
 /// Two columns. The second starts on a new line if the first is too wide.
@@ -146,13 +155,13 @@ fn synopsis(row: &Row) -> String {
 }
 
 fn described(flag: &Flag) -> (String, String) {
-    (format!("--{}", flag.name), flag.doc.to_owned())
+    let short = flag.short.map(|short| format!("-{short}, ")).unwrap_or_default();
+    let value = flag.value.map(|value| format!(" {value}")).unwrap_or_default();
+    (format!("{short}--{}{value}", flag.name), flag.doc.to_owned())
 }
 
 fn general_flags() -> Vec<(String, String)> {
-    let config = (format!("--{} PATH", CONFIG.name), CONFIG.doc.to_owned());
-    let (help, version) = (described(&HELP), described(&VERSION_FLAG));
-    vec![config, (format!("-h, {}", help.0), help.1), (format!("-V, {}", version.0), version.1)]
+    vec![described(&CONFIG), described(&HELP), described(&VERSION_FLAG)]
 }
 
 /// A setting's flag, or its variable if it has no flag.

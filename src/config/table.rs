@@ -227,6 +227,8 @@ settings! {
     vfio_bind: Option<String>, Kind::Text, None;
     /// Root of the /proc, /sys and /dev that are read
     root: PathBuf, Kind::Path, Some("/");
+    /// File for metrics, written at each heartbeat, for node_exporter's textfile collector
+    metrics_file: Option<PathBuf>, Kind::Path, None;
     /// Least severe level that is logged
     log: log::LevelFilter, Kind::Words(LEVELS), Some("info");
     /// Log format

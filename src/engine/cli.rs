@@ -230,6 +230,32 @@ impl Cli {
         (program, Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: OUTPUT, tail: false })
     }
 
+    /// The call that describes our containers for a person: a line of JSON values each, separated by tabs: ID, replica,
+    /// deploy, GPUs, image, creation time, status.
+    pub fn describe(&self) -> (Program, Bounds) {
+        let label = |name| format!("{{{{json (.Label \"{name}\")}}}}");
+        let format = format!(
+            "--format={{{{json .ID}}}}\t{}\t{}\t{}\t{{{{json .Image}}}}\t{{{{json .CreatedAt}}}}\t{{{{json .Status}}}}",
+            label(LABEL_REPLICA),
+            label(LABEL_DEPLOY),
+            label(LABEL_GPUS),
+        );
+        let filter = format!("--filter=label={LABEL_REPLICA}");
+        let args = ["ps".into(), "--all".into(), "--no-trunc".into(), filter, format];
+        let bounds = Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: LIST_OUTPUT, tail: false };
+        (self.marked("ps", args), bounds)
+    }
+
+    /// The call that prints a container's log to its own standard output, for a program that it takes the place of.
+    pub fn follow_logs(&self, id: &ContainerId, tail: u32, follow: bool) -> Program {
+        let tail = format!("--tail={tail}");
+        if follow {
+            self.marked("logs", ["logs".into(), "--follow".into(), tail, id.as_str().to_owned()])
+        } else {
+            self.marked("logs", ["logs".into(), tail, id.as_str().to_owned()])
+        }
+    }
+
     fn guest_use(&self, id: &ContainerId, vendor: Vendor) -> Program {
         let question = match vendor {
             Vendor::Nvidia => NVIDIA_USE,

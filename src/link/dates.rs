@@ -35,6 +35,27 @@ pub fn utc(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
+/// Seconds since 1970 of a time as container engines write it: `2026-11-24T05:51:50.1Z`, `2026-11-24 05:51:50 +0100 CET`.
+pub fn seconds(text: &str) -> Option<u64> {
+    let digits = |from: usize, to: usize| number(text.get(from..to)?, to - from);
+    let (year, month, day) = (digits(0, 4)?, digits(5, 7)?, digits(8, 10)?);
+    let (hour, minute, second) = (digits(11, 13)?, digits(14, 16)?, digits(17, 19)?);
+    let fits =
+        year >= 1970 && (1..=12).contains(&month) && (1..=31).contains(&day) && hour < 24 && minute < 60;
+    let local = fits.then(|| days(year, month, day) * DAY + hour * 3600 + minute * 60 + second)?;
+    let zone = text.get(19..)?.trim_start_matches(|c: char| c == '.' || c.is_ascii_digit()).trim_start();
+    let offset = |digits: &str| {
+        let plain: String = digits.chars().filter(char::is_ascii_digit).take(4).collect();
+        Some(number(plain.get(..2)?, 2)? * 3600 + number(plain.get(2..4)?, 2)? * 60)
+    };
+    match zone.split_at_checked(1)? {
+        ("Z", _) => Some(local),
+        ("+", rest) => local.checked_sub(offset(rest)?),
+        ("-", rest) => local.checked_add(offset(rest)?),
+        _ => None,
+    }
+}
+
 /// `Sun, 06 Nov 1994 08:49:37 GMT`, the one form that servers may still send.
 fn http_date(text: &str) -> Option<u64> {
     let mut words = text.split_once(", ")?.1.split(' ');
@@ -85,6 +106,20 @@ fn civil(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_as_engines_write_them() {
+        let check = |text: &str, expected: Option<u64>| assert_eq!(seconds(text), expected, "{text}");
+        check("2026-11-24T05:51:50Z", Some(1_795_499_510));
+        check("2026-11-24T05:51:50.123456789Z", Some(1_795_499_510));
+        check("2026-11-24 05:51:50 +0000 UTC", Some(1_795_499_510));
+        check("2026-11-24 06:51:50.5 +0100 CET", Some(1_795_499_510));
+        check("2026-11-24T00:51:50-05:00", Some(1_795_499_510));
+        for bad in ["", "2026-11-24", "2026-13-24T05:51:50Z", "2026-11-24T05:51:50", "2026-11-24T05:51:50 x"]
+        {
+            check(bad, None);
+        }
+    }
 
     #[test]
     fn waits_that_servers_ask_for() {

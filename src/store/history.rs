@@ -51,9 +51,21 @@ impl Cause {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
     /// The node is in this state from now on.
-    State { state: String, cause: Cause, reason: String },
-    Gpu { address: String, health: String, reason: String },
-    Deploy { replica: String, outcome: String, reason: String },
+    State {
+        state: String,
+        cause: Cause,
+        reason: String,
+    },
+    Gpu {
+        address: String,
+        health: String,
+        reason: String,
+    },
+    Deploy {
+        replica: String,
+        outcome: String,
+        reason: String,
+    },
 }
 
 impl Entry {
@@ -149,9 +161,10 @@ fn write(path: &Path, boot_id: &str, orders: &Receiver<Order>) {
     for order in orders {
         note(match order {
             Order::Entry(entry) => append(path, &entry.line(now())),
-            Order::Alive => {
-                OpenOptions::new().append(true).open(path).and_then(|file| file.set_modified(SystemTime::now()))
-            }
+            Order::Alive => OpenOptions::new()
+                .append(true)
+                .open(path)
+                .and_then(|file| file.set_modified(SystemTime::now())),
         });
     }
 }
@@ -255,7 +268,11 @@ mod tests {
             begin(&path, boot, 200).unwrap();
             let (lines, _) = read(&folder).unwrap();
             let ended = lines.iter().find(|line| line["time"] == 150);
-            assert_eq!(ended.map(|line| line["cause"].as_str().unwrap()), expected, "{last:?} {boot}: {lines:?}");
+            assert_eq!(
+                ended.map(|line| line["cause"].as_str().unwrap()),
+                expected,
+                "{last:?} {boot}: {lines:?}"
+            );
             assert_eq!(lines.last().unwrap()["boot"], boot);
             fs::remove_dir_all(&folder).unwrap();
         };

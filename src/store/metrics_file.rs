@@ -18,12 +18,13 @@ impl MetricsFile {
         let mut failed = false;
         Builder::new().name("metrics".into()).spawn(move || {
             for text in received {
-                let written = replace(&path, &text);
-                match written {
-                    Err(error) if !failed => log::warn!("cannot write the metrics file {}: {error}", path.display()),
-                    _ => {}
+                let error = replace(&path, &text).err();
+                if let Some(error) = &error
+                    && !failed
+                {
+                    log::warn!("cannot write the metrics file {}: {error}", path.display());
                 }
-                failed = written.is_err();
+                failed = error.is_some();
             }
         })?;
         Ok(Self(texts))

@@ -4,8 +4,10 @@
 //! failed save: the store tries once and reports. It never overwrites a file whose content it did not understand.
 
 mod directory;
+pub mod history;
 mod identity;
 pub mod machine;
+pub mod metrics_file;
 
 use std::fs::File;
 use std::io::Read;

@@ -58,7 +58,8 @@ fn the_operator_drains() {
     let Some(world) = World::start("the_operator_drains") else { return };
     let state = |arguments: &[&str]| {
         let (code, text) = world.node.said(arguments);
-        assert_eq!(code, 0, "{text}");
+        // `status` fails on this node, which is degraded without Kata; a request that was accepted does not.
+        assert_eq!(code, i32::from(arguments == ["status"]), "{text}");
         let (_, text) = world.node.said(&["status", "--json"]);
         let status: Value = serde_json::from_str(&text).unwrap();
         status["state"].as_str().unwrap().to_owned()

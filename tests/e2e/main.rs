@@ -25,6 +25,7 @@ mod hostile;
 mod identity;
 mod images;
 mod looks;
+mod operate;
 mod reconnect;
 mod restarts;
 mod secured;

@@ -119,7 +119,7 @@ fn sigterm_lets_what_is_in_flight_finish() {
     let flying = world.ask("flying", &json!({}));
     gate.wait_for(1);
     let queued = world.ask("queued", &json!({}));
-    wait_until(WAIT, "one waits", || world.node.said(&["status"]).1.contains("1 deploys"));
+    wait_until(WAIT, "one waits", || world.node.said(&["status"]).1.contains("1 deploy,"));
     world.agent.signal(Signal::TERM);
     let result = world.result(&queued);
     assert_eq!((&result["status"], &result["code"]), (&json!("failed"), &json!("interrupted")), "{result}");

@@ -58,7 +58,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
             "wait.rs",
         ],
     ),
-    ("SystemTime::now", &["link/dates.rs", "logging.rs", "store/history.rs"]),
+    ("SystemTime::now", &["commands/", "link/dates.rs", "logging.rs", "store/history.rs"]),
     ("thread::spawn", &[]),
     ("thread::scope", &[]),
     (
@@ -75,7 +75,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
             "store/",
         ],
     ),
-    ("thread::sleep", &["commands/vfio/", "control.rs"]),
+    ("thread::sleep", &["commands/", "control.rs"]),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -150,7 +150,8 @@ impl Node {
         self.binary.clone().or_else(|| named().map(PathBuf::from)).unwrap_or_else(built)
     }
 
-    fn program(&self, arguments: &[&str]) -> Command {
+    /// The agent's program with these arguments and the settings.
+    pub fn program(&self, arguments: &[&str]) -> Command {
         let binary = self.binary();
         let around = self.around.iter().map(String::as_str);
         let words: Vec<&str> = around.chain([binary.to_str().unwrap()]).collect();
