@@ -96,7 +96,7 @@ fn mistakes_name_the_nearest_word() {
     node.unset("config");
     said(&node, &["run"], 3, &["url", "--url", "VECTORLAY_URL"]);
     node.set("url", "http://cp.example.com/agent");
-    said(&node, &["run"], 3, &["setting url: is no WebSocket URL", "wss://"]);
+    said(&node, &["run"], 3, &["setting url: is not a WebSocket URL", "wss://"]);
     node.unset("url");
     // What a rack may have wrong must not keep it from starting.
     node.env("VECTORLAY_STAT_DIR", "/x");
