@@ -7,8 +7,9 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::agent::{Node, wait_until};
+use crate::support::agent::Node;
 use crate::support::control_plane::{ControlPlane, TOKEN, WAIT};
+use crate::support::wait::wait_until;
 use crate::world::{World, connected, node};
 
 #[test]
