@@ -1,5 +1,8 @@
 //! An established connection: frames in and out without ever blocking, and the ways in which it can end.
 
+#[cfg(test)]
+mod autobahn;
+
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;

@@ -109,7 +109,7 @@ fn request(listener: &TcpListener) -> (TcpStream, String, String) {
         assert!(count > 0, "it ends in the middle of {text}");
         text += std::str::from_utf8(&chunk[..count]).unwrap();
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-        let head = head.to_ascii_lowercase();
+        let head = head.to_ascii_lowercase() + "\r\n";
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
         if body.len() == length.map_or(0, |length| length.parse().unwrap()) {
             return (stream, head, body.to_owned());
