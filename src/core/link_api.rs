@@ -125,7 +125,7 @@ pub enum Registration {
     },
     /// 401 or 403: the token is refused.
     Refused(u16),
-    /// The server does not register over HTTP (the protocol, "Identity").
+    /// The server does not register over HTTP (`protocol.md`, "Over HTTP").
     Absent,
     /// No answer, 429 or 5xx: try again.
     Failed {

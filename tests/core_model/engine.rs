@@ -1,4 +1,4 @@
-//! A container engine as `facts.md` describes it: it loses names, leaves half-made containers behind, says that it
+//! A container engine as bad as the real ones: it loses names, leaves half-made containers behind, says that it
 //! removed what it did not remove, goes away and freezes.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 pub const REPLICAS: [&str; 5] = ["r0", "r1", "r2", "r3", "plain"];
-/// The replica whose commands carry no request ID, as part A of the protocol has them.
+/// The replica whose commands carry no request ID, as the base of the protocol has them.
 pub const PLAIN: &str = "plain";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

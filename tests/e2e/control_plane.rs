@@ -323,7 +323,7 @@ fn registration_over_the_socket() {
     agent.send("deploy_result", json!({"replica_id": "a", "status": "running"}));
     plane.wait_event(WAIT, |event| event["type"] == "deploy_result");
     assert_eq!(plane.job("r1")["result"]["status"], "running");
-    // Part A: a returning node is known by its ID, with the token or without.
+    // A returning node is known by its ID, with the token or without.
     assert!(Agent::connect(&plane, None, Some(&id)).is_ok());
     assert!(Agent::connect(&plane, Some(TOKEN), Some(&id)).is_ok());
     assert_eq!(Agent::connect(&plane, Some("vtk_other"), Some(&id)).err(), Some(401));

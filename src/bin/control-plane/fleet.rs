@@ -153,7 +153,7 @@ impl Fleet {
                 let right = match (&node.token, bearer) {
                     (Some(token), Some(given)) => same_secret(token, given),
                     (Some(_), None) => false,
-                    // Without a token of its own the node is known by its ID, as part A has it.
+                    // Without a token of its own the node is known by its ID, as `protocol.md` has it ("Connecting").
                     (None, Some(_)) => of_org,
                     (None, None) => true,
                 };

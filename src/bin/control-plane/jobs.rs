@@ -70,7 +70,7 @@ pub struct Job {
 }
 
 impl Job {
-    /// The message to send now. With `request_ids` off it has none, as servers of part A send it.
+    /// The message to send now. With `request_ids` off it has none, as control planes that know the base alone send it.
     pub fn send(&mut self, request_ids: bool) -> String {
         self.sent += 1;
         let mut payload = self.payload.clone();
