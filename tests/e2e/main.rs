@@ -26,6 +26,7 @@ mod identity;
 mod images;
 mod looks;
 mod operate;
+mod ready;
 mod reconnect;
 mod restarts;
 mod secured;
