@@ -12,7 +12,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use crate::core::inventory::{Check, Gpu, GpuUse, Hardware, Usage};
+use crate::core::inventory::{Gpu, GpuUse, Hardware, Usage};
+use crate::core::{Event, Sample};
 use crate::host::background::BackgroundReader;
 use crate::host::dependencies::{self, Checker};
 use crate::host::{self, memory, storage};
@@ -20,41 +21,19 @@ use crate::host::{self, memory, storage};
 /// How long a sample of use waits for the storage's and the GPUs' part. What comes later is not in it.
 const PART_DEADLINE: Duration = Duration::from_secs(2);
 
-/// An order to look at something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sample {
-    /// Memory, storage, the GPUs' use.
-    Usage,
-    /// A round of all dependency checks.
-    Checks,
-    /// The hardware, with the GPUs' inventory.
-    Hardware,
-}
-
-/// What was seen.
-#[derive(Debug, Clone, PartialEq)]
-pub enum SamplerEvent {
-    /// Of [`Sample::Usage`].
-    Usage(Usage),
-    /// Of [`Sample::Hardware`].
-    Hardware(Box<Hardware>),
-    /// One of [`Sample::Checks`], as soon as it is known; the number of its round, counted from 1.
-    Check(u64, Check),
-    /// The round is over: every check has been sent.
-    ChecksDone(u64),
-}
-
 /// Takes an inventory of the GPUs. `None`: it could not be taken, and nothing is known anew about any of them.
 pub type ReadGpus = Box<dyn FnMut() -> Option<Vec<Gpu>> + Send>;
 /// Reads the use of the GPUs that can be read.
 pub type ReadUtilization = Box<dyn FnMut() -> Vec<GpuUse> + Send>;
 /// Takes the events, from any of the sampler's threads. It may block.
-pub type Emit = Arc<dyn Fn(SamplerEvent) + Send + Sync>;
+pub type Emit = Arc<dyn Fn(Event) + Send + Sync>;
 
 /// What is looked at.
 pub struct Sources {
     /// Where /proc and /sys are read.
     pub root: PathBuf,
+    /// The agent's name among several on this machine.
+    pub instance: Option<String>,
     /// The path whose file system is reported.
     pub data_path: PathBuf,
     /// What the dependency checks depend on.
@@ -105,23 +84,23 @@ impl Sampler {
     }
 
     fn start_threads(sources: Sources, emit: Emit) -> io::Result<Self> {
-        let Sources { root, data_path, checks, gpus, utilization } = sources;
+        let Sources { root, instance, data_path, checks, gpus, utilization } = sources;
         let mut usage = UsageReader {
             root: root.clone(),
             storage: BackgroundReader::start("sampler-storage", move || storage::read(&data_path))?,
             utilization: BackgroundReader::start("sampler-gpu-use", utilization)?,
         };
         let mut checker = Checker::new(Arc::new(checks));
-        let mut inventory = Inventory { root, read: gpus, last: Vec::new() };
+        let mut inventory = Inventory { root, instance, read: gpus, last: Vec::new() };
         let (to_usage, to_checks, to_hardware) = (Arc::clone(&emit), Arc::clone(&emit), emit);
         Ok(Self {
-            usage: serve("sampler-usage", move |_| to_usage(SamplerEvent::Usage(usage.read())))?,
-            checks: serve("sampler-checks", move |round| {
-                checker.round(&mut |check| to_checks(SamplerEvent::Check(round, check)));
-                to_checks(SamplerEvent::ChecksDone(round));
+            usage: serve("sampler-usage", move || to_usage(Event::Usage(usage.read())))?,
+            checks: serve("sampler-checks", move || {
+                checker.round(&mut |check| to_checks(Event::Check(check)));
+                to_checks(Event::ChecksDone);
             })?,
-            hardware: serve("sampler-hardware", move |_| {
-                to_hardware(SamplerEvent::Hardware(Box::new(inventory.hardware())));
+            hardware: serve("sampler-hardware", move || {
+                to_hardware(Event::Hardware(Box::new(inventory.hardware())));
             })?,
         })
     }
@@ -139,11 +118,11 @@ impl Sampler {
     }
 }
 
-/// Starts a thread that does `work` for each order; the number of the order is counted from 1.
-fn serve(name: &str, mut work: impl FnMut(u64) + Send + 'static) -> io::Result<SyncSender<()>> {
+/// Starts a thread that does `work` for each order.
+fn serve(name: &str, mut work: impl FnMut() + Send + 'static) -> io::Result<SyncSender<()>> {
     let (sender, orders): (SyncSender<()>, Receiver<()>) = sync_channel(1);
     let thread = Builder::new().name(name.to_owned());
-    thread.spawn(move || (1..).zip(orders.iter()).for_each(|(number, ())| work(number)))?;
+    thread.spawn(move || orders.iter().for_each(|()| work()))?;
     Ok(sender)
 }
 
@@ -171,6 +150,7 @@ impl UsageReader {
 
 struct Inventory {
     root: PathBuf,
+    instance: Option<String>,
     read: ReadGpus,
     last: Vec<Gpu>,
 }
@@ -185,7 +165,7 @@ impl Inventory {
                 self.root.display()
             ),
         }
-        host::hardware(&self.root, self.last.clone())
+        host::hardware(&self.root, self.instance.as_deref(), self.last.clone())
     }
 }
 
@@ -234,11 +214,18 @@ mod tests {
             has_gpus: |_| false,
             dirs: SearchDirs { path: Vec::new(), kata: Vec::new(), virtiofsd: Vec::new() },
         };
-        Sources { root: root.to_owned(), data_path: root.to_owned(), checks, gpus, utilization }
+        Sources {
+            root: root.to_owned(),
+            instance: None,
+            data_path: root.to_owned(),
+            checks,
+            gpus,
+            utilization,
+        }
     }
 
-    fn start(sources: Sources) -> (Sampler, Receiver<SamplerEvent>) {
-        let (sender, events): (Sender<SamplerEvent>, _) = channel();
+    fn start(sources: Sources) -> (Sampler, Receiver<Event>) {
+        let (sender, events): (Sender<Event>, _) = channel();
         let emit = move |event| drop(sender.send(event));
         (Sampler::start(sources, Arc::new(emit)).unwrap(), events)
     }
@@ -254,21 +241,21 @@ mod tests {
         let next = || events.recv_timeout(LONG).unwrap();
 
         sampler.order(Sample::Usage);
-        let SamplerEvent::Usage(usage) = next() else { panic!("not a sample of use") };
+        let Event::Usage(usage) = next() else { panic!("not a sample of use") };
         assert_eq!((usage.memory_gib, usage.gpus), (Some((24, 64)), vec![USE]));
         assert!(usage.storage.is_some_and(|storage| storage.path == host.path().to_str().unwrap()));
         assert!(usage.free_bytes.is_some());
 
         sampler.order(Sample::Hardware);
-        let SamplerEvent::Hardware(hardware) = next() else { panic!("not the hardware") };
+        let Event::Hardware(hardware) = next() else { panic!("not the hardware") };
         assert_eq!((hardware.hostname.as_deref(), hardware.gpus.len()), (Some("gpu-07"), 1));
 
-        for round in [1, 2] {
+        for _ in 0..2 {
             sampler.order(Sample::Checks);
             for _ in dependencies::names() {
-                assert!(matches!(next(), SamplerEvent::Check(of, _) if of == round));
+                assert!(matches!(next(), Event::Check(_)));
             }
-            assert_eq!(next(), SamplerEvent::ChecksDone(round));
+            assert!(matches!(next(), Event::ChecksDone));
         }
     }
 
@@ -283,11 +270,11 @@ mod tests {
         // More orders than can wait, to a thread that hangs: none blocks.
         (0..100).for_each(|_| sampler.order(Sample::Hardware));
         sampler.order(Sample::Usage);
-        let SamplerEvent::Usage(usage) = events.recv_timeout(LONG).unwrap() else { panic!("not use") };
+        let Event::Usage(usage) = events.recv_timeout(LONG).unwrap() else { panic!("not use") };
         assert_eq!((usage.memory_gib, usage.gpus), (Some((0, 64)), vec![]));
         assert!(usage.storage.is_some());
         release.send(()).unwrap();
-        assert!(matches!(events.recv_timeout(LONG).unwrap(), SamplerEvent::Hardware(_)));
+        assert!(matches!(events.recv_timeout(LONG).unwrap(), Event::Hardware(_)));
         drop((release, release_use));
     }
 
@@ -296,7 +283,8 @@ mod tests {
         let host = Fixture::new(&[]);
         let mut answers = [Some(vec![gpu()]), None, Some(Vec::new())].into_iter();
         let read: ReadGpus = Box::new(move || answers.next().unwrap());
-        let mut inventory = Inventory { root: host.path().to_owned(), read, last: Vec::new() };
+        let mut inventory =
+            Inventory { root: host.path().to_owned(), instance: None, read, last: Vec::new() };
         let counts: Vec<usize> = (0..3).map(|_| inventory.hardware().gpus.len()).collect();
         assert_eq!(counts, [1, 1, 0]);
     }

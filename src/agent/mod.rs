@@ -40,7 +40,7 @@ use crate::host::identity;
 use crate::janitor::{self, Janitor};
 use crate::link::{self, Link, Proxy, Url};
 use crate::logging;
-use crate::sampler::{self, Sampler, SamplerEvent};
+use crate::sampler::{self, Sampler};
 use crate::setup::{self, Setup};
 use crate::store::history::History;
 use crate::store::metrics_file::MetricsFile;
@@ -345,29 +345,13 @@ impl Edges {
         let send = to_main(events);
         let sources = sampler::Sources {
             root: config.root.clone(),
+            instance: config.instance.clone(),
             data_path: setup.data_path,
             checks: setup.inputs,
             gpus: Box::new(setup::gpu_reader(config)),
             utilization: Box::new(setup::utilization_reader(config)),
         };
-        let instance = config.instance.clone();
-        let sampler = Sampler::start(
-            sources,
-            Arc::new(move |event| {
-                send(match event {
-                    SamplerEvent::Usage(usage) => Event::Usage(usage),
-                    SamplerEvent::Hardware(mut hardware) => {
-                        let machine_id = hardware.machine_id.take();
-                        hardware.machine_id =
-                            machine_id.map(|id| identity::of_instance(id, instance.as_deref()));
-                        Event::Hardware(hardware)
-                    }
-                    SamplerEvent::Check(_, check) => Event::Check(check),
-                    SamplerEvent::ChecksDone(_) => Event::ChecksDone,
-                });
-            }),
-        )
-        .map_err(|e| started("the sampler")(&e))?;
+        let sampler = Sampler::start(sources, Arc::new(send)).map_err(|e| started("the sampler")(&e))?;
         let send = to_main(events);
         let store = Store::start(directory, move |event| {
             send(match event {
@@ -401,11 +385,7 @@ impl Edges {
             Action::FindLeftoverCalls => self.janitor.find(),
             Action::EndLeftoverCalls(deploy) => self.janitor.end(deploy),
             Action::CleanUp(tidy) => self.janitor.tidy(tidy),
-            Action::Sample(sample) => self.sampler.order(match sample {
-                core::Sample::Usage => sampler::Sample::Usage,
-                core::Sample::Checks => sampler::Sample::Checks,
-                core::Sample::Hardware => sampler::Sample::Hardware,
-            }),
+            Action::Sample(sample) => self.sampler.order(sample),
             Action::Save(seq, text) => self.store.save(Record::State(text), seq),
             Action::SaveIdentity(identity) => self.store.save(Record::Node(identity), 0),
             Action::Reply(id, answer) => self.reply(id, &answer),

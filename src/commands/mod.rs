@@ -157,9 +157,7 @@ fn check(config: &Config, form: Form) -> (String, bool) {
 fn info(config: &Config, form: Form) -> String {
     let gpus = setup::gpu_reader(config)().unwrap_or_default();
     let storage = host::storage::read(&Setup::new(config).data_path);
-    let mut hardware = host::hardware(&config.root, gpus);
-    let machine_id = hardware.machine_id.take();
-    hardware.machine_id = machine_id.map(|id| host::identity::of_instance(id, config.instance.as_deref()));
+    let hardware = host::hardware(&config.root, config.instance.as_deref(), gpus);
     info::render(&hardware, storage.as_ref().map(|(storage, _)| storage), form)
 }
 

@@ -307,7 +307,7 @@ mod tests {
         assert_eq!(boot_id(host.path()).as_deref(), Some("5d4a2b1e-0000-4000-8000-000000000001"));
         // What is not known is absent, never a word or a zero.
         let nothing = Fixture::new(&[("/proc/sys/kernel/hostname", "(none)\n")]);
-        let known = super::super::hardware(nothing.path(), Vec::new());
+        let known = super::super::hardware(nothing.path(), None, Vec::new());
         let arch = known.arch.clone();
         assert_eq!(known, crate::core::inventory::Hardware { arch, ..Default::default() });
     }

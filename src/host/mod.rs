@@ -31,8 +31,8 @@ use std::path::Path;
 
 use crate::core::inventory::{Gpu, Hardware};
 
-/// What the machine is, with the GPUs that an inventory found.
-pub fn hardware(root: &Path, gpus: Vec<Gpu>) -> Hardware {
+/// What the machine is, with the GPUs that an inventory found. `instance` is the agent's name among several on the machine.
+pub fn hardware(root: &Path, instance: Option<&str>, gpus: Vec<Gpu>) -> Hardware {
     Hardware {
         hostname: identity::hostname(root),
         cpu_model: cpu::model(root),
@@ -41,7 +41,7 @@ pub fn hardware(root: &Path, gpus: Vec<Gpu>) -> Hardware {
         arch: Some(std::env::consts::ARCH.to_owned()),
         kernel: identity::kernel(root),
         boot_id: identity::boot_id(root),
-        machine_id: identity::machine_id(root),
+        machine_id: identity::machine_id(root).map(|id| identity::of_instance(id, instance)),
         gpus,
     }
 }
