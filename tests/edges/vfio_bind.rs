@@ -424,6 +424,12 @@ fn what_was_noted_is_bound_at_boot() {
     result.unwrap();
     assert_eq!(noted(), "0000:02:00.0 10de:2684\n");
 
+    // Most hosts have nothing noted, and need no IOMMU for that.
+    let plain = Host::new("cpu GenuineIntel\ncmdline quiet");
+    let (result, said) = run(&plain, &saved, &|step| panic!("performed {step}"));
+    result.unwrap();
+    assert_eq!(said, "no GPUs to bind\n");
+
     // A diskless image has the setting alone, on the kernel's command line.
     let cases = [
         (None, BEFORE),

@@ -160,6 +160,11 @@ pub fn bind_with(
 ) -> Result<(), Error> {
     let inventory = inventory(root, Limits::default())?;
     let mut wanted = boot::wanted(&change.target, setting, &inventory, root, out)?;
+    if wanted.is_empty() && matches!(change.target, VfioTarget::Saved) {
+        // This runs at each boot of every host: without an IOMMU it is an error only where there is something to bind.
+        say(out, "no GPUs to bind");
+        return Ok(());
+    }
     let plan = |wanted: &[PciAddress]| {
         vfio::bind(root, &inventory.functions, &inventory.iommu, wanted, change.force)
     };
