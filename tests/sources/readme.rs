@@ -58,19 +58,24 @@ fn every_script_that_it_names_is_there() {
 }
 
 #[test]
-fn systemd_understands_the_unit() {
-    let unit = include_str!("../../scripts/vectorlay-agent.service");
+fn systemd_understands_the_units() {
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
-        return skip("systemd_understands_the_unit", "there is no systemd-analyze");
+        return skip("systemd_understands_the_units", "there is no systemd-analyze");
     }
+    let units = [
+        ("vectorlay-agent.service", include_str!("../../scripts/vectorlay-agent.service")),
+        ("vectorlay-vfio.service", include_str!("../../scripts/vectorlay-vfio.service")),
+    ];
     let dir = std::env::temp_dir().join(format!("vectorlay-unit-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
-    let path = dir.join("vectorlay-agent.service");
-    std::fs::write(&path, unit.replace("/usr/local/bin/vectorlay-agent", "/bin/true")).unwrap();
-    let verified = Command::new("systemd-analyze").arg("verify").arg(&path).output().unwrap();
+    for (name, unit) in units {
+        let path = dir.join(name);
+        std::fs::write(&path, unit.replace("/usr/local/bin/vectorlay-agent", "/bin/true")).unwrap();
+        let verified = Command::new("systemd-analyze").arg("verify").arg(&path).output().unwrap();
+        // It ends with 0 on keys that it does not know: what it says is what counts.
+        let said = String::from_utf8_lossy(&verified.stderr);
+        let ours: Vec<&str> = said.lines().filter(|line| line.contains("vectorlay-")).collect();
+        assert!(verified.status.success() && ours.is_empty(), "{said}");
+    }
     std::fs::remove_dir_all(&dir).unwrap();
-    // It ends with 0 on keys that it does not know: what it says is what counts.
-    let said = String::from_utf8_lossy(&verified.stderr);
-    let ours: Vec<&str> = said.lines().filter(|line| line.contains("vectorlay-agent")).collect();
-    assert!(verified.status.success() && ours.is_empty(), "{said}");
 }
