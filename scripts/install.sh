@@ -1,0 +1,527 @@
+#!/bin/sh
+# Installs, upgrades or removes the VectorLay agent on this host, as root and without a network of its own. For dash and
+# busybox ash; the service is systemd's, OpenRC's or busybox init's, whichever the host runs.
+#
+#   install.sh --url wss://control.example/agent --token-file FILE [--set NAME=VALUE]…
+#   install.sh --config FILE [--token-file FILE]
+#       Checks, installs, starts, and waits until the node is connected. FILE may be - for standard input (one of the
+#       two): secrets are never given as arguments. Run again it changes only what is different. Without --url, --set
+#       and --config the settings that are there stay.
+#   install.sh --upgrade [--binary FILE]
+#       Replaces the program. If the new one does not report healthy in time (connected, the node's state not worse
+#       than before), the old one is put back and the exit status is 1. Replicas run on either way.
+#   install.sh --uninstall [--leave-replicas | --drain] [--purge] [--yes]
+#       Refuses while replicas run, unless they are to be left running, or the node is to be drained first: no new
+#       deploys, and a wait until the control plane has stopped the last replica. --purge removes the node's identity,
+#       settings, token and logs as well; it asks, unless --yes.
+#
+#   --binary FILE    the program; otherwise the one that lies beside this script, for this architecture
+#   --wait SECONDS   how long the node may take to connect, or to report healthy, or to be drained (120; drain 600)
+#   --no-start       install everything, start nothing
+#   --root DIR       install into a system's folder, such as an image's, and start nothing; --init KIND then says what
+#                    starts its services: systemd, openrc or busybox
+# Exit status: 0 done; 1 failed, and the last line says what to do; 2 wrong arguments.
+set -eu
+umask 022
+
+NAME=vectorlay-agent
+BIN=/usr/local/bin
+CONFIG=/etc/vectorlay/agent.json
+TOKEN=/etc/vectorlay/token
+STATE=/var/lib/vectorlay
+LOGS=/var/log/vectorlay
+UNITS=/etc/systemd/system
+# The oldest kernel that the agent runs on: it needs pidfd_open.
+KERNEL_MAJOR=5
+KERNEL_MINOR=3
+# A node counts as healthy after so many good answers in a row, a second apart.
+GOOD_ANSWERS=5
+
+here=$(cd "$(dirname "$0")" && pwd)
+
+say() { printf '%s\n' "$*"; }
+die() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+usage() {
+    printf '%s: %s; see the head of this script\n' "${0##*/}" "$*" >&2
+    exit 2
+}
+
+# --- arguments ---
+
+action=install root='' init='' binary='' url='' config='' token='' wait_s='' settings='' start=1 drain='' leave='' purge='' yes=''
+newline='
+'
+value() { [ $# -ge 2 ] || usage "$1 needs a value"; }
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --upgrade) action=upgrade ;;
+        --uninstall) action=uninstall ;;
+        --url) value "$@"; url=$2; shift ;;
+        --set)
+            value "$@"
+            case "$2" in *=*) ;; *) usage "--set takes NAME=VALUE, not $2" ;; esac
+            settings=$settings$2$newline
+            shift
+            ;;
+        --config) value "$@"; config=$2; shift ;;
+        --token-file) value "$@"; token=$2; shift ;;
+        --binary) value "$@"; binary=$2; shift ;;
+        --wait) value "$@"; wait_s=$2; shift ;;
+        --root) value "$@"; root=${2%/}; start=''; shift ;;
+        --init) value "$@"; init=$2; shift ;;
+        --no-start) start='' ;;
+        --leave-replicas) leave=1 ;;
+        --drain) drain=1 ;;
+        --purge) purge=1 ;;
+        --yes) yes=1 ;;
+        -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        *) usage "unknown argument $1" ;;
+    esac
+    shift
+done
+case "$wait_s" in *[!0-9]*) usage "--wait takes seconds, not $wait_s" ;; esac
+case "$init" in '' | systemd | openrc | busybox) ;; *) usage "--init takes systemd, openrc or busybox" ;; esac
+if [ "$config" = - ] && [ "$token" = - ]; then usage "--config and --token-file cannot both read standard input"; fi
+if [ -n "$config" ] && [ -n "$url$settings" ]; then usage "give --config, or --url and --set"; fi
+if [ -n "$leave" ] && [ -n "$drain" ]; then usage "give --leave-replicas or --drain"; fi
+
+# --- files ---
+
+changed='' work='' try='' new_version='for the next boot'
+clean_up() {
+    [ -z "$work" ] || rm -rf "$work"
+    [ -z "$try" ] || rm -f "$try"
+    [ -z "${locked:-}" ] || rmdir "$locked"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+# A closed connection must not leave a host between two versions.
+trap '' HUP
+
+# put FILE PLACE MODE: copies a file to its place under the root, at once or not at all, if it is different there.
+put() {
+    if cmp -s "$1" "$root$2" && [ "$(stat -c %a "$root$2")" = "$3" ]; then return 0; fi
+    mkdir -p "$root${2%/*}"
+    # Made with the mode that it will have: a token is never readable by others, not even for a moment.
+    (umask 077 && cp "$1" "$root$2.new")
+    chmod "$3" "$root$2.new"
+    mv -f "$root$2.new" "$root$2"
+    changed=1
+    say "wrote $2"
+}
+
+remove() {
+    [ -e "$root$1" ] || [ -L "$root$1" ] || return 0
+    rm -rf "$root${1:?}"
+    say "removed $1"
+}
+
+# link TARGET PLACE: a symbolic link, as `systemctl enable` and `rc-update add` make them.
+link() {
+    [ "$(readlink "$root$2" 2>/dev/null)" != "$1" ] || return 0
+    mkdir -p "$root${2%/*}"
+    ln -sf "$1" "$root$2"
+    changed=1
+    say "enabled ${2##*/}"
+}
+
+# --- the service, by the host's init ---
+
+find_init() {
+    [ -z "$init" ] || return 0
+    if [ -n "$root" ]; then
+        if [ -d "$root/etc/systemd" ]; then init=systemd; elif [ -d "$root/etc/runlevels" ]; then init=openrc; else init=busybox; fi
+    elif [ -d /run/systemd/system ]; then
+        init=systemd
+    elif [ -d /run/openrc ]; then
+        init=openrc
+    elif [ -e /etc/inittab ] && [ "$(readlink -f /proc/1/exe | sed 's:.*/::')" = busybox ]; then
+        init=busybox
+    else
+        die "this host's init is none of systemd, OpenRC and busybox: install $BIN/$NAME by hand and have it supervised"
+    fi
+}
+
+service_install() {
+    case "$init" in
+        systemd)
+            put "$here/vectorlay-vfio.service" $UNITS/vectorlay-vfio.service 644
+            put "$here/$NAME.service" $UNITS/$NAME.service 644
+            link $UNITS/vectorlay-vfio.service $UNITS/$NAME.service.wants/vectorlay-vfio.service
+            link $UNITS/$NAME.service $UNITS/multi-user.target.wants/$NAME.service
+            [ -n "$root" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
+            ;;
+        openrc)
+            put "$here/$NAME.openrc" /etc/init.d/$NAME 755
+            link /etc/init.d/$NAME /etc/runlevels/default/$NAME
+            ;;
+        busybox)
+            put "$here/vectorlay-supervise" $BIN/vectorlay-supervise 755
+            inittab_without >"$work/inittab"
+            {
+                # Before the agent: init carries out all `wait` lines before the first `respawn`.
+                echo "::wait:$BIN/$NAME vfio bind --saved"
+                echo "::respawn:$BIN/vectorlay-supervise $NAME $BIN/$NAME"
+            } >>"$work/inittab"
+            put "$work/inittab" /etc/inittab 644
+            ;;
+    esac
+}
+
+inittab_without() { grep -sv "$BIN/$NAME" "$root/etc/inittab" || true; }
+
+service_remove() {
+    case "$init" in
+        systemd)
+            remove $UNITS/multi-user.target.wants/$NAME.service
+            remove $UNITS/$NAME.service.wants
+            remove $UNITS/$NAME.service
+            remove $UNITS/vectorlay-vfio.service
+            if [ -d "$root$UNITS/$NAME.service.d" ]; then say "left your drop-ins in $UNITS/$NAME.service.d"; fi
+            [ -n "$root" ] || systemctl daemon-reload
+            ;;
+        openrc)
+            remove /etc/runlevels/default/$NAME
+            remove /etc/init.d/$NAME
+            ;;
+        busybox)
+            inittab_without >"$work/inittab"
+            put "$work/inittab" /etc/inittab 644
+            remove $BIN/vectorlay-supervise
+            ;;
+    esac
+}
+
+service_stop() {
+    case "$init" in
+        systemd) systemctl stop $NAME.service vectorlay-vfio.service ;;
+        openrc) rc-service $NAME stop ;;
+        # Without its line the agent is not started again; init reads the table at SIGHUP.
+        busybox) kill -HUP 1 && stop_process ;;
+    esac
+}
+
+# Starts the agent, or starts it anew with what was installed.
+service_restart() {
+    case "$init" in
+        systemd) systemctl restart $NAME.service ;;
+        openrc) rc-service $NAME restart ;;
+        busybox) kill -HUP 1 && stop_process ;;
+    esac
+}
+
+# Ends the agent under busybox init, which then starts the program that is there now.
+stop_process() {
+    pid=$(cat /run/$NAME.pid 2>/dev/null) || return 0
+    kill "$pid" 2>/dev/null || return 0
+    until_seconds 60 process_ended
+}
+process_ended() { ! kill -0 "$pid" 2>/dev/null; }
+
+service_log() {
+    case "$init" in
+        systemd) journalctl -u $NAME -n 10 --no-pager -o cat 2>/dev/null || true ;;
+        openrc) tail -n 10 /var/log/$NAME.log 2>/dev/null || true ;;
+        busybox) say "(its messages are on the console)" ;;
+    esac
+}
+
+# --- the agent's own view ---
+
+# until_seconds SECONDS COMMAND…: runs it every second until it succeeds or the time is up.
+until_seconds() {
+    left=$1
+    shift
+    until "$@"; do
+        [ "$left" -gt 0 ] || return 1
+        left=$((left - 1))
+        sleep 1
+    done
+}
+
+# Reads the running agent's status into $status; fails if it does not answer.
+read_status() { status=$($BIN/$NAME status --json 2>/dev/null) || [ -n "$status" ]; }
+
+# field NAME: a field of the status that is text or a number; nothing for null.
+field() {
+    printf '%s\n' "$status" | sed -n "s/^  \"$1\": \(.*[^,]\),\{0,1\}\$/\1/p" | sed 's/^"\(.*\)"$/\1/; s/^null$//'
+}
+
+# How many replicas there are that have not ended.
+running() { printf '%s\n' "$status" | grep -c '"status": "\(unknown\|pulling\|starting\|running\|stopping\)"' || true; }
+
+connected() { read_status && [ "$(field link)" = connected ]; }
+
+# Whether the node is as well as before the upgrade: its link as before or better, its state too.
+healthy_now() {
+    read_status || return 1
+    [ "$link_before" != connected ] || [ "$(field link)" = connected ] || return 1
+    case "$(field state)" in
+        "$state_before" | online) ;;
+        *) [ -z "$state_before" ] ;;
+    esac
+}
+
+good=0
+healthy() {
+    if healthy_now; then good=$((good + 1)); else good=0; fi
+    [ "$good" -ge $GOOD_ANSWERS ]
+}
+
+# Why the node is not as it should be, in a line.
+trouble() {
+    if read_status; then
+        printf 'state %s, link %s: %s %s' "$(field state)" "$(field link)" "$(field link_trouble)" "$(field reason)"
+    else
+        printf 'the agent does not answer'
+    fi
+}
+
+# --- checks ---
+
+check_host() {
+    [ -n "$root" ] || [ "$(id -u)" = 0 ] || die "run this as root"
+    release=$(uname -r)
+    major=${release%%.*}
+    minor=${release#*.}
+    minor=${minor%%[!0-9]*}
+    if [ "$major" -lt $KERNEL_MAJOR ] || { [ "$major" = $KERNEL_MAJOR ] && [ "$minor" -lt $KERNEL_MINOR ]; }; then
+        die "the kernel is $release; the agent needs $KERNEL_MAJOR.$KERNEL_MINOR or newer"
+    fi
+    find_init
+    # One at a time: two of these would undo each other's work.
+    mkdir -p "$root/run"
+    mkdir "$root/run/vectorlay-install" 2>/dev/null ||
+        die "another install.sh is at work here; if not, rmdir $root/run/vectorlay-install"
+    locked=$root/run/vectorlay-install
+    work=$(mktemp -d)
+}
+
+# Finds the program for this architecture and sees that it is whole and runs.
+find_binary() {
+    arch=$(uname -m)
+    if [ -z "$binary" ]; then
+        for candidate in "$here/$NAME" "$here/bin/$arch/$NAME" "$here/../target/static/$arch/$NAME"; do
+            [ ! -f "$candidate" ] || { binary=$candidate; break; }
+        done
+    fi
+    [ -n "$binary" ] || die "no program for $arch beside this script; name it with --binary"
+    [ -f "$binary" ] || die "there is no file $binary"
+    if [ "$binary" = "$here/bin/$arch/$NAME" ] && [ -e "$here/SHA256SUMS" ]; then
+        sum=$(awk -v file="bin/$arch/$NAME" '$2 == file { print $1 }' "$here/SHA256SUMS")
+        [ "$(sha256sum <"$binary" | cut -d ' ' -f 1)" = "$sum" ] ||
+            die "$binary is damaged: its SHA-256 is not the one in SHA256SUMS; copy the archive again"
+    fi
+    # An image may be another architecture's.
+    [ -z "$root" ] || return 0
+    # Not run from where it lies, which may be mounted noexec, but from where it will be.
+    mkdir -p $BIN
+    try=$BIN/$NAME.try
+    cp "$binary" $try
+    chmod 755 $try
+    new_version=$($try --version 2>&1) || die "$binary does not run on this host ($arch): $new_version"
+}
+
+# --- settings ---
+
+# quoted TEXT: as JSON; words that are JSON already (true, false, whole numbers, quoted text) stay.
+quoted() {
+    case "$1" in
+        true | false | '"'*'"') printf '%s' "$1"; return ;;
+        '' | *[!0-9]*) ;;
+        *) printf '%s' "$1"; return ;;
+    esac
+    printf '"%s"' "$(printf '%s' "$1" | sed 's/[\\"]/\\&/g')"
+}
+
+make_settings() {
+    {
+        printf '{'
+        separator='\n'
+        if [ -n "$url" ]; then printf "$separator"'    "url": %s' "$(quoted "$url")"; separator=',\n'; fi
+        if [ -e "$root$TOKEN" ]; then printf "$separator"'    "token_file": "%s"' $TOKEN; separator=',\n'; fi
+        printf '%s' "$settings" | while IFS= read -r pair; do
+            # shellcheck disable=SC2059 # the separator is ours
+            printf "$separator"'    "%s": %s' "${pair%%=*}" "$(quoted "${pair#*=}")"
+            separator=',\n'
+        done
+        printf '\n}\n'
+    } >"$work/agent.json"
+}
+
+# Puts token and settings in place, after the program that is to be installed has said that it takes them.
+put_settings() {
+    if [ -n "$token" ]; then
+        (umask 077 && if [ "$token" = - ]; then cat; else cat "$token"; fi >"$work/token") || die "cannot read the token in $token"
+        [ -s "$work/token" ] || die "the token in $token is empty"
+        put "$work/token" $TOKEN 600
+    fi
+    if [ -n "$config" ]; then
+        if [ "$config" = - ]; then cat; else cat "$config"; fi >"$work/agent.json" || die "cannot read $config"
+    elif [ -n "$url$settings" ]; then
+        make_settings
+    elif [ -e "$root$CONFIG" ]; then
+        return 0
+    else
+        die "there are no settings: give --url wss://…, or --config FILE"
+    fi
+    if [ -n "$token" ] && ! grep -q '"token' "$work/agent.json"; then
+        die "the settings do not name the token: add \"token_file\": \"$TOKEN\""
+    fi
+    # Settings of an image name files of the image, so they are tried by the image.
+    if [ -z "$root" ]; then
+        said=$($try config --config "$work/agent.json" 2>&1) || die "these settings are refused: $said"
+    fi
+    if [ -e "$root$CONFIG" ] && ! cmp -s "$work/agent.json" "$root$CONFIG"; then
+        cp -p "$root$CONFIG" "$root$CONFIG.previous"
+        say "kept the earlier settings as $CONFIG.previous"
+    fi
+    put "$work/agent.json" $CONFIG 644
+}
+
+# --- what it does ---
+
+install_agent() {
+    find_binary
+    keep_before
+    put_settings
+    if [ -n "$start" ] && [ -e "$work/before/$NAME" ] && ! cmp -s "$binary" $BIN/$NAME && read_status; then
+        replace_program
+        return
+    fi
+    put "$binary" $BIN/$NAME 755
+    service_install
+    if [ -z "$start" ]; then
+        say "installed; it starts at the next boot"
+        return
+    fi
+    $BIN/$NAME check || say "(the node will be degraded until this host is ready; see above)"
+    if [ -z "$changed" ] && read_status; then
+        say "nothing to change"
+    else
+        service_restart
+    fi
+    say "waiting until the node is connected"
+    until_seconds "${wait_s:-120}" connected || {
+        service_log
+        die "installed and started, but not connected within ${wait_s:-120} s: $(trouble)"
+    }
+    why=$(field reason)
+    say "connected: node $(field node_id), state $(field state)${why:+ ($why)}"
+}
+
+# Keeps what is there now, for roll_back.
+keep_before() {
+    mkdir -p "$work/before/files"
+    [ ! -x "$root$BIN/$NAME" ] || cp -p "$root$BIN/$NAME" "$work/before/"
+    for file in $UNITS/$NAME.service $UNITS/vectorlay-vfio.service /etc/init.d/$NAME /etc/inittab $CONFIG $TOKEN; do
+        [ -e "$root$file" ] || continue
+        mkdir -p "$work/before/files${file%/*}"
+        cp -p "$root$file" "$work/before/files$file"
+    done
+}
+
+upgrade_agent() {
+    find_binary
+    keep_before
+    [ -e "$work/before/$NAME" ] || die "there is no $BIN/$NAME to upgrade; install it first"
+    replace_program
+}
+
+# Puts the new program in the old one's place and goes back if the node is not as well as before.
+replace_program() {
+    status='' state_before='' link_before=connected
+    if read_status; then
+        state_before=$(field state)
+        link_before=$(field link)
+        say "before: state $state_before, link $link_before, $(running) replicas"
+    else
+        say "no agent is running: the new one has to connect"
+    fi
+    say "from $("$work/before/$NAME" --version 2>&1 || echo "a program that does not run") to $new_version"
+    put "$binary" $BIN/$NAME 755
+    service_install
+    if [ -z "$changed" ] && [ -n "$status" ]; then
+        say "nothing to change"
+        return
+    fi
+    # So that a person can go back even if this script is cut short.
+    put "$work/before/$NAME" $BIN/$NAME.previous 755
+    if service_restart && until_seconds "${wait_s:-120}" healthy; then
+        say "healthy: node $(field node_id), state $(field state), link $(field link), $(running) replicas"
+        return
+    fi
+    say "not healthy within ${wait_s:-120} s: $(trouble)"
+    service_log
+    roll_back
+}
+
+roll_back() {
+    say "putting the earlier version back"
+    put "$work/before/$NAME" $BIN/$NAME 755
+    cp -Rp "$work/before/files/." /
+    [ "$init" != systemd ] || systemctl daemon-reload
+    remove $BIN/$NAME.previous
+    good=0
+    if service_restart && until_seconds "${wait_s:-120}" healthy; then
+        die "the new version did not report healthy; the earlier one is back: state $(field state), link $(field link), $(running) replicas"
+    fi
+    die "the new version did not report healthy, and neither does the earlier one, which is back: $(trouble)"
+}
+
+uninstall_agent() {
+    status=''
+    if [ -z "$root" ] && read_status && [ "$(running)" -gt 0 ]; then
+        if [ -n "$drain" ]; then
+            drain_node
+        elif [ -z "$leave" ]; then
+            die "$(running) replicas are running: give --drain to wait until they are stopped, or --leave-replicas"
+        fi
+    fi
+    if [ -n "$purge" ] && [ -z "$yes" ]; then
+        [ -t 0 ] || die "--purge removes the node's identity for good: give --yes as well"
+        printf 'Remove the identity of node %s for good? It will come back as a new node. [y/N] ' "$(field node_id)"
+        read -r answer
+        case "$answer" in y | Y | yes) ;; *) die "nothing was removed" ;; esac
+    fi
+    if [ "$init" = busybox ]; then
+        service_remove
+        [ -n "$root" ] || service_stop
+    else
+        [ -n "$root" ] || service_stop
+        service_remove
+    fi
+    remove $BIN/$NAME
+    remove $BIN/$NAME.previous
+    if [ -n "$purge" ]; then
+        remove /etc/vectorlay
+        remove $STATE
+        remove $LOGS
+    else
+        say "left /etc/vectorlay, $STATE (the node's identity) and $LOGS; --purge removes them"
+    fi
+    [ -z "$leave" ] || say "replicas run on; to see them: nerdctl ps --filter label=vectorlay.replica"
+}
+
+# No new deploys, and a wait until the control plane has stopped what runs here.
+drain_node() {
+    $BIN/$NAME drain >/dev/null
+    say "draining: waiting up to ${wait_s:-600} s until the control plane has stopped $(running) replicas"
+    until_seconds "${wait_s:-600}" none_running ||
+        die "$(running) replicas still run; the node stays drained (to undo: $NAME resume)"
+}
+none_running() { read_status && [ "$(running)" = 0 ]; }
+
+check_host
+case "$action" in
+    install) install_agent ;;
+    upgrade)
+        [ -z "$root" ] || usage "--upgrade is for a running host; install into the image again instead"
+        upgrade_agent
+        ;;
+    uninstall) uninstall_agent ;;
+esac
