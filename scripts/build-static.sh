@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the agent as a stripped, fully static musl binary: target/static/<arch>/vectorlay-agent.
+# Builds the agent as a stripped, fully static musl binary: target/static/<arch>/vectorlay-agent, or the
+# same below CARGO_TARGET_DIR.
 #   scripts/build-static.sh [x86_64|aarch64]    both without an argument
 # Fails when a binary is not static, names a path of this machine, or is larger than its budget.
 set -euo pipefail
@@ -9,20 +10,20 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # The most that one binary may weigh, in bytes: room for readable code, and a sudden growth is still noticed.
 MAX_BYTES=2750000
-# A cold build takes about a minute of two cores; a build that takes this long, in seconds, hangs.
-BUILD_S=1500
+# A cold build takes about a minute of two idle cores; one that takes this long, in seconds, hangs.
+BUILD_S=3600
 
 # build ARCH: compiles, checks and puts the binary in its place.
 build() {
-    local arch=$1 target=$1-unknown-linux-musl out=target/static/$1/vectorlay-agent
+    local arch=$1 target=$1-unknown-linux-musl out=$TARGET/static/$1/vectorlay-agent
     need_target "$target"
     choose_compiler "$arch"
     choose_flags "$arch"
     compile "$target"
-    check_static "target/$target/release/vectorlay-agent"
-    check_paths "target/$target/release/vectorlay-agent"
+    check_static "$TARGET/$target/release/vectorlay-agent"
+    check_paths "$TARGET/$target/release/vectorlay-agent"
     mkdir -p "${out%/*}"
-    cp "target/$target/release/vectorlay-agent" "$out.new"
+    cp "$TARGET/$target/release/vectorlay-agent" "$out.new"
     mv "$out.new" "$out"
     check_size "$out"
 }
@@ -74,10 +75,10 @@ compile() {
     upper=${lower^^}
     say "building for $target"
     # 0x1f is what cargo splits the encoded flags at: a path may hold spaces.
-    env "CC_$lower=$CC" "AR_$lower=$AR" "CARGO_TARGET_${upper}_LINKER=rust-lld" \
+    bounded "$BUILD_S" "the build for $target" env "CC_$lower=$CC" "AR_$lower=$AR" "CARGO_TARGET_${upper}_LINKER=rust-lld" \
         "CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f'; printf '%s' "${FLAGS[*]}")" \
-        CARGO_TARGET_DIR="$PWD/target" CARGO_INCREMENTAL=0 \
-        timeout "$BUILD_S" cargo build --locked --quiet --release --target "$target" --bin vectorlay-agent
+        CARGO_TARGET_DIR="$TARGET" CARGO_INCREMENTAL=0 \
+        cargo build --locked --quiet --release --target "$target" --bin vectorlay-agent
 }
 
 # Static means: no interpreter to load it, and no library that it needs.

@@ -1,15 +1,28 @@
 # shellcheck shell=bash
 # What the other scripts need from the machine: installed from Debian where that can be done, named in one line
-# where it cannot. Sourced, never run; it installs packages and changes nothing else.
+# where it cannot. Sourced, from the top of the sources; it installs packages and changes nothing else.
 
 # How long apt may wait for another apt, and how long one whole call of it may take, in seconds.
 APT_LOCK_S=120
 APT_CALL_S=600
+# Where cargo puts what it builds.
+# shellcheck disable=SC2034 # for the scripts that source this one
+TARGET=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+# The scripts that are started from here add to the same list of what was installed.
+: "${VECTORLAY_INSTALLED:=}"
 
 say() { printf '%s\n' "$*" >&2; }
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
     exit 1
+}
+
+# bounded SECONDS WHAT COMMAND…: ends with a line that says so when it takes longer.
+bounded() {
+    local status=0
+    timeout "$1" "${@:3}" || status=$?
+    [ "$status" != 124 ] || die "$2 took longer than $1 s and was stopped (is this machine very busy?)"
+    return "$status"
 }
 
 # Succeeds where packages can be installed: as root on Debian (or a system made from it).
@@ -39,10 +52,14 @@ need() {
     done
 }
 
-# Installs packages without starting the services in them: what the scripts start, they start themselves, apart
-# from the machine's own. A policy-rc.d is Debian's way to say so; one that is there already stays as it is.
+# Installs packages without starting the services in them, now or at the next boot: what the scripts start, they start
+# themselves, apart from the machine's own. A policy-rc.d is Debian's way to say so for now; one that is there already
+# stays as it is. For the next boot Debian has none, so the links that enable a service are taken away again.
 install_packages() {
+    local before links
     say "installing from Debian: $*"
+    before=$(packages_here)
+    links=$(boot_links)
     (
         policy=/usr/sbin/policy-rc.d
         if [ ! -e "$policy" ]; then
@@ -54,6 +71,30 @@ install_packages() {
         apt_get install -y --no-install-recommends "$@"
     ) || die "apt-get could not install: $*"
     APT_UPDATED=1
+    { boot_links | grep -vxF -e "$links" || true; } | while read -r link; do rm -f "$link"; done
+    [ -z "$VECTORLAY_INSTALLED" ] || packages_here | grep -vxF -e "$before" >>"$VECTORLAY_INSTALLED" || true
+}
+
+packages_here() { dpkg-query -W -f '${db:Status-Abbrev}${Package}\n' | sed -n 's/^ii //p'; }
+
+# What starts services at boot, under systemd and under System V's init.
+boot_links() {
+    find /etc/systemd/system -mindepth 2 -type l -path '*.wants/*' 2>/dev/null || true
+    find /etc/rc[0-6S].d -type l -name 'S*' 2>/dev/null || true
+}
+
+# note_installed: from here on what is installed is listed, also by scripts that this one starts; tell_installed says it.
+note_installed() {
+    VECTORLAY_INSTALLED=$(mktemp)
+    export VECTORLAY_INSTALLED
+}
+tell_installed() {
+    [ -n "$VECTORLAY_INSTALLED" ] || return 0
+    if [ -s "$VECTORLAY_INSTALLED" ]; then
+        say "installed from Debian, none of it started or enabled; to remove it: apt-get purge$(sort -u "$VECTORLAY_INSTALLED" | sed 's/^/ /' | tr -d '\n')"
+    fi
+    rm -f "$VECTORLAY_INSTALLED"
+    VECTORLAY_INSTALLED=
 }
 
 # apt-get without questions, and without a word unless it fails.

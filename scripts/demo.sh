@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
 # Shows the whole life of a node, with the real messages: the reference control plane, a container engine of its own
 # and the agent, on this machine alone. Installs what is missing from Debian, builds, cleans up.
-#   scripts/demo.sh
+#   scripts/demo.sh [--verbose]    with the whole messages, as JSON
+# Without colours where NO_COLOR is set or standard output is no terminal.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/engine.sh
 . scripts/engine.sh
 
 # Building may take this long at most, and waiting for any one thing, in seconds.
-BUILD_S=900
-WAIT_S=60
-# Messages are shown up to this length.
-SHOWN=500
+BUILD_S=3600
+WAIT_S=120
 TOKEN=vtk_demo
 REPLICA=hello-1
 
@@ -22,6 +21,7 @@ clean_up() {
     end "${server:-}"
     [ -z "${VECTORLAY_TEST_ENGINE_DIR:-}" ] || engine_stop
     [ -z "${dir:-}" ] || rm -rf "$dir"
+    tell_installed
 }
 
 # end PID: asks a process of ours to end and waits for it, not for ever.
@@ -32,8 +32,37 @@ end() {
     wait "$1" 2>/dev/null || true
 }
 
-step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-shown() { cut -c "1-$SHOWN" | sed -E 's/^/    /'; }
+bold='' plain=''
+[ ! -t 1 ] || [ -n "${NO_COLOR:-}" ] || bold=$'\033[1m' plain=$'\033[0m'
+step() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
+shown() { sed -E 's/^/    /'; }
+
+# told: what a message of the agent says, in a line; `NODE TYPE JSON` is what the control plane prints of it.
+told() {
+    local line node type payload
+    read -r line
+    read -r node type payload <<<"$line"
+    if [ -n "$verbose" ] || ! jq -e . >/dev/null 2>&1 <<<"$payload"; then
+        printf '%s\n' "$line"
+        return
+    fi
+    printf '%s %s: ' "$node" "$type"
+    jq -r --arg type "$type" '
+        def with_reason($reason): if ($reason // "") == "" then . else . + " (" + $reason + ")" end;
+        def count($noun): "\(.) \($noun)" + (if . == 1 then "" else "s" end);
+        if $type == "system_info" then
+            [(.cpuCores // "?" | count("CPU")), "\(.ramGb // "?") GiB", ((.gpuInfo // []) | length | count("GPU")),
+             "\(.storage.total_gb // "?") GB of disk",
+             if .dependencies.ready then "ready" else
+                "not ready: " + ([.dependencies.checks // {} | to_entries[] | select(.value.installed == false) | .key]
+                    | if . == [] then "not checked yet" else "no " + join(", no ") end) end] | join(", ")
+        elif $type == "heartbeat" then .status |
+            [.state, ((.containers // []) | if . == [] then "no containers" else
+                map("\(.replica_id) \(.status)") | join(" and ") end)] | join(", ")
+        elif $type == "node_state" then .state | with_reason($p.reason)
+        else ([.replica_id, .status, (.exit_code | values | "exit code \(.)"), (.code | values), (.error | values)]
+            | map(select(. != null)) | join(", ")) end' --argjson p "$payload" <<<"$payload"
+}
 
 # await FILE PATTERN [FROM]: waits for a line of FILE, after line FROM, that matches, and shows it.
 await() {
@@ -43,31 +72,38 @@ await() {
         kill -0 "$server" 2>/dev/null || die "the control plane ended: $(tail -n 3 "$dir/server.log")"
         sleep 0.1
     done
-    printf '%s\n' "$line" | shown
+    printf '%s\n' "$line" | told | shown
 }
 
 lines() { wc -l <"$1"; }
 
 # start_server [FLAG…]: the control plane, which keeps what it knows in a file.
 start_server() {
-    target/debug/control-plane --token "$TOKEN" --state "$dir/server.json" "$@" </dev/null >>"$dir/server.log" 2>&1 &
+    "$TARGET/debug/control-plane" --token "$TOKEN" --state "$dir/server.json" "$@" </dev/null >>"$dir/server.log" 2>&1 &
     server=$!
 }
 
 # The agent, in an environment without the settings of this script's engine.
-run_agent() { exec env -i PATH="$PATH" HOME="${HOME:-/root}" target/debug/vectorlay-agent "$@"; }
+run_agent() { exec env -i PATH="$PATH" HOME="${HOME:-/root}" "$TARGET/debug/vectorlay-agent" "$@"; }
 
 # post PATH JSON: what an operator of the control plane would do.
 post() { curl -fsS -m 10 -X POST "$api/nodes/$node/$1" -d "$2" >/dev/null; }
 
+verbose=
+case "${1:-}" in
+    "") ;;
+    --verbose) verbose=1 ;;
+    *) die "usage: scripts/demo.sh [--verbose]" ;;
+esac
 unset VECTORLAY_TEST_ENGINE_DIR
-need_rust
-need curl=curl lspci=pciutils
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+note_installed
+need_rust
+need curl=curl lspci=pciutils jq=jq
 say "building"
-timeout "$BUILD_S" cargo build --locked --quiet --bins
+bounded "$BUILD_S" "the build" cargo build --locked --quiet --bins
 say "starting a container engine of its own"
 engine_start
 dir=$(mktemp -d)

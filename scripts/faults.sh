@@ -29,7 +29,7 @@ export VECTORLAY_TEST_REPORT=$report VECTORLAY_TEST_ROUNDS=${VECTORLAY_TEST_ROUN
 if [ -z "${VECTORLAY_TEST_AGENT:-}" ]; then
     arch=$(uname -m)
     scripts/build-static.sh "$arch"
-    export VECTORLAY_TEST_AGENT=$PWD/target/static/$arch/vectorlay-agent
+    export VECTORLAY_TEST_AGENT=$TARGET/static/$arch/vectorlay-agent
 fi
 cargo test --locked --quiet --no-run --test e2e
 tests=$(cargo test --locked --quiet --test e2e -- --list faults:: | sed -n 's/: test$//p' | grep -Fv soak::)

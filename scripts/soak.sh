@@ -32,7 +32,7 @@ trap 'exit 143' TERM
 if [ -z "${VECTORLAY_TEST_AGENT:-}" ]; then
     arch=$(uname -m)
     scripts/build-static.sh "$arch"
-    export VECTORLAY_TEST_AGENT=$PWD/target/static/$arch/vectorlay-agent
+    export VECTORLAY_TEST_AGENT=$TARGET/static/$arch/vectorlay-agent
 fi
 cargo test --locked --quiet --no-run --test e2e
 engine_start

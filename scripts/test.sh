@@ -13,13 +13,18 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/engine.sh
 
 # Building the tests, and running them, may take this long at most, in seconds.
-BUILD_S=900
-TEST_S=1500
+BUILD_S=3600
+TEST_S=3600
 
-# Leaves nothing behind, however the script ends.
+# Leaves nothing behind, however the script ends, and says the counts last. What ended before the tests counts as one
+# that failed.
+total="0 passed, 1 failed, 0 skipped"
+# shellcheck disable=SC2317 # the trap calls it
 clean_up() {
     [ -z "${VECTORLAY_TEST_ENGINE_DIR:-}" ] || engine_stop
     [ -z "${log:-}" ] || rm -f "$log" "$VECTORLAY_TEST_SKIPS"
+    tell_installed
+    printf '%s\n' "$total"
 }
 
 # Adds up what cargo said about each test program, takes what tests skipped from what passed, prints the counts.
@@ -39,22 +44,23 @@ counts() {
 
 # One that is left from `eval "$(scripts/engine.sh start)"` is not ours to stop.
 unset VECTORLAY_TEST_ENGINE_DIR
-need_rust
-need lspci=pciutils openssl=openssl
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+note_installed
+need_rust
+need lspci=pciutils openssl=openssl
 log=$(mktemp)
 VECTORLAY_TEST_SKIPS=$(mktemp)
 export VECTORLAY_TEST_SKIPS
 
 arch=$(uname -m)
 scripts/build-static.sh
-export VECTORLAY_TEST_AGENT=$PWD/target/static/$arch/vectorlay-agent
+export VECTORLAY_TEST_AGENT=$TARGET/static/$arch/vectorlay-agent
 # The other architecture's binary runs as a program of its own under QEMU.
 need qemu-aarch64-static=qemu-user-static
-export VECTORLAY_TEST_AGENT_AARCH64=$PWD/target/static/aarch64/vectorlay-agent
-timeout "$BUILD_S" cargo test --locked --quiet --no-run
+export VECTORLAY_TEST_AGENT_AARCH64=$TARGET/static/aarch64/vectorlay-agent
+bounded "$BUILD_S" "building the tests" cargo test --locked --quiet --no-run
 engine_start
 engine_registry
 say "engine: $VECTORLAY_TEST_ENGINE ($VECTORLAY_TEST_CLI)"
@@ -68,7 +74,4 @@ if [ "$status" = 0 ] && [ "$total" = "0 passed, 0 failed, 0 skipped" ]; then
     status=1
 fi
 sort -u "$VECTORLAY_TEST_SKIPS" | sed 's/^/skipped: /'
-clean_up
-trap - EXIT
-printf '%s\n' "$total"
 exit "$status"

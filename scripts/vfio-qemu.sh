@@ -19,7 +19,7 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 MACHINE_S=600
 # Why not, for the caller.
 CANNOT=77
-CACHE=target/vfio-qemu
+CACHE=$TARGET/vfio-qemu
 # What the agent's machine is made of, as Debian has it; libraries come along.
 PROGRAMS=(dockerd /usr/bin/docker containerd containerd-shim-runc-v2 runc jq lspci)
 MODULES=(kernel/drivers/vfio kernel/virt/lib/irqbypass.ko kernel/drivers/virtio kernel/drivers/block/virtio_blk.ko
@@ -142,8 +142,8 @@ boot() {
 }
 
 [ "$(uname -m)" = x86_64 ] || cannot "only an x86_64 machine can do this"
-agent=${1:-target/static/x86_64/vectorlay-agent}
-plane=${2:-target/debug/control-plane}
+agent=${1:-$TARGET/static/x86_64/vectorlay-agent}
+plane=${2:-$TARGET/debug/control-plane}
 [ -x "$agent" ] || die "no executable $agent: run scripts/build-static.sh x86_64"
 [ -x "$plane" ] || die "no executable $plane: run cargo build --bin control-plane"
 (install_all && fetch_kernel) || cannot "QEMU, Docker or Debian's kernel cannot be had here"
