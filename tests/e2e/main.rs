@@ -24,6 +24,7 @@ mod heartbeat;
 mod hostile;
 mod identity;
 mod images;
+mod install;
 mod looks;
 mod operate;
 mod ready;
