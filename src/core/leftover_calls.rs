@@ -136,9 +136,11 @@ mod tests {
         assert!(leftovers.found(&cx, found(&[("d1", "r"), ("d2", "r"), ("d3", "s")])).is_empty());
         assert_eq!(leftovers.timers()[0].1, Some(cx.now + SEARCH_EVERY));
         cx.tick = 7;
+        leftovers.on_timer(&mut cx);
         let free = leftovers.found(&cx, found(&[("d2", "r")]));
         assert_eq!(free.iter().map(ReplicaId::as_str).collect::<Vec<_>>(), ["s"]);
         assert_eq!((leftovers.ended(), leftovers.are_over()), (7, false));
+        leftovers.on_timer(&mut cx);
         assert_eq!(leftovers.found(&cx, found(&[])).len(), 1);
         assert!(leftovers.are_over() && leftovers.timers()[0].1.is_none());
     }

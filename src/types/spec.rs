@@ -26,6 +26,21 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// The image alone: its own command, no GPUs, no limits.
+    pub fn new(image: ImageRef) -> Self {
+        Self {
+            image,
+            gpu_count: 0,
+            env: Vec::new(),
+            command: Vec::new(),
+            millicpus: None,
+            memory_mib: None,
+            shm_mib: None,
+            pids_limit: None,
+            ports: Vec::new(),
+        }
+    }
+
     /// The size of its variables and arguments.
     pub fn bytes(&self) -> usize {
         let variables = self.env.iter().map(|(name, value)| name.as_str().len() + value.expose().len() + 2);

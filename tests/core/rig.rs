@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vectorlay::core::identity::Identity;
-use vectorlay::core::inventory::{Check, Gpu, Hardware, Health, Usage, Verdict};
+use vectorlay::core::inventory::{Check, Gpu, Hardware, Usage};
 use vectorlay::core::job::{Job, JobId, Outcome};
 use vectorlay::core::link_api::{Down, DownReason, LinkCommand, LinkEvent, LinkId};
 use vectorlay::core::operator::{ControlId, Request};
 use vectorlay::core::{Action, Core, End, Event, LeftoverCall, Origin, Sample, Settings};
-use vectorlay::types::{ContainerId, NodeId, PciAddress, Secret};
+use vectorlay::types::{ContainerId, NodeId, Secret};
 
 use crate::engine::{Engine, Fault, Mode, Status};
 
@@ -446,20 +446,6 @@ pub fn check(ok: bool) -> Check {
 }
 
 pub fn hardware(count: usize) -> Hardware {
-    let gpu = |n: usize| Gpu {
-        address: PciAddress::parse(&format!("{:02x}:00.0", n + 1)).unwrap(),
-        line: String::new(),
-        name: String::new(),
-        vendor_id: 0x10de,
-        device_id: 0x2330,
-        class: 0x0302,
-        driver: Some("vfio-pci".into()),
-        iommu_group: Some(n as u32),
-        companions: Vec::new(),
-        numa_node: None,
-        device_node: Some(format!("/dev/vfio/{n}")),
-        verdict: Verdict::Assignable,
-        health: Health::Ok,
-    };
+    let gpu = |n: usize| Gpu::example(n as u8 + 1);
     Hardware { gpus: (0..count).map(gpu).collect(), hostname: Some("gpu-07".into()), ..Hardware::default() }
 }

@@ -715,3 +715,120 @@ fn name_holder(message: &str) -> Option<ContainerId> {
 fn label_value(text: &str) -> String {
     text.chars().map(|c| if matches!(c, ',' | '=' | '\n' | '"') { '_' } else { c }).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::replica::Work;
+    use crate::types::{ImageRef, Spec};
+
+    const NOWHERE: Surroundings<'static> = Surroundings { node: None, too_little_space: None };
+
+    fn queued(cx: &Cx) -> Replica {
+        let spec = Spec::new(ImageRef::new("img:a").unwrap());
+        let work = Work { spec, auth: None, pull: Pull::Missing, gpus: Vec::new() };
+        let deadline = cx.now + Duration::from_secs(900);
+        let deploy = Deploy::recovered(cx.now, deadline, "d".into(), "k.1".into(), vec![None]);
+        let deploy = Deploy { work: Some(work), ..deploy };
+        Replica::queued(ReplicaId::new("r").unwrap(), deploy, None, cx.tick)
+    }
+
+    fn apply(replica: &mut Replica, cx: &mut Cx, input: Input<'_>) -> Vec<Effect> {
+        let effects = replica.apply(cx, NOWHERE, input);
+        if !effects.contains(&Effect::Gone) {
+            assert_eq!(replica.illegal(), None, "{replica:?}");
+        }
+        effects
+    }
+
+    fn stop() -> Input<'static> {
+        Input::Stop { request: None, timeout: None, barrier: DurableBarrier::OPEN }
+    }
+
+    fn container() -> ContainerId {
+        ContainerId::new(&"a".repeat(64)).unwrap()
+    }
+
+    fn failure(kind: FailureKind) -> Failure {
+        Failure { kind, message: String::new() }
+    }
+
+    fn outcome(replica: &mut Replica, cx: &mut Cx, outcome: Outcome) -> Vec<Effect> {
+        let job = replica.job().expect("a job is under way");
+        apply(replica, cx, Input::Outcome(job, outcome))
+    }
+
+    fn running(cx: &mut Cx) -> Replica {
+        let mut replica = queued(cx);
+        apply(&mut replica, cx, Input::Admitted(Vec::new()));
+        let effects = outcome(&mut replica, cx, Outcome::Ran(Ok(container())));
+        assert!(matches!(&effects[1], Effect::Report(Report::Running { took: Some(_), .. })), "{effects:?}");
+        replica
+    }
+
+    #[test]
+    fn an_image_that_is_missing_is_pulled_once() {
+        let mut cx = Cx::example();
+        let mut replica = queued(&cx);
+        let effects = apply(&mut replica, &mut cx, Input::Admitted(Vec::new()));
+        assert_eq!(effects, [Effect::Progress("starting")]);
+        outcome(&mut replica, &mut cx, Outcome::Ran(Err(failure(FailureKind::NoImage))));
+        assert_eq!(replica.status(), "pulling");
+        outcome(&mut replica, &mut cx, Outcome::Pulled(Ok(())));
+        assert_eq!(replica.status(), "starting");
+        outcome(&mut replica, &mut cx, Outcome::Ran(Err(failure(FailureKind::NoImage))));
+        assert_eq!((replica.status(), replica.owed()), ("failed", 1));
+    }
+
+    #[test]
+    fn a_stop_before_the_start_cancels_in_each_state() {
+        let mut cx = Cx::example();
+        let mut replica = queued(&cx);
+        assert_eq!(apply(&mut replica, &mut cx, stop()), [Effect::Gone]);
+        assert_eq!(replica.last_reports(cx.now).len(), 2, "the deploy's failure and the stop");
+
+        let mut replica = queued(&cx);
+        apply(&mut replica, &mut cx, Input::Admitted(Vec::new()));
+        apply(&mut replica, &mut cx, stop());
+        outcome(&mut replica, &mut cx, Outcome::Ran(Ok(container())));
+        assert!(replica.needs_listing(), "what was started after all is removed");
+    }
+
+    #[test]
+    fn a_stop_waits_for_its_record_and_then_gives_the_container_its_time() {
+        let mut cx = Cx::example();
+        let mut replica = running(&mut cx);
+        apply(&mut replica, &mut cx, stop());
+        assert_eq!((replica.awaited_record(), replica.job()), (Some(DurableBarrier::OPEN), None));
+        apply(&mut replica, &mut cx, Input::Durable);
+        assert!(replica.job().is_some() && replica.awaited_record().is_none());
+        outcome(&mut replica, &mut cx, Outcome::Stopped(Err(failure(FailureKind::Unavailable))));
+        let [_, deadline, _, again] = replica.timers(true);
+        assert_eq!(again, Some(cx.now + INSPECT_RETRY), "called again when the engine may be back");
+        assert!(deadline > again);
+    }
+
+    #[test]
+    fn an_exit_is_confirmed_by_the_engine_and_reported_once() {
+        let mut cx = Cx::example();
+        let mut replica = running(&mut cx);
+        apply(&mut replica, &mut cx, Input::ProcessEnded);
+        assert_eq!(replica.status(), "unknown");
+        apply(&mut replica, &mut cx, Input::Timer(ReplicaTimer::State));
+        let inspected = Inspected { state: InspectedState::Exited(3), oom_killed: None };
+        let effects = outcome(&mut replica, &mut cx, Outcome::Inspected(Ok(Some(inspected))));
+        let exit = Exit { code: Some(3), oom: None };
+        assert_eq!(effects, [Effect::Report(Report::Exited(exit)), Effect::Save]);
+        let [.., retention] = replica.timers(true);
+        assert_eq!(retention, Some(cx.now + cx.settings.retention));
+    }
+
+    #[test]
+    fn outcomes_of_other_jobs_change_nothing() {
+        let mut cx = Cx::example();
+        let mut replica = running(&mut cx);
+        let before = replica.state.clone();
+        assert!(apply(&mut replica, &mut cx, Input::Outcome(JobId(99), Outcome::Stopped(Ok(())))).is_empty());
+        assert_eq!(replica.state, before);
+    }
+}

@@ -444,3 +444,131 @@ fn remove_leftovers(s: &mut Step<'_>, container: &ContainerId, containers: &[Lis
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::cx::Cx;
+    use crate::core::replica::{Deploy, Input, Surroundings};
+    use crate::types::ReplicaId;
+
+    const FOUND: [Found; 9] = [
+        Found::SuccessorBegun,
+        Found::LeftoverCall,
+        Found::Newer,
+        Found::Up,
+        Found::OtherUp,
+        Found::OtherUpAndUnclear,
+        Found::Unclear,
+        Found::Exited,
+        Found::Nothing,
+    ];
+
+    #[test]
+    fn the_whole_table_of_recovery() {
+        use Recovery::{
+            Adopt, AdoptExited, AwaitCall, AwaitEngine, ConfirmStarted, FailDeploy, Remove, Stop, Supersede,
+            TakeUpSuccessor, Vanished,
+        };
+        // What is newer than the record comes first, whatever was intended.
+        let newer = [TakeUpSuccessor, AwaitCall, Supersede];
+        // Up, of another deploy, the same beside one that is unclear, unclear, exited, nothing.
+        let table = [
+            (Intent::Keep, [Adopt, Adopt, Adopt, AwaitEngine, AdoptExited, Vanished]),
+            (Intent::Start, [ConfirmStarted, FailDeploy, AwaitEngine, AwaitEngine, FailDeploy, FailDeploy]),
+            (Intent::Fail, [FailDeploy; 6]),
+            (Intent::Stop, [Stop, Stop, Stop, Stop, Remove, Remove]),
+            (Intent::Remove, [Remove; 6]),
+        ];
+        for (intent, rest) in table {
+            for (found, expected) in FOUND.into_iter().zip(newer.into_iter().chain(rest)) {
+                assert_eq!(on_recovery(intent, found), expected, "{intent:?}, {found:?}");
+            }
+        }
+    }
+
+    fn container(n: u8, deploy: &str, status: ListedStatus) -> Listed {
+        Listed {
+            id: ContainerId::new(&format!("{n:064x}")).unwrap(),
+            replica: "r".into(),
+            deploy: deploy.into(),
+            spec: "k.1".into(),
+            gpus: Vec::new(),
+            status,
+        }
+    }
+
+    fn shown(containers: &[Listed]) -> Shown<'_> {
+        Shown { began: 1, first: true, containers, leftover_call: false, successor_call: false }
+    }
+
+    /// A replica whose record names deploy `d`.
+    fn recorded(cx: &Cx) -> Replica {
+        let mut replica = Replica::unknown(ReplicaId::new("r").unwrap());
+        replica.expect(Deploy::recovered(cx.now, cx.now, "d".into(), "k.1".into(), vec![None]));
+        replica
+    }
+
+    #[test]
+    fn what_is_there_is_told_by_the_labels() {
+        let cx = Cx::example();
+        let replica = recorded(&cx);
+        let unclear = || ListedStatus::Unclear("Unknown".into());
+        let check = |containers: &[Listed], expected| {
+            assert_eq!(replica.found(&shown(containers)), expected, "{containers:?}");
+        };
+        check(&[], Found::Nothing);
+        check(&[container(1, "d", ListedStatus::Created)], Found::Nothing);
+        check(&[container(1, "d", ListedStatus::Up)], Found::Up);
+        check(&[container(1, "d", ListedStatus::Exited(3))], Found::Exited);
+        check(&[container(1, "d", unclear())], Found::Unclear);
+        check(&[container(1, "e", ListedStatus::Up)], Found::Newer);
+        check(&[container(1, "e", ListedStatus::Exited(0))], Found::Newer);
+        let mixed = [container(1, "d", ListedStatus::Exited(0)), container(2, "e", ListedStatus::Up)];
+        check(&mixed, Found::OtherUp);
+        let doubtful = [mixed[0].clone(), mixed[1].clone(), container(3, "d", unclear())];
+        check(&doubtful, Found::OtherUpAndUnclear);
+        let late = Shown { first: false, ..shown(&mixed[1..]) };
+        assert_eq!(replica.found(&late), Found::OtherUp, "only the first listing tells what is newer");
+        let call = Shown { leftover_call: true, ..shown(&mixed) };
+        assert_eq!(replica.found(&call), Found::LeftoverCall);
+    }
+
+    fn listed(replica: &mut Replica, cx: &mut Cx, containers: &[Listed]) -> Vec<Effect> {
+        let around = Surroundings { node: None, too_little_space: None };
+        let effects = replica.apply(cx, around, Input::Listed(&shown(containers)));
+        assert_eq!(replica.illegal(), None);
+        effects
+    }
+
+    #[test]
+    fn a_pending_deploy_is_confirmed_or_failed() {
+        let mut cx = Cx::example();
+        let mut replica = recorded(&cx);
+        let effects = listed(&mut replica, &mut cx, &[container(1, "d", ListedStatus::Up)]);
+        assert!(matches!(&effects[1], Effect::Report(Report::Running { .. })), "{effects:?}");
+        assert_eq!(replica.status(), "running");
+        let mut replica = recorded(&cx);
+        listed(&mut replica, &mut cx, &[]);
+        assert_eq!((replica.status(), replica.owed()), ("failed", 1), "reported once it is proven gone");
+        cx.tick = 1;
+        assert!(listed(&mut replica, &mut cx, &[]).contains(&Effect::Gone));
+    }
+
+    #[test]
+    fn a_removal_is_proven_by_a_later_listing_and_repeated_after_a_pause() {
+        let mut cx = Cx::example();
+        let mut replica = Replica::unknown(ReplicaId::new("r").unwrap());
+        let created = [container(1, "d", ListedStatus::Created)];
+        listed(&mut replica, &mut cx, &created);
+        listed(&mut replica, &mut cx, &created);
+        let job = replica.job().expect("it is being removed");
+        let around = Surroundings { node: None, too_little_space: None };
+        let done = crate::core::job::Outcome::Removed(Ok(()));
+        replica.apply(&mut cx, around, Input::Outcome(job, done));
+        listed(&mut replica, &mut cx, &created);
+        assert_eq!(replica.job(), None, "not at once again");
+        let [.., pause] = replica.timers(true);
+        assert!(pause.is_some_and(|at| at > cx.now));
+    }
+}
