@@ -36,7 +36,7 @@
 //! The heartbeat's thread says when it is time: `Event::HeartbeatDue`. `report` composes it from what the machines hold,
 //! the session sends it. One event, no waiting, no I/O: nothing that hangs elsewhere can make it late.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -47,10 +47,10 @@ use self::engine_health::EngineHealth;
 pub use self::event::{Action, End, Event, LeftoverCall, Sample};
 use self::gpus::guests::{Guest, Guests};
 use self::gpus::{Gpus, NotClaimed};
-use self::identity::Identity;
 use self::images::Images;
 use self::job::{Failure, JobId, Listed, Outcome};
 use self::leftover_calls::LeftoverCalls;
+use self::listing::{Listing, Misheld};
 use self::logs::Logs;
 pub use self::node::Mode;
 use self::node::Node;
@@ -64,14 +64,16 @@ use self::replica::{
 use self::report::View;
 use self::results::Results;
 use self::session::{Arrived, Session, SessionNeeds};
+pub use self::settings::{Origin, Settings};
 use self::shutdown::{Progress, Shutdown, Step};
 use self::spec_hash::SpecKey;
 use self::timers::{Due, Timer};
 use crate::protocol::{self, Command, Inbound};
-use crate::types::{PciAddress, ReplicaId, RequestId, Secret};
+use crate::types::{ReplicaId, RequestId};
 
 mod cleanup;
 mod complaints;
+mod connection_loss;
 mod cx;
 mod engine_health;
 mod event;
@@ -82,6 +84,7 @@ pub mod inventory;
 pub mod job;
 mod leftover_calls;
 pub mod link_api;
+mod listing;
 mod logs;
 mod node;
 pub mod operator;
@@ -93,6 +96,7 @@ mod replica;
 mod report;
 mod results;
 mod session;
+mod settings;
 mod shutdown;
 mod spec_hash;
 mod state_file;
@@ -100,52 +104,6 @@ mod timers;
 
 /// How often a heartbeat is sent.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(30);
-
-/// Settings that the core's decisions depend on.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The agent's version.
-    pub version: &'static str,
-    /// The containers' runtime.
-    pub runtime: String,
-    /// Maximum concurrent deploys.
-    pub workers: usize,
-    /// Maximum number of deploys that wait.
-    pub queue_limit: usize,
-    /// How long the container of a replica that exited is kept.
-    pub retention: Duration,
-    /// How often the replicas are compared with the engine's list.
-    pub reconcile: Duration,
-    /// How often the dependencies are checked.
-    pub recheck: Duration,
-    /// How long commands in flight may take to finish after SIGTERM.
-    pub grace: Duration,
-    /// Free bytes below which no image is pulled.
-    pub min_free_bytes: u64,
-    /// The data path's use, in percent, from which and down to which images are removed; `None`: never.
-    pub image_marks: Option<(u8, u8)>,
-    /// Whether containers are asked how busy their GPUs are.
-    pub ask_guests: bool,
-    /// How long a GPU that failed is left alone before a good reading counts.
-    pub gpu_retest: Duration,
-}
-
-/// What a core starts from.
-#[derive(Debug)]
-pub struct Origin {
-    /// The identity, if the node has one.
-    pub identity: Option<Identity>,
-    /// A key for the hashes, should there be no identity.
-    pub fresh_key: [u8; 32],
-    /// The organisation token.
-    pub token: Option<Secret>,
-    /// The state file of an earlier process.
-    pub record: Option<String>,
-    /// The seed of the spread and of the names of attempts: different in each process.
-    pub seed: u64,
-    /// The machine's fingerprint, as far as it was read before the start.
-    pub machine_id: Option<String>,
-}
 
 /// The agent's state: the machines, and how events reach them. See the module.
 #[derive(Debug)]
@@ -655,8 +613,10 @@ impl Core {
             OnDeploy::Start | OnDeploy::After | OnDeploy::Replace => self.load().refuses_deploy(),
             OnDeploy::Conflict => Some(Refusal::conflict(&id)),
             OnDeploy::Running => self.load().refuses_result(),
-            OnDeploy::Join => self.refuses_join(&id, Awaited::Deploy),
-            OnDeploy::JoinSuccessor => self.refuses_join(&id, Awaited::Successor),
+            OnDeploy::Join => self.load().refuses_join(self.replicas.requests(&id, Awaited::Deploy)),
+            OnDeploy::JoinSuccessor => {
+                self.load().refuses_join(self.replicas.requests(&id, Awaited::Successor))
+            }
         };
         if let Some(refusal) = refusal {
             let kind = ResultKind::Deploy;
@@ -692,15 +652,6 @@ impl Core {
             OnDeploy::Running => self.apply(&id, Input::AlreadyRuns(request)),
             OnDeploy::Conflict => {}
         }
-    }
-
-    /// Why no further request may wait for the outcome of a deploy.
-    fn refuses_join(&self, id: &ReplicaId, of: Awaited) -> Option<Refusal> {
-        let waiting = self.replicas.get(id).map_or(0, |replica| replica.requests(of).len());
-        if waiting >= REQUESTS_MAX {
-            return Some(Refusal::too_many_requests());
-        }
-        self.load().refuses_result()
     }
 
     fn stop(&mut self, command: protocol::Stop) {
@@ -790,31 +741,25 @@ impl Core {
         let deploys = self.replicas.iter().map(|(_, replica)| replica.deploy_id().to_owned());
         let deploys = deploys.chain(self.leftovers.deploys().cloned());
         self.seen.on_listed(&mut self.cx, began, &listed, deploys);
-        let mut containers: BTreeMap<ReplicaId, Vec<Listed>> = BTreeMap::new();
-        for container in listed {
-            match ReplicaId::new(&container.replica) {
-                Ok(id) => containers.entry(id).or_default().push(container),
-                Err(invalid) => self.cx.warn(format!(
-                    "container {} carries our label, but its {invalid}: left alone",
-                    container.id.short()
-                )),
-            }
-        }
         let first = !self.replicas.are_known();
-        let mut labelled: BTreeMap<ReplicaId, BTreeSet<PciAddress>> = BTreeMap::new();
-        for (id, containers) in &containers {
-            let gpus = containers.iter().flat_map(|container| container.gpus.iter().copied());
-            labelled.entry(id.clone()).or_default().extend(gpus);
+        let listing = Listing::new(&mut self.cx, began, first, listed, &self.leftovers);
+        for (id, _) in listing.labelled() {
+            self.show(id, &listing, |shown| Input::Recovered(shown));
         }
-        for call in self.leftovers.calls() {
-            labelled.entry(call.replica.clone()).or_default().extend(call.gpus.iter().copied());
+        for Misheld { gpu, holder, owner } in listing.misheld(self.gpus.table(), &self.replicas) {
+            self.apply(&holder, Input::LosesGpu(gpu));
+            self.gpus.reassign(&owner, gpu);
         }
-        for id in labelled.keys() {
-            self.show(id, began, first, &containers, |shown| Input::Recovered(shown));
+        for (id, gpus) in listing.labelled() {
+            if self.replicas.get(id).is_none() {
+                // Unknown replica: adopt it.
+                self.replicas.insert(&mut self.cx, Replica::unknown(id.clone()));
+            }
+            self.apply(id, Input::Labelled(gpus.iter().copied().collect()));
+            self.gpus.adopt(id, gpus);
         }
-        self.believe_labels(&labelled);
         for id in self.replicas.ids() {
-            self.show(&id, began, first, &containers, |shown| Input::Listed(shown));
+            self.show(&id, &listing, |shown| Input::Listed(shown));
         }
         if first {
             self.replicas.become_known(&mut self.cx);
@@ -828,48 +773,10 @@ impl Core {
     }
 
     /// Shows a replica what a listing has of it.
-    fn show(
-        &mut self,
-        id: &ReplicaId,
-        began: u64,
-        first: bool,
-        containers: &BTreeMap<ReplicaId, Vec<Listed>>,
-        input: for<'a> fn(&'a Shown<'a>) -> Input<'a>,
-    ) {
+    fn show(&mut self, id: &ReplicaId, listing: &Listing, input: for<'a> fn(&'a Shown<'a>) -> Input<'a>) {
         let Some(replica) = self.replicas.get(id) else { return };
-        let successor_call = replica.successor_id().is_some_and(|next| self.leftovers.is_for_deploy(next));
-        let containers = containers.get(id).map_or(&[][..], Vec::as_slice);
-        let leftover_call = self.leftovers.is_at_work_on(id);
-        self.apply(id, input(&Shown { began, first, containers, leftover_call, successor_call }));
-    }
-
-    /// Takes the labels of containers and calls for the record of who has which GPU, and of which replicas there are. A
-    /// record of an earlier process may be older: where both name a holder, the label is right.
-    fn believe_labels(&mut self, labelled: &BTreeMap<ReplicaId, BTreeSet<PciAddress>>) {
-        for (id, gpus) in labelled {
-            for gpu in gpus {
-                let holder = self.gpus.table().holder(*gpu).filter(|holder| *holder != id).cloned();
-                let Some((holder, replica)) = holder.and_then(|holder| {
-                    let replica = self.replicas.get(&holder)?;
-                    Some((holder, replica))
-                }) else {
-                    continue;
-                };
-                let claimed = replica.deploy().is_some_and(|deploy| deploy.work.is_some());
-                if !claimed && !labelled.get(&holder).is_some_and(|gpus| gpus.contains(gpu)) {
-                    self.apply(&holder, Input::LosesGpu(*gpu));
-                    self.gpus.reassign(id, *gpu);
-                }
-            }
-        }
-        for (id, gpus) in labelled {
-            if self.replicas.get(id).is_none() {
-                // Unknown replica: adopt it.
-                self.replicas.insert(&mut self.cx, Replica::unknown(id.clone()));
-            }
-            self.apply(id, Input::Labelled(gpus.iter().copied().collect()));
-            self.gpus.adopt(id, gpus);
-        }
+        let shown = listing.shown(replica, &self.leftovers);
+        self.apply(id, input(&shown));
     }
 
     /// A search for calls of an earlier process came back.
@@ -941,26 +848,5 @@ impl Core {
             self.apply(&id, Input::Shutdown);
         }
         self.cx.info("ending: finishing what is in flight; containers go on running");
-    }
-}
-
-#[cfg(test)]
-impl Settings {
-    /// Settings for a test of one machine.
-    pub(crate) fn example() -> Self {
-        Self {
-            version: "0",
-            runtime: "runc".into(),
-            workers: 2,
-            queue_limit: 4,
-            retention: Duration::from_secs(600),
-            reconcile: Duration::from_secs(60),
-            recheck: Duration::from_secs(600),
-            grace: Duration::from_secs(20),
-            min_free_bytes: 5,
-            image_marks: None,
-            ask_guests: false,
-            gpu_retest: Duration::ZERO,
-        }
     }
 }

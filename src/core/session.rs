@@ -10,10 +10,10 @@
 
 use std::time::{Duration, Instant};
 
-use log::Level;
 use serde_json::Value;
 
 use super::complaints::{Complaint, Complaints};
+use super::connection_loss::Loss;
 use super::cx::Cx;
 use super::identity::Identity;
 use super::link_api::{DIAL_DEADLINE, Down, DownReason, LinkCommand, LinkEvent, LinkId, Registration};
@@ -45,8 +45,6 @@ const INFO_WAIT: Duration = Duration::from_secs(2);
 const NAMED_WITHIN: Duration = Duration::from_secs(30);
 /// How long a proper close may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
-/// A loss of the connection that lasts this long is logged as a warning.
-const LONG_LOSS: Duration = Duration::from_secs(60);
 /// How much longer than its deadline an attempt may take to report.
 const DIAL_GUARD: Duration = Duration::from_secs(4);
 
@@ -85,54 +83,6 @@ pub(crate) struct Session {
     trouble: Option<String>,
     complaints: Complaints,
     loss: Loss,
-}
-
-/// For the log: how long the connection is missing, and what was logged of that.
-#[derive(Debug)]
-struct Loss {
-    /// `None` while connected.
-    since: Option<Instant>,
-    /// Attempts that failed since then.
-    attempts: u32,
-    /// Attempts that failed for the same reason as the last one logged, and were not logged.
-    repeated: u32,
-    /// It was logged as a warning.
-    warned: bool,
-    connected_once: bool,
-}
-
-impl Loss {
-    /// The connection is back. Gives how long it was missing, if attempts failed meanwhile.
-    fn end(&mut self, now: Instant) -> String {
-        let without = match (self.since.take(), self.attempts) {
-            (None, _) | (Some(_), 0) => String::new(),
-            (Some(since), failed) => {
-                let seconds = now.saturating_duration_since(since).as_secs();
-                let noun = if failed == 1 { "attempt" } else { "attempts" };
-                format!(", after {seconds} s without a connection and {failed} failed {noun}")
-            }
-        };
-        *self = Self { since: None, attempts: 0, repeated: 0, warned: false, connected_once: true };
-        without
-    }
-
-    /// An attempt failed, or the connection was lost. Gives the level at which to log it, and how often it failed so.
-    /// Short losses happen. One that lasts is for somebody to look at, and so is a start without a connection.
-    fn add(&mut self, now: Instant, same_reason: bool) -> (Level, String) {
-        let since = *self.since.get_or_insert(now);
-        self.attempts += 1;
-        let is_long = since + LONG_LOSS <= now || !self.connected_once;
-        let is_news = !same_reason || is_long && !self.warned;
-        let level = match (is_news, is_long) {
-            (false, _) => Level::Debug,
-            (true, false) => Level::Info,
-            (true, true) => Level::Warn,
-        };
-        self.repeated = if is_news { 0 } else { self.repeated + 1 };
-        self.warned |= is_news && is_long;
-        let again = if is_news { String::new() } else { format!(" (failed {} times)", self.repeated + 1) };
-        (level, again)
-    }
 }
 
 #[derive(Debug)]
@@ -216,7 +166,7 @@ impl Session {
             unusable: 0,
             complaints: Complaints::default(),
             trouble: None,
-            loss: Loss { since: Some(now), attempts: 0, repeated: 0, warned: false, connected_once: false },
+            loss: Loss::new(now),
         }
     }
 

@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::state::{Code, Refusal, Stop};
-use super::{DEPLOY_TIMEOUT, STOP_TIMEOUT};
+use super::outcome::{Code, Refusal};
+use super::state::Stop;
+use super::{DEPLOY_TIMEOUT, REQUESTS_MAX, STOP_TIMEOUT};
 use crate::core::results::OWED_MAX;
 use crate::core::timers::Timer;
 use crate::protocol::Inbound;
@@ -109,6 +110,14 @@ impl Load {
         if self.queued_bytes > WAITING_BYTES_MAX {
             let why = "the deploys that are waiting already are too large together";
             return Some(Refusal::new(Code::Busy, why));
+        }
+        self.refuses_result()
+    }
+
+    /// Why no further request may wait for the outcome of a deploy that `waiting` ones wait for.
+    pub(crate) fn refuses_join(&self, waiting: usize) -> Option<Refusal> {
+        if waiting >= REQUESTS_MAX {
+            return Some(Refusal::too_many_requests());
         }
         self.refuses_result()
     }

@@ -1,35 +1,27 @@
 //! What moves a replica from one state to the next: commands, outcomes of its jobs, its timers, its process's end.
 //!
-//! [`Replica::apply`] is the only way in. It changes nothing but the replica; what follows for others comes back as
+//! [`Replica::apply`] is the only way in; the way up is `starting`, the watch over what runs is `watching`, and what a
+//! listing means is `reconcile`. It changes nothing but the replica; what follows for others comes back as
 //! [`Effect`]s.
 
 use std::time::{Duration, Instant};
 
+use super::commands::{CommandClass, OnStop, on_stop};
+use super::outcome::{Code, Refusal, Report};
 use super::reconcile::Shown;
 use super::state::{
-    Awaited, Code, CommandClass, Deploy, Desired, Exit, ExitWatch, OnStop, Refusal, Removal, RemovalStep,
-    Replica, ReplicaState, Report, Reported, Stop, StopCall, on_stop,
+    Awaited, Deploy, Desired, ExitWatch, Removal, RemovalStep, Replica, ReplicaState, Stop, StopCall,
 };
 use crate::core::Action;
 use crate::core::cx::{Cx, JobOwner};
 use crate::core::gpus::Claimed;
-use crate::core::job::{
-    Failure, FailureKind, Inspected, InspectedState, Job, JobId, LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE,
-    LABEL_REPLICA, LABEL_SPEC, Outcome, PullJob, RunJob,
-};
+use crate::core::job::{Failure, FailureKind, Job, JobId, Outcome};
 use crate::core::persistence::DurableBarrier;
 use crate::core::timers::ReplicaTimer;
-use crate::protocol::Pull;
 use crate::types::{ContainerId, NodeId, PciAddress, ReplicaId, RequestId};
 
 /// How long after a failed question to the engine about one container it is asked again.
 pub(super) const INSPECT_RETRY: Duration = Duration::from_secs(5);
-/// The engine learns of an exit a little after the kernel: it is asked again after this, then after twice as long.
-const CONFIRM_FIRST: Duration = Duration::from_millis(20);
-/// How often it is asked before its word stands against the kernel's.
-const CONFIRM_TRIES: u32 = 8;
-/// How many names held by a container that does not exist are passed over.
-const NAME_CONFLICTS_MAX: u32 = 3;
 
 /// What can happen to a replica.
 #[derive(Debug)]
@@ -121,7 +113,7 @@ impl Step<'_> {
         self.effect(Effect::Report(report));
     }
 
-    fn job(&mut self, id: &ReplicaId, job: Job) -> JobId {
+    pub(super) fn job(&mut self, id: &ReplicaId, job: Job) -> JobId {
         self.cx.start_job(job, JobOwner::Replica(id.clone()))
     }
 }
@@ -255,21 +247,6 @@ impl Replica {
         if let Some(deploy) = deploy {
             deploy.requests.push(request);
             s.effect(Effect::Save);
-        }
-    }
-
-    fn on_admitted(&mut self, s: &mut Step<'_>, gpus: Claimed) {
-        let Some(work) = self.deploy.as_mut().and_then(|deploy| deploy.work.as_mut()) else { return };
-        let always = work.pull == Pull::Always;
-        if !gpus.is_empty() {
-            self.gpus = gpus.iter().map(|(address, _)| *address).collect();
-            work.gpus = gpus;
-            s.effect(Effect::Save);
-        }
-        if always {
-            self.pull(s);
-        } else {
-            self.run(s);
         }
     }
 
@@ -437,46 +414,6 @@ impl Replica {
         }
     }
 
-    fn started(&mut self, s: &mut Step<'_>, container: ContainerId) {
-        let now = s.cx.now;
-        self.enter(s.cx, ReplicaState::Running(container, ExitWatch::InspectAt(now)));
-        self.reported = Reported::Running;
-        if let Some(deploy) = self.deploy.take() {
-            let took = now.saturating_duration_since(deploy.accepted);
-            self.report_running(s, deploy.requests, Some(took));
-        }
-    }
-
-    fn run_failed(&mut self, s: &mut Step<'_>, failure: Failure) {
-        let Some(deploy) = &self.deploy else { return };
-        let may_pull = !deploy.pulled && deploy.work.as_ref().is_some_and(|work| work.pull != Pull::Never);
-        match failure.kind {
-            FailureKind::NoImage if may_pull => self.pull(s),
-            FailureKind::NameTaken if let Some(holder) = name_holder(&failure.message) => {
-                let job = s.job(&self.id, Job::Inspect(holder));
-                self.enter(s.cx, ReplicaState::ResolvingNameConflict(job, failure));
-            }
-            FailureKind::NameReserved if self.takes_next_name() => self.run(s),
-            FailureKind::NoImage
-            | FailureKind::ImageRefused
-            | FailureKind::NameTaken
-            | FailureKind::NameReserved
-            | FailureKind::Unavailable
-            | FailureKind::Deadline
-            | FailureKind::NoSuchContainer
-            | FailureKind::Impossible
-            | FailureKind::PullRefused(_)
-            | FailureKind::Refused => self.fail_started(s, Refusal::from_failure(failure, false)),
-        }
-    }
-
-    /// A name is held by no container: passes it over, unless too many were.
-    fn takes_next_name(&mut self) -> bool {
-        let Some(deploy) = &mut self.deploy else { return false };
-        deploy.name_conflicts += 1;
-        deploy.name_conflicts <= NAME_CONFLICTS_MAX
-    }
-
     fn fail(&mut self, now: Instant, refusal: Refusal) {
         if let Some(deploy) = &mut self.deploy {
             deploy.work = None;
@@ -486,7 +423,7 @@ impl Replica {
     }
 
     /// The deploy failed: reported once its containers are gone.
-    fn fail_started(&mut self, s: &mut Step<'_>, refusal: Refusal) {
+    pub(super) fn fail_started(&mut self, s: &mut Step<'_>, refusal: Refusal) {
         self.fail(s.cx.now, refusal);
         self.remove(s);
         s.effect(Effect::Save);
@@ -496,176 +433,6 @@ impl Replica {
     pub(super) fn remove(&mut self, s: &mut Step<'_>) {
         let step = RemovalStep::AwaitingListing(s.cx.tick);
         self.enter(s.cx, ReplicaState::Removing(Removal { step, attempts: 0 }));
-    }
-
-    fn pull(&mut self, s: &mut Step<'_>) {
-        if let Some(refusal) = s.around.too_little_space {
-            let refusal = refusal.clone();
-            self.fail_started(s, refusal);
-            return;
-        }
-        let Some((deploy, deadline)) = self.time_left(s) else { return };
-        let Some(work) = &deploy.work else { return };
-        let job = PullJob { image: work.spec.image.clone(), auth: work.auth.clone(), deadline };
-        let job = s.job(&self.id, Job::Pull(Box::new(job)));
-        self.enter(s.cx, ReplicaState::Pulling(job));
-        s.effect(Effect::Progress("pulling"));
-    }
-
-    fn run(&mut self, s: &mut Step<'_>) {
-        let id = self.id.clone();
-        let Some((deploy, deadline)) = self.time_left(s) else { return };
-        let Some(work) = &deploy.work else { return };
-        let mut labels = vec![
-            (LABEL_REPLICA, id.to_string()),
-            (LABEL_DEPLOY, deploy.id.clone()),
-            (LABEL_SPEC, deploy.spec_hash.clone()),
-        ];
-        if !work.gpus.is_empty() {
-            let addresses: Vec<String> = work.gpus.iter().map(|(address, _)| address.to_string()).collect();
-            labels.push((LABEL_GPUS, addresses.join("+")));
-        }
-        if let Some(node) = s.around.node {
-            labels.push((LABEL_NODE, label_value(node.as_str())));
-        }
-        let name = match deploy.name_conflicts {
-            0 => format!("replica-{id}"),
-            n => format!("replica-{id}-{}", n + 1),
-        };
-        let (spec, gpus) = (work.spec.clone(), work.gpus.clone());
-        let job = RunJob { replica: id.clone(), name, spec, labels, gpus, deadline };
-        let job = s.job(&id, Job::Run(Box::new(job)));
-        self.enter(s.cx, ReplicaState::Starting(job));
-        s.effect(Effect::Progress("starting"));
-    }
-
-    /// The deploy and how much of its time is left. Where none is, it fails.
-    fn time_left(&mut self, s: &mut Step<'_>) -> Option<(&Deploy, Duration)> {
-        let left = self.deploy.as_ref()?.deadline.saturating_duration_since(s.cx.now);
-        if left.is_zero() {
-            let late = "its deadline passed before it could be started";
-            self.fail_started(s, Refusal::new(Code::Timeout, late));
-            return None;
-        }
-        self.deploy.as_ref().map(|deploy| (deploy, left))
-    }
-
-    pub(super) fn watch(&mut self, new: ExitWatch) {
-        if let ReplicaState::Running(_, watch) = &mut self.state {
-            *watch = new;
-        }
-    }
-
-    /// Its container seems to have ended: the engine is asked.
-    pub(super) fn confirm_exit(&mut self, s: &Step<'_>) {
-        self.watch(ExitWatch::ConfirmAt(s.cx.now, 0));
-    }
-
-    /// The engine said how a running container is.
-    fn inspected(
-        &mut self,
-        s: &mut Step<'_>,
-        container: ContainerId,
-        watch: ExitWatch,
-        result: Result<Option<Inspected>, Failure>,
-    ) {
-        let again = s.cx.now + INSPECT_RETRY;
-        let new = match (result, watch) {
-            (Ok(None), _) => {
-                self.vanished(s, container);
-                return;
-            }
-            (Ok(Some(Inspected { state: InspectedState::Exited(code), oom_killed })), _) => {
-                self.exited(s, container, Exit { code: Some(code), oom: oom_killed });
-                return;
-            }
-            // The task is lost, by a reboot of the host: how it ended is not known. Believed when it is said twice,
-            // since what follows is the container's removal.
-            (Ok(Some(Inspected { state: InspectedState::NoTask, .. })), ExitWatch::ConfirmingNoTask(_)) => {
-                self.exited(s, container, Exit { code: None, oom: None });
-                return;
-            }
-            (Ok(Some(Inspected { state: InspectedState::NoTask, .. })), _) => ExitWatch::NoTaskAt(again),
-            (Ok(Some(Inspected { state: InspectedState::Running(pid), .. })), watch) => match (watch, pid) {
-                (ExitWatch::Confirming(_, tries), _) if tries < CONFIRM_TRIES => {
-                    ExitWatch::ConfirmAt(s.cx.now + CONFIRM_FIRST * 2u32.pow(tries), tries + 1)
-                }
-                (ExitWatch::Confirming(..), _) => ExitWatch::InspectAt(again),
-                (ExitWatch::Verifying(_, before), Some(pid)) if pid == before => ExitWatch::Armed,
-                (_, Some(pid)) => {
-                    s.cx.act(Action::Watch(container.clone(), pid));
-                    ExitWatch::Verifying(s.job(&self.id, Job::Inspect(container)), pid)
-                }
-                (_, None) => ExitWatch::Unsupported,
-            },
-            (Ok(Some(Inspected { state: InspectedState::Unclear(said), .. })), _) => {
-                self.lost_from_sight(s, &container, &said);
-                return;
-            }
-            (
-                Err(Failure { kind: FailureKind::Deadline | FailureKind::Refused, message }),
-                ExitWatch::Confirming(..) | ExitWatch::ConfirmingNoTask(_),
-            ) => {
-                self.lost_from_sight(s, &container, &message);
-                return;
-            }
-            (Err(_), ExitWatch::Confirming(_, tries)) => ExitWatch::ConfirmAt(again, tries),
-            (Err(_), ExitWatch::ConfirmingNoTask(_)) => ExitWatch::NoTaskAt(again),
-            (Err(_), _) => ExitWatch::InspectAt(again),
-        };
-        self.watch(new);
-    }
-
-    /// The engine cannot say how a container is that ran: nothing is reported or removed, and the listings that follow
-    /// decide.
-    fn lost_from_sight(&mut self, s: &mut Step<'_>, container: &ContainerId, said: &str) {
-        self.reported = Reported::Running;
-        self.enter(s.cx, ReplicaState::Unverified(None));
-        self.unclear_again(s, container, said, None);
-        s.effect(Effect::Save);
-    }
-
-    /// Notes why a replica's state is not known, and lists again before long. `before`: why it was not known until now.
-    pub(super) fn unclear_again(
-        &mut self,
-        s: &mut Step<'_>,
-        container: &ContainerId,
-        said: &str,
-        before: Option<String>,
-    ) {
-        let short = container.short();
-        if before.is_none() {
-            s.cx.warn(format!(
-                "replica {}: the engine cannot say whether container {short} runs: {said}; it is left as it is and asked \
-                 about again",
-                self.id
-            ));
-        }
-        // The first message stays: what follows is often less to the point, and each change would be reported.
-        let unclear = before.unwrap_or_else(|| format!("container {short}: {said}"));
-        self.state = ReplicaState::Unverified(Some(unclear));
-        s.effect(Effect::ListAgain(s.cx.now + INSPECT_RETRY));
-    }
-
-    pub(super) fn exited(&mut self, s: &mut Step<'_>, container: ContainerId, exit: Exit) {
-        s.cx.act(Action::Unwatch(container.clone()));
-        let until = s.cx.now + s.cx.settings.retention;
-        self.enter(s.cx, ReplicaState::Exited(container, exit, until));
-        if self.reported != Reported::Exited {
-            self.reported = Reported::Exited;
-            s.report(Report::Exited(exit));
-        }
-        s.effect(Effect::Save);
-    }
-
-    /// Its container is no more, and nobody here removed it. Another of its containers may still be there: looked up
-    /// before anything is concluded.
-    fn vanished(&mut self, s: &mut Step<'_>, container: ContainerId) {
-        s.cx.act(Action::Unwatch(container));
-        s.report(Report::Vanished);
-        self.reported = Reported::Nothing;
-        self.enter(s.cx, ReplicaState::Unverified(None));
-        s.effect(Effect::Save);
     }
 
     pub(super) fn report_running(
@@ -706,20 +473,12 @@ impl Replica {
     }
 }
 
-/// The ID of the container that holds a name, in the engine's message about it.
-fn name_holder(message: &str) -> Option<ContainerId> {
-    message.split(|c: char| !c.is_ascii_alphanumeric()).find_map(|word| ContainerId::new(word).ok())
-}
-
-/// `text` with what a label's value may not have replaced.
-fn label_value(text: &str) -> String {
-    text.chars().map(|c| if matches!(c, ',' | '=' | '\n' | '"') { '_' } else { c }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::replica::Work;
+    use crate::core::job::{Inspected, InspectedState};
+    use crate::core::replica::{Exit, Work};
+    use crate::protocol::Pull;
     use crate::types::{ImageRef, Spec};
 
     const NOWHERE: Surroundings<'static> = Surroundings { node: None, too_little_space: None };

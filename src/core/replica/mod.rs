@@ -1,5 +1,10 @@
-//! The replicas: one state machine each ([`state`], [`lifecycle`], [`reconcile`]), and what is true of all of them
-//! together: the queue, the places, what is owed, who waits for what ([`Replicas`]); what is taken on ([`admission`]).
+//! The replicas, and what is true of all of them together: the queue, the places, what is owed, who waits for what
+//! ([`Replicas`]).
+//!
+//! One replica is a state machine: [`state`] has its values and what is legal, [`commands`] what a command means in
+//! each, [`lifecycle`] its inputs and effects, [`starting`] the way up, [`watching`] the watch over what runs,
+//! [`reconcile`] what a listing means and the recovery after a restart, [`record`] what survives the process, and
+//! [`outcome`] what is reported. [`admission`] says what is taken on.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -11,18 +16,23 @@ use super::timers::ReplicaTimes;
 use crate::types::{ContainerId, ReplicaId};
 
 mod admission;
+mod commands;
 mod lifecycle;
+mod outcome;
 mod reconcile;
 mod record;
+mod starting;
 mod state;
+mod watching;
 
 pub(crate) use self::admission::{Load, WaitingCommands};
+use self::commands::{CommandClass, on_deploy};
+pub(crate) use self::commands::{OnDeploy, same_spec};
 pub(crate) use self::lifecycle::{Effect, Input, Surroundings};
+pub(crate) use self::outcome::{Code, Exit, Refusal, Report};
 pub(crate) use self::reconcile::Shown;
-pub(crate) use self::state::{
-    Awaited, Code, Deploy, Exit, OnDeploy, Refusal, Replica, Report, Work, same_spec,
-};
-use self::state::{CommandClass, ReplicaState, on_deploy};
+use self::state::ReplicaState;
+pub(crate) use self::state::{Awaited, Deploy, Replica, Work};
 
 /// How long pull and start may take together, where the deploy does not say.
 pub(crate) const DEPLOY_TIMEOUT: Duration = Duration::from_secs(15 * 60);
@@ -150,6 +160,11 @@ impl Replicas {
             (_, 0) => Some(named),
             (_, more) => Some(format!("{named}; and {more} more")),
         }
+    }
+
+    /// How many requests wait for the outcome of a deploy.
+    pub(crate) fn requests(&self, id: &ReplicaId, of: Awaited) -> usize {
+        self.all.get(id).map_or(0, |replica| replica.requests(of).len())
     }
 
     /// What a deploy with this specification means now.

@@ -5,11 +5,10 @@
 
 use std::time::Duration;
 
+use super::commands::same_spec;
 use super::lifecycle::{Effect, Step};
-use super::state::{
-    Desired, Exit, ExitWatch, Refusal, Removal, RemovalStep, Replica, ReplicaState, Report, Reported,
-    StopCall, same_spec,
-};
+use super::outcome::{Exit, Refusal, Report};
+use super::state::{Desired, ExitWatch, Removal, RemovalStep, Replica, ReplicaState, Reported, StopCall};
 use super::{DEPLOY_TIMEOUT, DEPLOY_TIMEOUT_GPU};
 use crate::core::cx::JobOwner;
 use crate::core::job::{Job, Listed, ListedStatus};

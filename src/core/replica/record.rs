@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use super::state::{
-    Code, Deploy, Desired, Refusal, Removal, RemovalStep, Replica, ReplicaState, Reported, Stop, StopCall,
-};
+use super::outcome::{Code, Refusal};
+use super::state::{Deploy, Desired, Removal, RemovalStep, Replica, ReplicaState, Reported, Stop, StopCall};
 use super::{DEPLOY_TIMEOUT, STOP_TIMEOUT};
 use crate::core::persistence::DurableBarrier;
 use crate::types::{ContainerId, PciAddress, ReplicaId, RequestId};

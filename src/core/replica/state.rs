@@ -1,4 +1,4 @@
-//! One replica's state as values, which combinations of them are legal, and the tables of what a command means.
+//! One replica's state as values, and which combinations of them are legal.
 //!
 //! ```text
 //!            deploy                  image missing
@@ -15,13 +15,14 @@
 //! listing that began afterwards shows none. `Unverified` replicas come from the record of an earlier process and
 //! wait for the first listing; those `AwaitingLeftoverCall` wait for a CLI call that outlived that process.
 
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use super::STOP_TIMEOUT;
+use super::commands::{CommandClass, OnDeploy, on_deploy, same_spec};
+use super::outcome::{Exit, Refusal, Report};
 use crate::core::cx::Cx;
 use crate::core::gpus::Claimed;
-use crate::core::job::{Failure, FailureKind, JobId, PullCause};
+use crate::core::job::{Failure, JobId};
 use crate::core::persistence::DurableBarrier;
 use crate::core::timers::ReplicaTimes;
 use crate::protocol::Pull;
@@ -31,144 +32,6 @@ use crate::types::{ContainerId, PciAddress, RegistryAuth, ReplicaId, RequestId, 
 const STOP_MARGIN: Duration = Duration::from_secs(60);
 /// How long a failure is kept back for its containers to be proven gone.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Why a command failed: the stable word on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Code {
-    /// The command cannot be carried out as it stands.
-    Invalid,
-    /// The image's configuration would steer the host.
-    ImageRefused,
-    /// A limit of the node is reached.
-    Busy,
-    /// Not as many GPUs are free.
-    NoGpu,
-    /// Too little space for images.
-    NoDisk,
-    /// The node does not know its containers yet.
-    NotReady,
-    /// The node takes no deploys.
-    Draining,
-    /// The replica exists with another specification.
-    Conflict,
-    /// The image could not be pulled.
-    PullFailed,
-    /// The container could not be started.
-    StartFailed,
-    /// The deadline passed.
-    Timeout,
-    /// A stop overtook it.
-    Cancelled,
-    /// The agent ended meanwhile.
-    Interrupted,
-    /// The engine does not answer.
-    RuntimeUnavailable,
-}
-
-impl Code {
-    const ALL: [Self; 14] = [
-        Self::Invalid,
-        Self::ImageRefused,
-        Self::Busy,
-        Self::NoGpu,
-        Self::NoDisk,
-        Self::NotReady,
-        Self::Draining,
-        Self::Conflict,
-        Self::PullFailed,
-        Self::StartFailed,
-        Self::Timeout,
-        Self::Cancelled,
-        Self::Interrupted,
-        Self::RuntimeUnavailable,
-    ];
-
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Invalid => "invalid",
-            Self::ImageRefused => "image_refused",
-            Self::Busy => "busy",
-            Self::NoGpu => "no_gpu",
-            Self::NoDisk => "no_disk",
-            Self::NotReady => "not_ready",
-            Self::Draining => "draining",
-            Self::Conflict => "conflict",
-            Self::PullFailed => "pull_failed",
-            Self::StartFailed => "start_failed",
-            Self::Timeout => "timeout",
-            Self::Cancelled => "cancelled",
-            Self::Interrupted => "interrupted",
-            Self::RuntimeUnavailable => "runtime_unavailable",
-        }
-    }
-}
-
-impl FromStr for Code {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        Self::ALL.into_iter().find(|code| code.as_str() == text).ok_or(())
-    }
-}
-
-/// Why a command was refused, or failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub(crate) code: Code,
-    /// The sentence for a person.
-    pub(crate) error: String,
-    /// Why the image could not be pulled, where that is certain.
-    pub(crate) detail: Option<PullCause>,
-}
-
-impl Refusal {
-    pub(crate) fn new(code: Code, error: impl Into<String>) -> Self {
-        Self { code, error: error.into(), detail: None }
-    }
-
-    /// Another specification runs, or is on its way.
-    pub(crate) fn conflict(id: &ReplicaId) -> Self {
-        Self::new(Code::Conflict, format!("replica {id} exists with another specification: stop it first"))
-    }
-
-    pub(crate) fn interrupted() -> Self {
-        Self::new(Code::Interrupted, "the agent was ended before the deploy was done")
-    }
-
-    pub(crate) fn cancelled() -> Self {
-        Self::new(Code::Cancelled, "stopped before it was running")
-    }
-
-    pub(crate) fn too_many_requests() -> Self {
-        Self::new(Code::Busy, "too many requests wait for this replica: ask again later")
-    }
-
-    /// What a failed call means for a deploy. `pulling`: the call was the pull.
-    pub(crate) fn from_failure(failure: Failure, pulling: bool) -> Self {
-        let code = match failure.kind {
-            FailureKind::Unavailable => Code::RuntimeUnavailable,
-            FailureKind::Deadline => Code::Timeout,
-            FailureKind::Impossible => Code::Invalid,
-            FailureKind::ImageRefused => Code::ImageRefused,
-            FailureKind::NoImage => Code::PullFailed,
-            FailureKind::NameTaken
-            | FailureKind::NameReserved
-            | FailureKind::NoSuchContainer
-            | FailureKind::Refused
-                if !pulling =>
-            {
-                Code::StartFailed
-            }
-            FailureKind::NameTaken
-            | FailureKind::NameReserved
-            | FailureKind::NoSuchContainer
-            | FailureKind::PullRefused(_)
-            | FailureKind::Refused => Code::PullFailed,
-        };
-        let detail = if let FailureKind::PullRefused(cause) = failure.kind { Some(cause) } else { None };
-        Self { code, error: failure.message, detail }
-    }
-}
 
 /// A deploy whose outcome is not decided, or not reported.
 #[derive(Debug, Clone)]
@@ -278,15 +141,6 @@ pub(crate) enum ExitWatch {
     ConfirmingNoTask(JobId),
 }
 
-/// How a container ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Exit {
-    /// The code, where the engine knows it.
-    pub(crate) code: Option<i32>,
-    /// Whether the kernel ended it for want of memory, where that is known.
-    pub(crate) oom: Option<bool>,
-}
-
 /// How far the stop of a container is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StopCall {
@@ -388,32 +242,6 @@ pub(crate) struct Replica {
     pub(super) gpus: Vec<PciAddress>,
     /// The stop timeout that its deploy asked for.
     pub(super) stop_timeout: Option<Duration>,
-}
-
-/// An outcome for the control plane.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Report {
-    Running {
-        requests: Vec<Option<RequestId>>,
-        spec_hash: String,
-        container: Option<ContainerId>,
-        gpus: Vec<PciAddress>,
-        took: Option<Duration>,
-    },
-    Failed {
-        requests: Vec<Option<RequestId>>,
-        spec_hash: String,
-        refusal: Refusal,
-        took: Duration,
-    },
-    Stopped {
-        requests: Vec<Option<RequestId>>,
-        /// Why it was not, in time.
-        refusal: Option<Refusal>,
-    },
-    Exited(Exit),
-    /// A container that ran is no more, and nobody here removed it.
-    Vanished,
 }
 
 /// Which command an outcome is awaited of.
@@ -769,126 +597,5 @@ impl Replica {
             ReplicaState::Removing(_) => (self.deploy.is_some() && self.failure().is_none())
                 .then_some("what is removed belongs to a deploy that did not fail"),
         }
-    }
-}
-
-/// What the command tables tell apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum CommandClass {
-    /// None, or gone.
-    Absent,
-    /// Queued, pulling, starting.
-    Coming,
-    Running,
-    /// Stopping, or being removed; with a deploy that waits behind, or without.
-    Leaving {
-        successor: bool,
-    },
-    Exited,
-}
-
-/// What a `deploy` means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OnDeploy {
-    Start,
-    /// It gets the outcome of the one under way.
-    Join,
-    /// It runs: say so.
-    Running,
-    /// It exists with another specification: refuse.
-    Conflict,
-    /// It starts when what is leaving is gone.
-    After,
-    /// It gets the outcome of the one that waits.
-    JoinSuccessor,
-    /// Remove what ended, then start.
-    Replace,
-}
-
-/// What a `deploy` means in `class`; `same`: as the one under way or running; `same_next`: as the one that waits.
-pub(crate) fn on_deploy(class: CommandClass, same: bool, same_next: bool) -> OnDeploy {
-    match class {
-        CommandClass::Absent => OnDeploy::Start,
-        CommandClass::Coming if same => OnDeploy::Join,
-        CommandClass::Running if same => OnDeploy::Running,
-        CommandClass::Coming | CommandClass::Running => OnDeploy::Conflict,
-        CommandClass::Leaving { successor: false } => OnDeploy::After,
-        CommandClass::Leaving { successor: true } if same_next => OnDeploy::JoinSuccessor,
-        CommandClass::Leaving { successor: true } => OnDeploy::Conflict,
-        CommandClass::Exited => OnDeploy::Replace,
-    }
-}
-
-/// What a `stop` means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OnStop {
-    /// There is nothing: say so.
-    Gone,
-    /// End what is coming.
-    Cancel,
-    /// Stop what runs.
-    Stop,
-    /// It gets the outcome of what is leaving; a deploy that waits behind it is cancelled.
-    Join,
-    /// Remove what ended.
-    Remove,
-}
-
-/// What a `stop` means in `class`.
-pub(crate) fn on_stop(class: CommandClass) -> OnStop {
-    match class {
-        CommandClass::Absent => OnStop::Gone,
-        CommandClass::Coming => OnStop::Cancel,
-        CommandClass::Running => OnStop::Stop,
-        CommandClass::Leaving { .. } => OnStop::Join,
-        CommandClass::Exited => OnStop::Remove,
-    }
-}
-
-/// Whether two hashes stand for the same specification. A hash is `<key>.<hash>`: one made with another key, or none,
-/// says nothing, and counts as the same.
-pub(crate) fn same_spec(one: &str, other: &str) -> bool {
-    match (one.split_once('.'), other.split_once('.')) {
-        (Some((key, hash)), Some((other_key, other_hash))) => key != other_key || hash == other_hash,
-        (None, _) | (_, None) => true,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_table_of_the_protocol() {
-        let leaving = CommandClass::Leaving { successor: false };
-        let waiting = CommandClass::Leaving { successor: true };
-        let check = |class, same, other, stop| {
-            assert_eq!(on_deploy(class, true, true), same, "{class:?}, same specification");
-            assert_eq!(on_deploy(class, false, false), other, "{class:?}, other specification");
-            assert_eq!(on_stop(class), stop, "{class:?}, stop");
-        };
-        check(CommandClass::Absent, OnDeploy::Start, OnDeploy::Start, OnStop::Gone);
-        check(CommandClass::Coming, OnDeploy::Join, OnDeploy::Conflict, OnStop::Cancel);
-        check(CommandClass::Running, OnDeploy::Running, OnDeploy::Conflict, OnStop::Stop);
-        check(leaving, OnDeploy::After, OnDeploy::After, OnStop::Join);
-        check(waiting, OnDeploy::JoinSuccessor, OnDeploy::Conflict, OnStop::Join);
-        check(CommandClass::Exited, OnDeploy::Replace, OnDeploy::Replace, OnStop::Remove);
-    }
-
-    #[test]
-    fn a_hash_with_an_unknown_key_counts_as_the_same() {
-        assert!(same_spec("k.1", "k.1"));
-        assert!(!same_spec("k.1", "k.2"));
-        assert!(same_spec("k.1", "l.2"));
-        assert!(same_spec("", "k.2"));
-        assert!(same_spec("k.1", "plain"));
-    }
-
-    #[test]
-    fn codes_are_the_words_on_the_wire() {
-        for code in Code::ALL {
-            assert_eq!(code.as_str().parse(), Ok(code));
-        }
-        assert_eq!("other".parse::<Code>(), Err(()));
     }
 }
