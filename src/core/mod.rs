@@ -354,7 +354,8 @@ impl Core {
         for id in self.replicas.durable_stops(&self.persistence) {
             self.apply(&id, Input::Durable);
         }
-        self.admit();
+        // What one takes or gives up changes what the others get.
+        while self.admit() {}
         if !self.replicas.awaiting_listing().is_empty() {
             self.engine.need_listing(now);
         }
@@ -477,15 +478,16 @@ impl Core {
         }
     }
 
-    /// Starts deploys from the queue, in order, as far as there are places and GPUs.
-    fn admit(&mut self) {
+    /// Starts deploys from the queue, in order, as far as there are places and GPUs. Says whether any left the queue.
+    fn admit(&mut self) -> bool {
         if self.replicas.queue().is_empty() {
-            return;
+            return false;
         }
+        let before = self.replicas.queue().len();
         let queue: Vec<ReplicaId> = self.replicas.queue().iter().cloned().collect();
         for id in queue {
             if self.replicas.free_places(&self.cx) == 0 {
-                return;
+                return false;
             }
             let Some(deploy) = self.replicas.get(&id).and_then(Replica::deploy) else { continue };
             let Some(work) = deploy.work.as_ref().filter(|_| self.persistence.is_durable(deploy.barrier))
@@ -512,6 +514,7 @@ impl Core {
                 Err(NotClaimed::Refused(refusal)) => self.apply(&id, Input::NotAdmitted(refusal)),
             }
         }
+        self.replicas.queue().len() < before
     }
 
     /// Something came from the server.
