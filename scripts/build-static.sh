@@ -13,6 +13,12 @@ MAX_BYTES=2750000
 # A cold build takes about a minute of two idle cores; one that takes this long, in seconds, hangs.
 BUILD_S=3600
 
+# What `vectorlay-agent version` says of the sources. The commit's date, not today's: the same sources give the same binary.
+VECTORLAY_COMMIT=$(git describe --always --dirty --abbrev=12 --exclude='*' 2>/dev/null || true)
+VECTORLAY_BUILD_DATE=$(git log -1 --format=%cs 2>/dev/null || true)
+: "${VECTORLAY_COMMIT:=unknown}" "${VECTORLAY_BUILD_DATE:=unknown}"
+export VECTORLAY_COMMIT VECTORLAY_BUILD_DATE
+
 # build ARCH: compiles, checks and puts the binary in its place.
 build() {
     local arch=$1 target=$1-unknown-linux-musl out=$TARGET/static/$1/vectorlay-agent
