@@ -57,6 +57,7 @@ use self::node::Node;
 use self::operator::{ControlId, Request};
 use self::outbox::ResultKind;
 use self::persistence::Persistence;
+use self::private_images::PrivateImages;
 use self::replica::{
     Awaited, Code, DEPLOY_TIMEOUT, DEPLOY_TIMEOUT_GPU, Deploy, Effect, Input, Load, OnDeploy, REQUESTS_MAX,
     Refusal, Replica, Replicas, Shown, Surroundings, WaitingCommands, Work,
@@ -91,6 +92,7 @@ pub mod operator;
 mod outbox;
 pub mod persistence;
 mod poll;
+mod private_images;
 pub mod random;
 mod replica;
 mod report;
@@ -120,6 +122,7 @@ pub struct Core {
     gpus: Gpus,
     guests: Guests,
     images: Images,
+    private_images: PrivateImages,
     seen: cleanup::SeenContainers,
     results: Results,
     logs: Logs,
@@ -146,6 +149,7 @@ impl Core {
             gpus: Gpus::new(now, machine_id),
             guests: Guests::default(),
             images: Images::default(),
+            private_images: PrivateImages::default(),
             seen: cleanup::SeenContainers::default(),
             results: Results::default(),
             logs: Logs::default(),
@@ -171,6 +175,7 @@ impl Core {
         for gpu in restored.held_back {
             self.gpus.hold_back(gpu, true);
         }
+        self.private_images = restored.private_images;
         for entry in restored.results {
             self.results.restore(entry);
         }
@@ -341,6 +346,7 @@ impl Core {
                         self.gpus.table().held_back(),
                         self.replicas.iter(),
                         self.results.recorded(),
+                        &self.private_images,
                     );
                     self.cx.act(Action::Save(seq, text));
                 }
@@ -494,6 +500,13 @@ impl Core {
             else {
                 continue;
             };
+            let first = match self.private_images.first(work) {
+                Ok(first) => first,
+                Err(refusal) => {
+                    self.apply(&id, Input::NotAdmitted(refusal));
+                    continue;
+                }
+            };
             let count = usize::try_from(work.spec.gpu_count).unwrap_or(usize::MAX);
             let leaving = |holder: &ReplicaId| self.replicas.get(holder).is_some_and(Replica::is_leaving);
             match self.gpus.claim(&self.cx, &id, count, leaving) {
@@ -501,7 +514,7 @@ impl Core {
                     if !claimed.is_empty() {
                         self.session.info_changed();
                     }
-                    self.apply(&id, Input::Admitted(claimed));
+                    self.apply(&id, Input::Admitted(claimed, first));
                 }
                 Err(NotClaimed::Unread) => {}
                 // Containers that ended and are kept for their logs give way to one that needs their GPUs.
@@ -600,7 +613,7 @@ impl Core {
     fn load(&self) -> Load {
         Load {
             takes_deploys: self.node.takes_deploys(),
-            queued: self.replicas.queue().len(),
+            queued: self.replicas.queue().len() + self.replicas.pulling(),
             queue_limit: self.cx.settings.queue_limit,
             queued_bytes: self.replicas.queued_bytes(),
             owed: self.results.len() + self.replicas.owed(),
@@ -695,13 +708,25 @@ impl Core {
         }
     }
 
+    /// The images on the host are everyone's: what a pull had to prove a right to is remembered.
+    fn pulled(&mut self, id: &ReplicaId, outcome: &Outcome) {
+        let Outcome::Pulled(result) = outcome else { return };
+        let work = self.replicas.get(id).and_then(Replica::deploy).and_then(|deploy| deploy.work.as_ref());
+        if work.is_some_and(|work| self.private_images.pulled(work, result)) {
+            self.persistence.save(self.cx.now);
+        }
+    }
+
     fn job_done(&mut self, job: JobId, outcome: Outcome) {
         let Some(owner) = self.cx.jobs.finish(job) else { return };
         if self.engine.on_outcome(self.cx.now, &outcome) {
             self.node.want_checks(self.cx.now);
         }
         match (owner, outcome) {
-            (JobOwner::Replica(id), outcome) => self.apply(&id, Input::Outcome(job, outcome)),
+            (JobOwner::Replica(id), outcome) => {
+                self.pulled(&id, &outcome);
+                self.apply(&id, Input::Outcome(job, outcome));
+            }
             (JobOwner::Listing(began), Outcome::Listed(result)) => self.listed(began, result),
             (JobOwner::Listing(_), _) => self.engine.listing_failed(self.cx.now),
             (JobOwner::Logs { replica, request }, outcome) => {

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::node::Mode;
 use super::outbox::{Entry, ResultKind};
 use super::persistence::STATE_VERSION;
+use super::private_images::PrivateImages;
 use super::replica::Replica;
 use crate::types::{PciAddress, ReplicaId, RequestId};
 
@@ -18,6 +19,7 @@ pub(crate) fn write<'a>(
     held_back: impl Iterator<Item = PciAddress>,
     replicas: impl Iterator<Item = (&'a ReplicaId, &'a Replica)>,
     results: impl Iterator<Item = &'a Entry>,
+    private_images: &PrivateImages,
 ) -> String {
     let result = |entry: &Entry| {
         json!({
@@ -32,14 +34,17 @@ pub(crate) fn write<'a>(
     let replicas: Map<String, Value> =
         replicas.map(|(id, replica)| (id.to_string(), replica.to_record())).collect();
     let results: Vec<Value> = results.map(result).collect();
-    json!({
+    let mut document = json!({
         "version": STATE_VERSION,
         "mode": mode.as_str(),
         "gpus_held_back": held_back,
         "replicas": replicas,
         "results": results,
-    })
-    .to_string()
+    });
+    if let Some(private) = private_images.record() {
+        document["private_images"] = private;
+    }
+    document.to_string()
 }
 
 /// What an earlier process left.
@@ -49,6 +54,7 @@ pub(crate) struct Restored {
     pub(crate) held_back: Vec<PciAddress>,
     pub(crate) replicas: Vec<Replica>,
     pub(crate) results: Vec<Entry>,
+    pub(crate) private_images: PrivateImages,
     /// What could not be read and was left out.
     pub(crate) troubles: Vec<String>,
 }
@@ -78,7 +84,11 @@ pub(crate) fn read(now: Instant, text: &str) -> Restored {
             None => restored.troubles.push("a result in the record cannot be read".to_owned()),
         }
     }
+    restored.private_images = PrivateImages::restore(record.get("private_images"));
     for (id, value) in record.get("replicas").and_then(Value::as_object).into_iter().flatten() {
+        if let Some(repository) = value.pointer("/pending/private").and_then(Value::as_str) {
+            restored.private_images.add(repository);
+        }
         match ReplicaId::new(id) {
             Ok(id) => restored.replicas.push(Replica::from_record(now, id, value)),
             Err(invalid) => restored.troubles.push(format!("a replica in the record: {invalid}")),
@@ -117,6 +127,7 @@ mod tests {
             restored.held_back.into_iter(),
             ids.iter().zip(&restored.replicas),
             restored.results.iter(),
+            &restored.private_images,
         );
         let [written, original] = [written.as_str(), V1].map(|text| text.parse::<Value>().unwrap());
         assert_eq!(written, original);

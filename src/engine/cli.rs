@@ -22,6 +22,8 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 /// What a label of ours holds where there is nothing to say. It is always written: a container inherits the labels of
 /// its image, which a tenant makes, and the CLIs drop an empty value, but one on the command line wins.
 pub const LABEL_NONE: &str = "none";
+/// The labels that every container of ours is given.
+pub const LABELS: [&str; 5] = [LABEL_REPLICA, LABEL_DEPLOY, LABEL_SPEC, LABEL_GPUS, LABEL_NODE];
 /// The variable that marks children which start no container (see [`crate::engine::orphans`]).
 pub const MARK: &str = "VECTORLAY_CHILD";
 
@@ -289,7 +291,7 @@ impl Cli {
         flag("name", &job.name);
         flag("runtime", &self.runtime);
         flag("pull", "never");
-        for label in [LABEL_REPLICA, LABEL_DEPLOY, LABEL_SPEC, LABEL_GPUS, LABEL_NODE] {
+        for label in LABELS {
             let value =
                 job.labels.iter().find(|(name, _)| *name == label).map_or(LABEL_NONE, |(_, value)| value);
             flag("label", &format!("{label}={value}"));

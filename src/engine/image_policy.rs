@@ -5,6 +5,7 @@
 //! them as orders. So a label in a name space of theirs, or of ours, refuses the image; only where a label on the
 //! command line is known to win, in every CLI, is it masked instead. `threat_model.md` has the whole table.
 
+use super::cli::LABELS;
 use super::image::Facts;
 
 /// What a label's key may not contain, and who obeys it.
@@ -76,6 +77,10 @@ pub struct Checked {
 pub fn check(facts: Facts) -> Result<Checked, String> {
     let mut masked = Vec::new();
     for key in facts.labels {
+        // A container is always given these (an image that was made from one of ours has them).
+        if LABELS.contains(&key.as_str()) {
+            continue;
+        }
         let folded = key.to_ascii_lowercase();
         let order = ANYWHERE.iter().find(|(part, _)| folded.contains(part));
         let order = order.or_else(|| PREFIXES.iter().find(|(prefix, _)| folded.starts_with(prefix)));
@@ -176,13 +181,14 @@ mod tests {
         check("com.docker.composer", "Docker");
         check("io.docker.x", "Docker");
         check("desktop.docker.io/binds/0/Source", "Docker");
-        check("vectorlay.replica", "this agent");
         check("vectorlay.new", "this agent");
+        check("Vectorlay.replica", "this agent");
     }
 
     #[test]
     fn labels_that_say_something_of_the_image_are_its_own() {
         let labels = [
+            "vectorlay.replica",
             "",
             "maintainer",
             "nerdctl",

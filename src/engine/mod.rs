@@ -3,10 +3,10 @@
 //! ```text
 //!  submit, cancel ──► manager ──► a thread for each job that runs ──► CLI
 //!  (never block)      queues,                  │
-//!                     three lanes              └──► (JobId, Outcome), by the function that the caller gave
+//!                     four lanes               └──► (JobId, Outcome), by the function that the caller gave
 //! ```
 //!
-//! A job waits in its lane (deploys, stops, looks) for a place and then has a thread of its own until its call has
+//! A job waits in its lane (runs, pulls, stops, looks) for a place and then has a thread of its own until its call has
 //! ended. A stop or removal that hangs gives its place free after [`OVERDUE`] and is waited for all the same: to end
 //! it would leak the container's shim. Every job has exactly one outcome.
 //!
@@ -49,7 +49,7 @@ const OVERDUE_MAX: usize = 32;
 pub struct Settings {
     /// The CLI.
     pub cli: Cli,
-    /// Runs and pulls at once.
+    /// Runs at once, and pulls at once besides.
     pub deploys: usize,
     /// Stops and removals at once.
     pub stops: usize,
@@ -87,7 +87,7 @@ impl Pool {
         Credentials::clean(&settings.scratch);
         let (inbox, messages) = channel();
         let manager = Manager {
-            lanes: [settings.deploys, settings.stops, settings.looks].map(Lane::new),
+            lanes: [settings.deploys, settings.deploys, settings.stops, settings.looks].map(Lane::new),
             running: Vec::new(),
             known: Known::default(),
             settings: Arc::new(settings),
@@ -119,13 +119,15 @@ impl Drop for Pool {
     }
 }
 
-const DEPLOYS: usize = 0;
-const STOPS: usize = 1;
-const LOOKS: usize = 2;
+const RUNS: usize = 0;
+const PULLS: usize = 1;
+const STOPS: usize = 2;
+const LOOKS: usize = 3;
 
 fn lane_of(job: &Job) -> usize {
     match job {
-        Job::Run(_) | Job::Pull(_) => DEPLOYS,
+        Job::Run(_) => RUNS,
+        Job::Pull(_) => PULLS,
         Job::Stop(..) | Job::Remove(_) => STOPS,
         Job::RemoveImage(_) => STOPS,
         Job::List | Job::Inspect(_) | Job::Logs(..) | Job::Probe | Job::Images | Job::GuestUse(..) => LOOKS,
@@ -165,7 +167,7 @@ enum Use {
 }
 
 struct Manager {
-    lanes: [Lane; 3],
+    lanes: [Lane; 4],
     running: Vec<(JobId, Running)>,
     known: Known,
     settings: Arc<Settings>,
@@ -201,7 +203,7 @@ impl Manager {
     }
 
     fn start_waiting(&mut self) {
-        for lane in [DEPLOYS, STOPS, LOOKS] {
+        for lane in [RUNS, PULLS, STOPS, LOOKS] {
             while self.lanes[lane].taken < self.lanes[lane].places {
                 let Some((id, job)) = self.lanes[lane].waiting.pop_front() else { break };
                 self.start(lane, id, job);

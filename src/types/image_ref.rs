@@ -104,6 +104,13 @@ impl ImageRef {
         &self.canonical
     }
 
+    /// What all of its tags and digests are in: `docker.io/library/busybox`.
+    pub fn repository(&self) -> &str {
+        let (name, _) =
+            self.canonical.split_once('@').or_else(|| self.canonical.rsplit_once(':')).unwrap_or_default();
+        name
+    }
+
     /// Whether it names content, which never changes, rather than a tag.
     pub fn is_by_digest(&self) -> bool {
         self.canonical.contains('@')
@@ -209,6 +216,8 @@ mod tests {
             let image = ImageRef::new(text).unwrap();
             assert_eq!((image.as_str(), image.canonical()), (text, canonical));
             assert_eq!(image.is_by_digest(), canonical.contains('@'));
+            let rest = canonical.strip_prefix(image.repository()).unwrap();
+            assert!(rest.starts_with([':', '@']) && !rest.contains('/'), "{rest}");
             // What is canonical stands for itself.
             assert_eq!(ImageRef::new(canonical).unwrap().canonical(), canonical);
         };

@@ -27,6 +27,45 @@ fn a_missing_image_is_pulled_unless_that_is_forbidden() {
 }
 
 #[test]
+fn pulls_hold_up_no_start() {
+    let mut rig = Rig::online();
+    rig.hold("pull");
+    let mut slow = |n: usize| rig.deploy_with(&format!("slow{n}"), &n.to_string(), r#","image":"img:far""#);
+    // More than start at once.
+    (0..3).for_each(&mut slow);
+    rig.deploy("r", "q1");
+    assert_eq!(rig.sent(), ["deploy_result r running q1"]);
+    // They count as waiting.
+    rig.deploy_with("slow3", "3", r#","image":"img:far""#);
+    rig.deploy("s", "q2");
+    assert_eq!(rig.sent(), ["deploy_result s failed:busy q2"]);
+}
+
+#[test]
+fn what_came_with_credentials_is_asked_for_before_it_is_used() {
+    let auth = r#","registry_auth":{"server":"s","username":"u","password":"p"}"#;
+    let mut rig = Rig::online();
+    let started = |rig: &mut Rig| -> Vec<String> {
+        std::mem::take(&mut rig.started).into_iter().filter(|job| !job.starts_with("inspect")).collect()
+    };
+    rig.deploy_with("a", "q1", "");
+    assert_eq!(started(&mut rig), ["run replica-a"]);
+    rig.deploy_with("b", "q2", auth);
+    assert_eq!(started(&mut rig), ["pull img:a", "run replica-b"], "the credentials are tried");
+    // Another one, without them, asks too; since it gets it, everyone may have it again.
+    rig.deploy_with("c", "q3", "");
+    assert_eq!(started(&mut rig), ["pull img:a", "run replica-c"]);
+    rig.deploy_with("d", "q4", "");
+    assert_eq!(started(&mut rig), ["run replica-d"]);
+    rig.deploy_with("e", "q5", auth);
+    started(&mut rig);
+    rig.sent();
+    rig.deploy_with("f", "q6", r#","pull":"never""#);
+    assert_eq!(rig.sent(), ["deploy_result f failed:pull_failed q6"]);
+    assert_eq!(started(&mut rig), [""; 0]);
+}
+
+#[test]
 fn each_failure_has_its_code() {
     let check = |call: &str, kind: FailureKind, more: &str, code: &str| {
         let mut rig = Rig::online();
@@ -43,6 +82,7 @@ fn each_failure_has_its_code() {
     check("run", FailureKind::Deadline, "", "timeout");
     check("run", FailureKind::Impossible, "", "invalid");
     check("run", FailureKind::NameTaken, "", "start_failed");
+    check("run", FailureKind::ImageRefused, "", "image_refused");
     check("pull", FailureKind::Refused, always, "pull_failed");
     check("pull", FailureKind::PullRefused(PullCause::NotFound), always, "pull_failed");
     check("pull", FailureKind::Unavailable, always, "runtime_unavailable");

@@ -50,7 +50,7 @@ fn an_image_with_orders_to_the_host_is_refused() {
         ("kata", json!({"io.katacontainers.config.hypervisor.path": script})),
         ("cri", json!({"io.cri-containerd.kind": "sandbox"})),
         ("swarm", json!({"com.docker.swarm.service.id": "x"})),
-        ("ours", json!({"vectorlay.replica": "another"})),
+        ("ours", json!({"vectorlay.later": "another"})),
     ];
     for (name, labels) in &orders {
         let image = format!("vectorlay-hostile/{name}:1");
@@ -82,6 +82,21 @@ fn what_compose_leaves_in_an_image_is_masked() {
     assert_eq!(label(&world, &container, key), "none");
     let plain = label(&world, &container, "plain");
     assert!(plain == "stays" || plain.is_null(), "nerdctl 1.7 copies none: {plain}");
+}
+
+/// An image that was made from a container of ours has our labels.
+#[test]
+fn an_image_does_not_pose_as_another_replica() {
+    let test = "an_image_does_not_pose_as_another_replica";
+    let Some(world) = World::start(test) else { return };
+    let Some(mut images) = Images::of(&world.engine, test) else { return };
+    let labels =
+        json!({"vectorlay.replica": "another", "vectorlay.deploy": "0", "vectorlay.gpus": "0000:41:00.0"});
+    images.load("vectorlay-hostile/pose:1", &json!({"Labels": labels}));
+    let container = world.deploy("a", &json!({"image": "vectorlay-hostile/pose:1"}));
+    assert_eq!(world.engine.containers("another"), [""; 0]);
+    assert_eq!(label(&world, &container, "vectorlay.gpus"), "none");
+    world.stop("a", &json!({}));
 }
 
 /// Docker's daemon and, through systemd on the host, nerdctl 2.1.3 and newer would run it.
@@ -250,4 +265,33 @@ fn annotations_and_indexes() {
     });
     let error = world.fail("b", &json!({"image": "vectorlay-hostile/doubt:1"}), "image_refused");
     assert!(error.contains("an entry without a platform"), "{error}");
+}
+
+/// What one tenant had to prove a right to is not another's because it is there.
+#[test]
+fn a_private_image_is_not_there_for_everyone() {
+    let test = "a_private_image_is_not_there_for_everyone";
+    let variable = |name: &str| std::env::var(format!("VECTORLAY_TEST_REGISTRY_{name}"));
+    let (Ok(server), Ok(user), Ok(password)) = (variable("AUTH"), variable("USER"), variable("PASSWORD"))
+    else {
+        return skip(test, "there is no registry that asks for a password");
+    };
+    let Some(world) = World::start(test) else { return };
+    let image = format!("{server}/busybox:1");
+    let with = |password: &str| {
+        let auth = json!({"server": server, "username": user, "password": password});
+        json!({"image": image, "registry_auth": auth})
+    };
+    world.deploy("a", &with(&password));
+    world.deploy("again", &with(&password));
+    world.fail("b", &json!({"image": image}), "pull_failed");
+    world.fail("c", &with("wrong"), "pull_failed");
+    world.fail("d", &json!({"image": image, "pull": "never"}), "pull_failed");
+    // Nor under another name of the same content.
+    let digests = world.engine.text(&["images", "--digests", "--format={{.Repository}} {{.Digest}}"]);
+    let digest = digests.lines().find_map(|line| line.strip_prefix(&format!("{server}/busybox "))).unwrap();
+    let by_digest = format!("{server}/busybox@{digest}");
+    world.fail("e", &json!({"image": by_digest}), "pull_failed");
+    world.engine.clear();
+    world.engine.text(&["rmi", "--force", &image]);
 }

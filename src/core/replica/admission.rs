@@ -88,6 +88,7 @@ fn patience(command: &Inbound) -> Option<Duration> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Load {
     pub(crate) takes_deploys: bool,
+    /// Deploys that wait in the queue, or for a registry.
     pub(crate) queued: usize,
     pub(crate) queue_limit: usize,
     /// Size of the variables and arguments in deploys that are queued.
@@ -104,7 +105,7 @@ impl Load {
             return Some(Refusal::new(Code::Draining, why));
         }
         if self.queued >= self.queue_limit {
-            let why = format!("{} deploys are waiting already", self.queue_limit);
+            let why = format!("{} deploys are waiting or pulling images already", self.queue_limit);
             return Some(Refusal::new(Code::Busy, why));
         }
         if self.queued_bytes > WAITING_BYTES_MAX {

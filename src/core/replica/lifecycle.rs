@@ -17,6 +17,7 @@ use crate::core::cx::{Cx, JobOwner};
 use crate::core::gpus::Claimed;
 use crate::core::job::{Failure, FailureKind, Job, JobId, Outcome};
 use crate::core::persistence::DurableBarrier;
+use crate::core::private_images::First;
 use crate::core::timers::ReplicaTimer;
 use crate::types::{ContainerId, NodeId, PciAddress, ReplicaId, RequestId};
 
@@ -34,8 +35,8 @@ pub(crate) enum Input<'a> {
     Join { request: Option<RequestId>, of: Awaited },
     /// A deploy of what runs already.
     AlreadyRuns(Option<RequestId>),
-    /// It leaves the queue, with these GPUs.
-    Admitted(Claimed),
+    /// It leaves the queue, with these GPUs, and begins with this.
+    Admitted(Claimed, First),
     /// It leaves the queue, and is not started.
     NotAdmitted(Refusal),
     /// What it waits for is on disk, or is waited for no longer.
@@ -128,7 +129,7 @@ impl Replica {
             Input::Succeed { deploy, stop_timeout } => self.on_successor(s, *deploy, stop_timeout),
             Input::Join { request, of } => self.on_join(s, request, of),
             Input::AlreadyRuns(request) => self.report_running(s, vec![request], None),
-            Input::Admitted(gpus) => self.on_admitted(s, gpus),
+            Input::Admitted(gpus, first) => self.on_admitted(s, gpus, first),
             Input::NotAdmitted(refusal) => self.not_started(s, refusal),
             Input::Durable => self.on_durable(s),
             Input::Outcome(job, outcome) if self.job() == Some(job) => self.on_outcome(s, outcome),
@@ -519,7 +520,7 @@ mod tests {
 
     fn running(cx: &mut Cx) -> Replica {
         let mut replica = queued(cx);
-        apply(&mut replica, cx, Input::Admitted(Vec::new()));
+        apply(&mut replica, cx, Input::Admitted(Vec::new(), First::Run));
         let effects = outcome(&mut replica, cx, Outcome::Ran(Ok(container())));
         assert!(matches!(&effects[1], Effect::Report(Report::Running { took: Some(_), .. })), "{effects:?}");
         replica
@@ -529,7 +530,7 @@ mod tests {
     fn an_image_that_is_missing_is_pulled_once() {
         let mut cx = Cx::example();
         let mut replica = queued(&cx);
-        let effects = apply(&mut replica, &mut cx, Input::Admitted(Vec::new()));
+        let effects = apply(&mut replica, &mut cx, Input::Admitted(Vec::new(), First::Run));
         assert_eq!(effects, [Effect::Progress("starting")]);
         outcome(&mut replica, &mut cx, Outcome::Ran(Err(failure(FailureKind::NoImage))));
         assert_eq!(replica.status(), "pulling");
@@ -547,7 +548,7 @@ mod tests {
         assert_eq!(replica.last_reports(cx.now).len(), 2, "the deploy's failure and the stop");
 
         let mut replica = queued(&cx);
-        apply(&mut replica, &mut cx, Input::Admitted(Vec::new()));
+        apply(&mut replica, &mut cx, Input::Admitted(Vec::new(), First::Run));
         apply(&mut replica, &mut cx, stop());
         outcome(&mut replica, &mut cx, Outcome::Ran(Ok(container())));
         assert!(replica.needs_listing(), "what was started after all is removed");

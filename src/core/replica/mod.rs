@@ -70,8 +70,10 @@ pub(crate) struct Replicas {
 /// What the replicas come to together.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Sums {
-    /// Places for deploys at once that are taken.
+    /// Places for starts at once that are taken.
     starting: usize,
+    /// Images that are being pulled.
+    pulling: usize,
     /// Outcomes that are still to be reported.
     owed: usize,
     /// Deploys that are on their way to a container.
@@ -80,22 +82,25 @@ struct Sums {
 
 impl Sums {
     fn of(replica: &Replica) -> Self {
-        let starting = replica.is_starting();
+        let (starting, pulling) = (replica.is_starting(), replica.is_pulling());
         Self {
             starting: usize::from(starting),
+            pulling: usize::from(pulling),
             owed: replica.owed(),
-            deploying: usize::from(starting || replica.deploy().is_some()),
+            deploying: usize::from(starting || pulling || replica.deploy().is_some()),
         }
     }
 
     fn add(&mut self, other: Self) {
         self.starting += other.starting;
+        self.pulling += other.pulling;
         self.owed += other.owed;
         self.deploying += other.deploying;
     }
 
     fn subtract(&mut self, other: Self) {
         self.starting -= other.starting;
+        self.pulling -= other.pulling;
         self.owed -= other.owed;
         self.deploying -= other.deploying;
     }
@@ -181,6 +186,11 @@ impl Replicas {
     /// Replicas that are to be started, in order.
     pub(crate) fn queue(&self) -> &VecDeque<ReplicaId> {
         &self.queue
+    }
+
+    /// Images that are being pulled for a deploy.
+    pub(crate) fn pulling(&self) -> usize {
+        self.sums.pulling
     }
 
     /// How many more deploys may be started now.

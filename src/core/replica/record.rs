@@ -42,6 +42,10 @@ impl Replica {
                 map.insert("code".into(), refusal.code.as_str().into());
                 map.insert("error".into(), refusal.error.as_str().into());
             }
+            let private = deploy.work.as_ref().filter(|work| work.auth.is_some());
+            if let (Some(work), Some(map)) = (private, pending.as_object_mut()) {
+                map.insert("private".into(), work.spec.image.repository().into());
+            }
             put("pending", pending);
         }
         if let Some(stop) = &self.stop {

@@ -10,6 +10,7 @@ use crate::core::job::{
     Failure, FailureKind, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC, PullJob,
     RunJob,
 };
+use crate::core::private_images::First;
 use crate::protocol::Pull;
 use crate::types::ContainerId;
 
@@ -17,18 +18,16 @@ use crate::types::ContainerId;
 const NAME_CONFLICTS_MAX: u32 = 3;
 
 impl Replica {
-    pub(super) fn on_admitted(&mut self, s: &mut Step<'_>, gpus: Claimed) {
+    pub(super) fn on_admitted(&mut self, s: &mut Step<'_>, gpus: Claimed, first: First) {
         let Some(work) = self.deploy.as_mut().and_then(|deploy| deploy.work.as_mut()) else { return };
-        let always = work.pull == Pull::Always;
         if !gpus.is_empty() {
             self.gpus = gpus.iter().map(|(address, _)| *address).collect();
             work.gpus = gpus;
             s.effect(Effect::Save);
         }
-        if always {
-            self.pull(s);
-        } else {
-            self.run(s);
+        match first {
+            First::Pull => self.pull(s),
+            First::Run => self.run(s),
         }
     }
 

@@ -355,12 +355,15 @@ impl Replica {
         if let ReplicaState::Exited(_, exit, _) = &self.state { Some(*exit) } else { None }
     }
 
-    /// Whether it takes one of the places for deploys at once.
+    /// Whether it takes one of the places for starts at once. A pull takes none: a registry that never answers holds up
+    /// no start.
     pub(crate) fn is_starting(&self) -> bool {
-        matches!(
-            self.state,
-            ReplicaState::Pulling(_) | ReplicaState::Starting(_) | ReplicaState::ResolvingNameConflict(..)
-        )
+        matches!(self.state, ReplicaState::Starting(_) | ReplicaState::ResolvingNameConflict(..))
+    }
+
+    /// Whether its image is being pulled.
+    pub(crate) fn is_pulling(&self) -> bool {
+        matches!(self.state, ReplicaState::Pulling(_))
     }
 
     /// Whether it is on its way out, with its GPUs.
