@@ -337,7 +337,8 @@ impl Payload<'_> {
         let text = |name: &str| {
             auth.get(name)
                 .and_then(parse::<String>)
-                .filter(|text| !text.chars().any(char::is_control))
+                // A password may be a key file of several lines.
+                .filter(|text| name == "password" || !text.chars().any(char::is_control))
                 .ok_or_else(|| format!("registry_auth has no usable {name}"))
         };
         let server = text("server")?;

@@ -210,6 +210,7 @@ mod tests {
             runtime: "runc".into(),
             network: None,
             namespace: None,
+            cni_path: None,
             gpus_by_vfio: false,
             has_gpus: |_| false,
             dirs: SearchDirs { path: Vec::new(), kata: Vec::new(), virtiofsd: Vec::new() },

@@ -46,8 +46,12 @@ impl Setup {
         let folders: Vec<&Path> = dirs.path.iter().map(PathBuf::as_path).collect();
         let path = process::find(&config.container_cli, &folders)
             .unwrap_or_else(|| Path::new("/usr/local/bin").join(&config.container_cli));
+        let ctr = process::find("ctr", &folders);
         let home = std::env::var_os("HOME").unwrap_or_else(|| OsString::from("/root"));
-        let env = vec![("PATH".into(), search_path.clone()), ("HOME".into(), home.clone())];
+        let mut env = vec![("PATH".into(), search_path.clone()), ("HOME".into(), home.clone())];
+        // For the checks; the CLI's own calls have it as a flag.
+        let address = config.containerd_address.as_ref();
+        env.extend(address.map(|address| ("CONTAINERD_ADDRESS".into(), address.into())));
         let flavour = Flavour::of_file(&path).or_else(|| Flavour::of_version(&ask_version(&path, &env)?));
         let flavour = flavour.unwrap_or(Flavour::Nerdctl);
         let (handover, handover_reason) = choose_handover(config);
@@ -59,6 +63,7 @@ impl Setup {
             runtime: config.runtime.clone(),
             network: config.network.clone(),
             namespace: config.namespace.clone(),
+            cni_path: config.cni_path.clone(),
             gpus_by_vfio: handover == Handover::Vfio,
             has_gpus: |root| pci::functions(root).is_ok_and(|all| all.iter().any(pci::Function::is_gpu)),
             dirs,
@@ -68,6 +73,9 @@ impl Setup {
             path,
             flavour,
             namespace: config.namespace.clone(),
+            address: config.containerd_address.clone(),
+            cni_path: config.cni_path.clone(),
+            ctr,
             network: config.network.clone(),
             runtime: config.runtime.clone(),
             handover,

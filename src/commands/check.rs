@@ -174,6 +174,7 @@ not ready: kata-runtime
             runtime: "io.containerd.runc.v2".into(),
             network: Some("none".into()),
             namespace: None,
+            cni_path: None,
             gpus_by_vfio: true,
             has_gpus: |_| false,
             dirs: SearchDirs { path: vec![host.path().join("bin")], kata: Vec::new(), virtiofsd: Vec::new() },

@@ -140,8 +140,12 @@ impl Config {
 /// Rules about several settings at once.
 fn check_together(config: &Config) -> Result<(), String> {
     let cli = Path::new(&config.container_cli).file_name();
-    if config.namespace.is_some() && cli.is_some_and(|name| name == "docker") {
+    let docker = cli.is_some_and(|name| name == "docker");
+    if config.namespace.is_some() && docker {
         return Err("namespace is set, but docker has no namespaces; remove it".to_owned());
+    }
+    if config.containerd_address.is_some() && docker {
+        return Err("containerd_address is set, but docker does not use it; remove it".to_owned());
     }
     let is_name = |name: &str| {
         name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))

@@ -171,6 +171,10 @@ settings! {
     container_cli: String, Kind::Text, Some("nerdctl");
     /// containerd namespace; default the CLI's
     namespace: Option<String>, Kind::Text, None;
+    /// containerd's socket, as where k3s or RKE2 bring it; default the CLI's
+    containerd_address: Option<String>, Kind::Text, None;
+    /// Directory of the CNI plugins; default the CLI's
+    cni_path: Option<PathBuf>, Kind::Path, None;
     /// Network of the containers; default the CLI's
     network: Option<String>, Kind::Text, None;
     /// Container runtime

@@ -30,6 +30,8 @@ pub(crate) struct EngineHealth {
     may_list: bool,
     listing: Poll,
     failed_listings: u32,
+    /// Why the last listing failed.
+    listing_failure: Option<String>,
 }
 
 /// What an outcome says about the engine.
@@ -44,12 +46,22 @@ enum Sign {
 impl EngineHealth {
     pub(crate) fn new(now: Instant) -> Self {
         let listing = Poll::new(None);
-        Self { down: None, heard: now, probing: false, may_list: false, listing, failed_listings: 0 }
+        Self {
+            down: None,
+            heard: now,
+            probing: false,
+            may_list: false,
+            listing,
+            failed_listings: 0,
+            listing_failure: None,
+        }
     }
 
-    /// Why it counts as away, for the node's state.
+    /// Why it counts as away, or why the containers cannot be listed, for the node's state.
     pub(crate) fn trouble(&self) -> Option<String> {
-        self.down.as_ref().map(|message| format!("the container engine does not answer: {message}"))
+        let down =
+            self.down.as_ref().map(|message| format!("the container engine does not answer: {message}"));
+        down.or_else(|| Some(format!("the containers cannot be listed: {}", self.listing_failure.as_ref()?)))
     }
 
     /// How old the last complete listing is.
@@ -100,9 +112,15 @@ impl EngineHealth {
     pub(crate) fn listed(&mut self, now: Instant) {
         self.listing.done(now, ());
         self.failed_listings = 0;
+        self.listing_failure = None;
     }
 
-    pub(crate) fn listing_failed(&mut self, now: Instant) {
+    pub(crate) fn listing_failed(&mut self, cx: &mut Cx, why: &str) {
+        let now = cx.now;
+        if self.listing_failure.as_deref() != Some(why) {
+            cx.warn(format!("the containers cannot be listed: {why}"));
+            self.listing_failure = Some(why.to_owned());
+        }
         let pause = LIST_PAUSE_FIRST * 2u32.pow(self.failed_listings.min(8));
         self.failed_listings += 1;
         self.listing.failed(now, pause.min(LIST_PAUSE_MAX));
@@ -201,7 +219,7 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..7 {
             engine.on_listing_timer(&mut cx);
-            engine.listing_failed(cx.now);
+            engine.listing_failed(&mut cx, "words");
             let at = engine.timers()[0].1.unwrap();
             pauses.push((at - cx.now).as_millis());
             cx.now = at;

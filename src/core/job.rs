@@ -32,6 +32,38 @@ pub fn is_deploy_id(text: &str) -> bool {
     text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+/// Longest name of a container, in bytes: containerd's identifiers have 76 at most, and a suffix may follow.
+const NAME_MAX: usize = 72;
+
+/// The name of a replica's container where `taken` names are held by no container. nerdctl 1.7 takes containerd's
+/// identifiers alone (letters and digits, in groups with one of `._-` between them): an ID of another form is changed
+/// to that, with a hash of what it was behind it. Containers are known by their labels, never by their names.
+pub fn container_name(replica: &ReplicaId, taken: u32) -> String {
+    let id = replica.as_str();
+    let mut name = "replica".to_owned();
+    for part in id.split(['.', '_', '-']).filter(|part| !part.is_empty()) {
+        name.push('-');
+        name.push_str(part);
+    }
+    let plain = format!("replica-{id}");
+    // The same but for its separators: none is doubled, or at an end.
+    let fits = name.len() == plain.len() && plain.len() <= NAME_MAX;
+    let mut name = if fits {
+        plain
+    } else {
+        // FNV-1a, 64 bits.
+        let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        name.truncate(NAME_MAX - 17);
+        format!("{}-{hash:016x}", name.trim_end_matches('-'))
+    };
+    if taken > 0 {
+        name.push_str(&format!("-{}", taken + 1));
+    }
+    name
+}
+
 /// One call of the container CLI.
 #[derive(Debug, Clone)]
 pub enum Job {
@@ -286,5 +318,27 @@ impl PullCause {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_identifiers_of_containerd() {
+        let name = |id: &str, taken| container_name(&ReplicaId::new(id).unwrap(), taken);
+        assert_eq!(name("a", 0), "replica-a");
+        assert_eq!(name("A.b_c-9", 0), "replica-A.b_c-9");
+        assert_eq!(name("none", 1), "replica-none-2");
+        let longest = "x".repeat(crate::types::REPLICA_ID_MAX);
+        for id in ["a--b", "a-.b", "a-", "a_", longest.as_str()] {
+            let name = name(id, 3);
+            let groups = name.split(['.', '_', '-']);
+            assert!(groups.into_iter().all(|group| !group.is_empty()) && name.len() <= 76, "{id}: {name}");
+        }
+        assert_ne!(name("a--b", 0), name("a-_b", 0));
+        assert_ne!(name("a--b", 0), name("a-b", 0));
+        assert_ne!(name(&longest, 0), name(&"x".repeat(crate::types::REPLICA_ID_MAX - 1), 0));
     }
 }

@@ -303,7 +303,8 @@ impl Core {
         };
         match timer {
             Timer::WaitingCommand => {
-                let why = "the node does not know its containers yet: the engine is silent";
+                let why = self.engine.trouble().unwrap_or_else(|| "the engine is silent".to_owned());
+                let why = format!("the node does not know its containers yet: {why}");
                 let refusal = Refusal::new(Code::NotReady, why);
                 for command in self.waiting.take_expired(now) {
                     self.refuse_command(command, &refusal);
@@ -728,7 +729,7 @@ impl Core {
                 self.apply(&id, Input::Outcome(job, outcome));
             }
             (JobOwner::Listing(began), Outcome::Listed(result)) => self.listed(began, result),
-            (JobOwner::Listing(_), _) => self.engine.listing_failed(self.cx.now),
+            (JobOwner::Listing(_), _) => self.engine.listing_failed(&mut self.cx, "it was not answered"),
             (JobOwner::Logs { replica, request }, outcome) => {
                 let result = if let Outcome::Logs(result) = outcome { Some(result) } else { None };
                 self.logs.on_outcome(&mut self.cx, &replica, request.as_ref(), result);
@@ -752,13 +753,16 @@ impl Core {
     /// The engine's list came back. `began`: the tick at which it was asked for.
     fn listed(&mut self, began: u64, result: Result<Vec<Listed>, Failure>) {
         let now = self.cx.now;
-        let Ok(listed) = result else {
-            self.engine.listing_failed(now);
-            // Failures whose containers cannot be proven gone are reported all the same.
-            for id in self.replicas.awaiting_listing().clone() {
-                self.apply(&id, Input::EngineSilent);
+        let listed = match result {
+            Ok(listed) => listed,
+            Err(failure) => {
+                self.engine.listing_failed(&mut self.cx, &failure.message);
+                // Failures whose containers cannot be proven gone are reported all the same.
+                for id in self.replicas.awaiting_listing().clone() {
+                    self.apply(&id, Input::EngineSilent);
+                }
+                return;
             }
-            return;
         };
         self.engine.listed(now);
         if began < self.leftovers.ended() {

@@ -7,13 +7,13 @@
 
 use serde_json::Value;
 
-use super::cli::{Flavour, LABEL_NONE};
+use super::cli::{Flavour, is_nothing};
 use super::image::{self, Facts};
 use super::words;
 use crate::core::inventory::GpuUse;
 use crate::core::job::{
-    Failure, FailureKind, Inspected, InspectedState, Job, Listed, ListedStatus, Outcome, PullCause, RunJob,
-    Vendor,
+    Failure, FailureKind, Inspected, InspectedState, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_REPLICA,
+    LABEL_SPEC, Listed, ListedStatus, Outcome, PullCause, RunJob, Vendor,
 };
 use crate::process::{Ended, Error, Finished};
 use crate::types::{ContainerId, ImageRef, PciAddress};
@@ -42,7 +42,7 @@ pub fn outcome(job: &Job, result: &Result<Finished, Error>) -> Outcome {
     match job {
         Job::Run(_) => Outcome::Ran(succeeded(job, result).and_then(ran)),
         Job::Pull(_) => Outcome::Pulled(succeeded(job, result).map(|_| ())),
-        Job::List => Outcome::Listed(succeeded(job, result).and_then(listed)),
+        Job::List => Outcome::Listed(list(job, result)),
         Job::Inspect(_) => Outcome::Inspected(match succeeded(job, result).and_then(inspected) {
             Ok(state) => Ok(Some(state)),
             Err(Failure { kind: FailureKind::NoSuchContainer, .. }) => Ok(None),
@@ -376,6 +376,50 @@ fn removed(job: &Job, id: &ContainerId, result: &Result<Finished, Error>) -> Res
     }
 }
 
+/// The containers that a call of `ps` shows.
+///
+/// # Errors
+/// The call's failure, or why its lines cannot be read: never a part of them.
+pub fn list(job: &Job, result: &Result<Finished, Error>) -> Result<Vec<Listed>, Failure> {
+    succeeded(job, result).and_then(listed)
+}
+
+/// The IDs that `ctr containers list --quiet` printed.
+///
+/// # Errors
+/// The call's failure, or that a line is no ID.
+pub fn container_ids(result: &Result<Finished, Error>) -> Result<Vec<ContainerId>, Failure> {
+    let finished = succeeded(&Job::List, result)?;
+    if finished.stdout_cut {
+        return Err(unreadable("ctr", "the list is too long"));
+    }
+    let text = String::from_utf8_lossy(&finished.stdout);
+    let id = |line: &str| ContainerId::new(line).map_err(|_| unreadable("ctr", "a line is no container ID"));
+    text.lines().filter(|line| !line.is_empty()).map(id).collect()
+}
+
+/// A container with the labels that `ctr containers info` printed, and no status; `None`: it is gone.
+///
+/// # Errors
+/// The call's failure, or that its labels cannot be read.
+pub fn labelled(result: &Result<Finished, Error>, id: &ContainerId) -> Result<Option<Listed>, Failure> {
+    let finished = match succeeded(&Job::List, result) {
+        Ok(finished) => finished,
+        Err(failure) if failure.message.ends_with(": not found") => return Ok(None),
+        Err(failure) => return Err(failure),
+    };
+    let info: Value =
+        serde_json::from_slice(&finished.stdout).map_err(|_| unreadable("ctr", "it is no JSON"))?;
+    let label = |name: &str| info["Labels"][name].as_str().unwrap_or_default();
+    container(
+        id.clone(),
+        label(LABEL_REPLICA),
+        [label(LABEL_DEPLOY), label(LABEL_SPEC), label(LABEL_GPUS)],
+        ListedStatus::Unclear(String::new()),
+    )
+    .map(Some)
+}
+
 /// Lines of ID, replica, deploy, spec, gpus (each a JSON string) and status, with tabs between them.
 fn listed(finished: &Finished) -> Result<Vec<Listed>, Failure> {
     if finished.stdout_cut {
@@ -393,32 +437,44 @@ fn listed_line(line: &str) -> Result<Listed, Failure> {
     let id =
         ContainerId::new(id).map_err(|_| unreadable("ps", "a line does not begin with a container ID"))?;
     let label = |field: &str| -> Result<String, Failure> {
-        let value: String = serde_json::from_str(field).map_err(|_| {
-            unreadable("ps", &format!("a label of container {} is no JSON string", id.short()))
-        })?;
-        Ok(if value == LABEL_NONE { String::new() } else { value })
+        serde_json::from_str(field)
+            .map_err(|_| unreadable("ps", &format!("a label of container {} is no JSON string", id.short())))
     };
+    let others = [label(deploy)?, label(spec)?, label(gpus)?];
+    container(id.clone(), &label(replica)?, others.each_ref().map(String::as_str), listed_status(status))
+}
+
+/// A container by its labels: the replica's ID, and those for deploy, specification and GPUs, which may hold nothing
+/// ([`is_nothing`]). A replica's ID always holds what it says.
+fn container(
+    id: ContainerId,
+    replica: &str,
+    others: [&str; 3],
+    status: ListedStatus,
+) -> Result<Listed, Failure> {
+    let [deploy, spec, gpus] = others.map(|value| if is_nothing(value) { "" } else { value });
     let mut addresses = Vec::new();
-    for address in label(gpus)?.split('+').filter(|part| !part.is_empty()) {
+    for address in gpus.split('+').filter(|part| !part.is_empty()) {
         // To leave out a GPU that cannot be read would be to hand it out twice.
         addresses.push(PciAddress::parse(address).map_err(|_| {
             unreadable("ps", &format!("the GPUs of container {} are no PCI addresses", id.short()))
         })?);
     }
     Ok(Listed {
-        replica: label(replica)?,
-        deploy: label(deploy)?,
-        spec: label(spec)?,
+        replica: replica.to_owned(),
+        deploy: deploy.to_owned(),
+        spec: spec.to_owned(),
         gpus: addresses,
-        status: listed_status(status),
+        status,
         id,
     })
 }
 
 fn listed_status(status: &str) -> ListedStatus {
+    let unclear = || ListedStatus::Unclear(words::one_line(&format!("the engine lists it as {status:?}")));
     if let Some(rest) = status.strip_prefix("Exited (") {
         let code = rest.split_once(')').and_then(|(code, _)| code.parse().ok());
-        return code.map_or_else(|| ListedStatus::Unclear(status.to_owned()), ListedStatus::Exited);
+        return code.map_or_else(unclear, ListedStatus::Exited);
     }
     // Docker: `Up 2 minutes (Paused)`.
     if status == "Up" || (status.starts_with("Up ") && !status.ends_with("(Paused)")) {
@@ -426,7 +482,7 @@ fn listed_status(status: &str) -> ListedStatus {
     } else if status == "Created" {
         ListedStatus::Created
     } else {
-        ListedStatus::Unclear(words::one_line(status))
+        unclear()
     }
 }
 
@@ -787,6 +843,12 @@ mod tests {
         let line = |gpus: &str| format!("{a}\t\"r\"\t\"d\"\t\"s\"\t{gpus}\tUp\n");
         assert!(check(&line("\"none\"")).unwrap()[0].gpus.is_empty());
         assert!(check(&line("\"\"")).unwrap()[0].gpus.is_empty());
+        // A replica may have any name: what is missing has another form.
+        for name in ["none", "null", "all", "0", "x"] {
+            let listed = check(&format!("{a}\t\"{name}\"\t\"d\"\t\"-\"\t\"-\"\tUp\n")).unwrap();
+            let found = &listed[0];
+            assert_eq!((found.replica.as_str(), found.spec.as_str(), found.gpus.len()), (name, "", 0));
+        }
         for bad in [line("\"nonsense\""), line("none"), format!("{a}\tUp\n"), good.replace("ab", "xy")] {
             assert!(check(&format!("{good}{bad}")).is_err(), "{bad}");
         }
@@ -795,7 +857,7 @@ mod tests {
     #[test]
     fn statuses() {
         let check = |text: &str, status| assert_eq!(listed_status(text), status, "{text}");
-        let unclear = |text: &str| ListedStatus::Unclear(text.into());
+        let unclear = |text: &str| ListedStatus::Unclear(format!("the engine lists it as {text:?}"));
         check("Up", ListedStatus::Up);
         check("Up 2 minutes", ListedStatus::Up);
         check("Up 2 minutes (Paused)", unclear("Up 2 minutes (Paused)"));

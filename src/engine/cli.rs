@@ -21,7 +21,18 @@ use crate::types::{ContainerId, ImageRef};
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What a label of ours holds where there is nothing to say. It is always written: a container inherits the labels of
 /// its image, which a tenant makes, and the CLIs drop an empty value, but one on the command line wins.
-pub const LABEL_NONE: &str = "none";
+/// No value of ours has this form; the word `none` would be one (a replica, or a node, may be called so).
+pub const LABEL_NONE: &str = "-";
+/// What stood there until release 0.1.0, in the labels that no tenant names.
+const LABEL_NONE_BEFORE: &str = "none";
+
+/// Whether a label for a deploy, a specification or GPUs says that there is none.
+pub fn is_nothing(label: &str) -> bool {
+    matches!(label, LABEL_NONE | LABEL_NONE_BEFORE)
+}
+/// Where containerd listens, and the namespace that nerdctl uses, where nothing is configured.
+const DEFAULT_ADDRESS: &str = "/run/containerd/containerd.sock";
+const DEFAULT_NAMESPACE: &str = "default";
 /// The labels that every container of ours is given.
 pub const LABELS: [&str; 5] = [LABEL_REPLICA, LABEL_DEPLOY, LABEL_SPEC, LABEL_GPUS, LABEL_NODE];
 /// The variable that marks children which start no container (see [`crate::engine::orphans`]).
@@ -157,6 +168,12 @@ pub struct Cli {
     pub flavour: Flavour,
     /// containerd's namespace; `None`: the CLI's own. nerdctl only.
     pub namespace: Option<String>,
+    /// containerd's socket; `None`: the CLI's own. nerdctl only.
+    pub address: Option<String>,
+    /// The folder of the CNI plugins; `None`: the CLI's own. nerdctl only.
+    pub cni_path: Option<PathBuf>,
+    /// containerd's own client, where there is one.
+    pub ctr: Option<PathBuf>,
     /// The containers' network; `None`: the CLI's own.
     pub network: Option<String>,
     /// The containers' runtime.
@@ -305,6 +322,13 @@ impl Cli {
         if let Some(network) = &self.network {
             flag("network", network);
         }
+        // nerdctl sets HOSTNAME to the container's host name, whatever the variables say; Docker does not.
+        let hostname = job.spec.env.iter().find(|(name, _)| name.as_str() == "HOSTNAME");
+        if let Some((_, value)) = hostname.filter(|(_, value)| is_host_name(value.expose()))
+            && self.flavour == Flavour::Nerdctl
+        {
+            flag("hostname", value.expose());
+        }
         self.log_flags(job, &mut flag);
         let spec = &job.spec;
         if let Some(millicpus) = spec.millicpus {
@@ -388,6 +412,13 @@ impl Cli {
         self.marked("pull", ["pull".into(), "--quiet".into(), job.image.canonical().to_owned()])
     }
 
+    /// The same as a list, of one container.
+    pub fn list_one(&self, id: &ContainerId) -> (Program, Bounds) {
+        let mut program = self.list();
+        program.args.push(format!("--filter=id={id}").into());
+        (program, Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: OUTPUT, tail: false })
+    }
+
     fn list(&self) -> Program {
         // As JSON, a value with a tab or a newline in it cannot spoil a line.
         let label = |name| format!("{{{{json (.Label \"{name}\")}}}}");
@@ -423,11 +454,53 @@ impl Cli {
     }
 
     fn global_args(&self) -> Vec<OsString> {
-        match (self.flavour, &self.namespace) {
-            (Flavour::Nerdctl, Some(namespace)) => vec![format!("--namespace={namespace}").into()],
-            (Flavour::Nerdctl, None) | (Flavour::Docker, _) => Vec::new(),
+        if self.flavour == Flavour::Docker {
+            return Vec::new();
         }
+        let flag =
+            |name: &str, value: Option<&OsStr>| value.map(|value| joined(&format!("--{name}="), value));
+        [
+            flag("address", self.address.as_deref().map(OsStr::new)),
+            flag("namespace", self.namespace.as_deref().map(OsStr::new)),
+            flag("cni-path", self.cni_path.as_deref().map(Path::as_os_str)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
+
+    /// The call that prints the IDs of the containers with our label, by containerd's own client; `None`: there is none.
+    pub fn container_ids(&self) -> Option<(Program, Bounds)> {
+        self.ctr(["list".into(), "--quiet".into(), format!("labels.\"{LABEL_REPLICA}\"")])
+    }
+
+    /// The call that prints all that containerd knows of one container, as JSON.
+    pub fn container_labels(&self, id: &ContainerId) -> Option<(Program, Bounds)> {
+        self.ctr(["info".into(), id.as_str().into()])
+    }
+
+    fn ctr(&self, args: impl IntoIterator<Item = String>) -> Option<(Program, Bounds)> {
+        let path = self.ctr.clone().filter(|_| self.flavour == Flavour::Nerdctl)?;
+        let address = self.address.as_deref().unwrap_or(DEFAULT_ADDRESS);
+        let namespace = self.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+        let global =
+            [format!("--address={address}"), format!("--namespace={namespace}"), "containers".into()];
+        let program = Program { path, ..self.marked("ctr", []) };
+        let args = global.into_iter().chain(args).map(OsString::from).collect();
+        let bounds = Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: LIST_OUTPUT, tail: false };
+        Some((Program { args, ..program }, bounds))
+    }
+}
+
+/// Whether a value can be a container's host name (RFC 1123, and 64 bytes in Linux).
+fn is_host_name(text: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    text.len() <= 63 && text.split('.').all(label)
 }
 
 /// The log file of a deploy; `None` when its ID is not fit for a file name (then nothing is known to be ours).
@@ -459,6 +532,9 @@ mod tests {
             path: "/usr/bin/cli".into(),
             flavour,
             namespace: Some("ns".into()),
+            address: None,
+            cni_path: None,
+            ctr: None,
             network: None,
             runtime: "io.containerd.kata.v2".into(),
             handover: Handover::Vfio,
@@ -509,8 +585,8 @@ mod tests {
     fn a_plain_run() {
         let args = run_args(&cli(Flavour::Nerdctl), &job());
         let expected = "--namespace=ns run --detach --name=replica-r --runtime=io.containerd.kata.v2 --pull=never \
-             --label=vectorlay.replica=r --label=vectorlay.deploy=d1 --label=vectorlay.spec=none \
-             --label=vectorlay.gpus=none --label=vectorlay.node=none --log-driver=json-file --log-opt=max-size=10m \
+             --label=vectorlay.replica=r --label=vectorlay.deploy=d1 --label=vectorlay.spec=- \
+             --label=vectorlay.gpus=- --label=vectorlay.node=- --log-driver=json-file --log-opt=max-size=10m \
              --log-opt=max-file=3 sha256:ab";
         assert_eq!(args.join(" "), expected);
         assert_eq!(run_args(&cli(Flavour::Docker), &job())[0], "run");
@@ -522,7 +598,7 @@ mod tests {
             Checked { masked: vec!["com.docker.compose.project".into()], no_healthcheck: true, ..image() };
         let (program, bounds) = cli(Flavour::Docker).run(&job(), &image, Duration::from_secs(3)).unwrap();
         let args = text(&program);
-        for flag in ["--label=com.docker.compose.project=none", "--no-healthcheck=true"] {
+        for flag in ["--label=com.docker.compose.project=-", "--no-healthcheck=true"] {
             assert!(args.iter().any(|arg| arg == flag), "{flag} in {args:?}");
         }
         assert_eq!(bounds.deadline, Duration::from_secs(3));
@@ -660,6 +736,52 @@ mod tests {
         check(Job::Pull(Box::new(pull)), "pull --quiet docker.io/library/bb:1", 7);
         let image = ImageRef::new("a/b:2").unwrap();
         check(Job::RemoveImage(image), "rmi docker.io/a/b:2", 120);
+    }
+
+    #[test]
+    fn where_containerd_is() {
+        let elsewhere = |flavour| Cli {
+            address: Some("/run/k3s/containerd/containerd.sock".into()),
+            cni_path: Some("/opt/rke2/cni".into()),
+            ctr: Some("/usr/bin/ctr".into()),
+            ..cli(flavour)
+        };
+        let (program, _) = elsewhere(Flavour::Nerdctl).call(&Job::Probe).unwrap();
+        assert_eq!(
+            text(&program)[..4],
+            [
+                "--address=/run/k3s/containerd/containerd.sock",
+                "--namespace=ns",
+                "--cni-path=/opt/rke2/cni",
+                "version"
+            ]
+        );
+        let (program, _) = elsewhere(Flavour::Nerdctl).container_ids().unwrap();
+        assert_eq!(
+            text(&program).join(" "),
+            "--address=/run/k3s/containerd/containerd.sock --namespace=ns containers list --quiet \
+             labels.\"vectorlay.replica\""
+        );
+        let (program, _) = Cli { namespace: None, ctr: Some("/c".into()), ..cli(Flavour::Nerdctl) }
+            .container_labels(&id())
+            .unwrap();
+        assert!(text(&program).join(" ").starts_with(
+            "--address=/run/containerd/containerd.sock --namespace=default containers info abab"
+        ));
+        let (program, _) = elsewhere(Flavour::Docker).call(&Job::Probe).unwrap();
+        assert_eq!(text(&program)[0], "version");
+        assert!(elsewhere(Flavour::Docker).container_ids().is_none());
+        assert!(cli(Flavour::Nerdctl).container_ids().is_none());
+    }
+
+    #[test]
+    fn host_names() {
+        for good in ["a", "gpu-07", "A.b-c.9"] {
+            assert!(is_host_name(good), "{good}");
+        }
+        for bad in ["", "-a", "a-", "a..b", "a_b", "a b", "ä", &"x".repeat(64)] {
+            assert!(!is_host_name(bad), "{bad}");
+        }
     }
 
     #[test]

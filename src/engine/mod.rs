@@ -20,6 +20,7 @@ pub mod image;
 pub mod image_policy;
 pub mod logs;
 pub mod orphans;
+mod piecewise;
 pub mod releases;
 pub mod watcher;
 pub mod words;
@@ -394,14 +395,19 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
     if let Some(error) = answer::whole_error(job, &result) {
         log::debug!("{id} {job}: {error}");
     }
-    answer::outcome(job, &result)
+    match answer::outcome(job, &result) {
+        Outcome::Listed(Err(whole @ Failure { kind: FailureKind::Refused, .. })) => {
+            Outcome::Listed(piecewise::list(&settings.cli, whole, cancel))
+        }
+        outcome => outcome,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::core::inventory::Handover;
-    use crate::core::job::PullJob;
+    use crate::core::job::{ListedStatus, PullJob};
     use crate::process::{Bounds, Program};
     use crate::types::{ContainerId, RegistryAuth, ReplicaId, Secret, Spec};
     use cli::{DEFAULT_PATH, Flavour};
@@ -437,6 +443,9 @@ mod tests {
                     path: cli,
                     flavour: Flavour::Nerdctl,
                     namespace: None,
+                    address: None,
+                    cni_path: None,
+                    ctr: Some(dir.join("nerdctl")),
                     network: None,
                     runtime: "r".into(),
                     handover: Handover::Vfio,
@@ -490,6 +499,48 @@ mod tests {
 
     fn pull(auth: Option<RegistryAuth>) -> Job {
         Job::Pull(Box::new(PullJob { image: ImageRef::new("bb:1").unwrap(), auth, deadline: LONG }))
+    }
+
+    #[test]
+    fn one_container_that_cannot_be_read_hides_no_other() {
+        let (one, two) = (container(1), container(2));
+        let script = |info: &str, bad: &ContainerId| {
+            format!(
+                "case \"$*\" in
+                *containers*list*) echo {one}; echo {two};;
+                *containers*info*) {info};;
+                *ps*--filter=id={bad}) ;;
+                *ps*--filter=id=*) printf '%s\\t\"r\"\\t\"d1\"\\t\"-\"\\t\"-\"\\tUp\\n' {one}; exit 0;;
+                esac
+                case \"$*\" in
+                *ps*)
+                    printf '%s\\n' 'time=\"t\" level=fatal msg=\"network-store error\\nunexpected end of JSON input\"' >&2
+                    exit 1;;
+                esac"
+            )
+        };
+        let list = |name: &str, script: &str| {
+            let bench = Bench::new(name, script, LONG);
+            bench.submit(1, Job::List);
+            let (_, Outcome::Listed(listed)) = bench.next() else { panic!("no list") };
+            listed
+        };
+        let labels = r#"{"ID":"x","Labels":{"vectorlay.replica":"none","vectorlay.deploy":"d2","vectorlay.spec":"-",
+            "vectorlay.gpus":"0000:41:00.0"}}"#;
+        let listed = list("piecewise", &script(&format!("echo '{labels}'"), &two)).unwrap();
+        let shown: Vec<_> =
+            listed.iter().map(|c| (&c.id, c.replica.as_str(), c.deploy.as_str(), c.gpus.len())).collect();
+        assert_eq!(shown, [(&one, "r", "d1", 0), (&two, "none", "d2", 1)]);
+        assert_eq!(listed[0].status, ListedStatus::Up);
+        let said = "the container CLI cannot read it: network-store error unexpected end of JSON input";
+        assert_eq!(listed[1].status, ListedStatus::Unclear(said.into()));
+        // Gone meanwhile, so that nothing explains why the list failed; and what cannot be told apart.
+        let gone = "echo 'ctr: container \"x\" in namespace \"default\": not found' >&2; exit 1";
+        for info in [gone, "exit 1", "echo '{'"] {
+            let failure = list("piecewise-not", &script(info, &two)).unwrap_err();
+            assert_eq!(failure.message, "network-store error unexpected end of JSON input", "{info}");
+        }
+        assert!(list("piecewise-none", "[ \"$4\" = list ] || { echo no >&2; exit 1; }").is_err());
     }
 
     #[test]

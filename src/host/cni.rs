@@ -31,7 +31,13 @@ pub struct Plugins {
 }
 
 /// Looks for the plugins of `network`, a name or `None` for nerdctl's default; `None` when containers on it need none.
-pub fn look(root: &Path, network: Option<&str>, namespace: Option<&str>) -> Option<Plugins> {
+/// `folder`: where the agent's own setting says that they are.
+pub fn look(
+    root: &Path,
+    network: Option<&str>,
+    namespace: Option<&str>,
+    folder: Option<&Path>,
+) -> Option<Plugins> {
     let network = network.unwrap_or(DEFAULT_NETWORK);
     if matches!(network, "none" | "host") || network.starts_with("container:") || network.starts_with("ns:") {
         return None;
@@ -39,8 +45,8 @@ pub fn look(root: &Path, network: Option<&str>, namespace: Option<&str>) -> Opti
     let settings = files::text(&files::under(root, NERDCTL_TOML)).unwrap_or_default();
     let setting = |key: &str| setting(&settings, key).map(PathBuf::from);
     let exists = |folder: &&&str| files::under(root, folder).exists();
-    let folder =
-        setting("cni_path").unwrap_or_else(|| FOLDERS.iter().find(exists).unwrap_or(&FOLDERS[0]).into());
+    let folder = folder.map(Path::to_path_buf).or_else(|| setting("cni_path"));
+    let folder = folder.unwrap_or_else(|| FOLDERS.iter().find(exists).unwrap_or(&FOLDERS[0]).into());
     let configurations = setting("cni_netconfpath").unwrap_or_else(|| NETWORKS.into());
     let obstacle = obstacle(root, network, namespace, &folder, &configurations);
     Some(Plugins { folder, obstacle })
@@ -126,7 +132,7 @@ mod tests {
     }
 
     fn obstacle(host: &Fixture, network: Option<&str>, namespace: Option<&str>) -> String {
-        look(host.path(), network, namespace).unwrap().obstacle.unwrap_or_default()
+        look(host.path(), network, namespace, None).unwrap().obstacle.unwrap_or_default()
     }
 
     #[test]
@@ -134,7 +140,7 @@ mod tests {
         for folder in FOLDERS {
             let host = host(folder, &DEFAULT_PLUGINS);
             assert_eq!(
-                look(host.path(), None, None).unwrap(),
+                look(host.path(), None, None, None).unwrap(),
                 Plugins { folder: folder.into(), obstacle: None }
             );
             for plugin in DEFAULT_PLUGINS {
@@ -171,7 +177,7 @@ mod tests {
         host.add("/etc/cni/net.d/00-broken.conflist", "{");
         assert!(obstacle(&host, Some("one"), None).starts_with("ptp missing"));
         for needless in ["none", "host", "container:a"] {
-            assert_eq!(look(host.path(), Some(needless), None), None);
+            assert_eq!(look(host.path(), Some(needless), None, None), None);
         }
     }
 }

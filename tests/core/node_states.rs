@@ -1,6 +1,7 @@
 //! online, degraded, draining, maintenance.
 
 use vectorlay::core::Event;
+use vectorlay::core::job::FailureKind;
 use vectorlay::core::operator::Request;
 
 use crate::rig::{Rig, SECOND, Start, check};
@@ -136,4 +137,24 @@ fn a_reading_of_the_gpus_that_hangs_is_told_and_holds_up_no_deploy() {
     assert_eq!(rig.state(), "degraded");
     rig.deploy("plain", "q2");
     assert_eq!(rig.sent(), ["deploy_result plain running q2"]);
+}
+
+#[test]
+fn why_the_containers_cannot_be_listed_is_said() {
+    let mut rig = Rig::start(Start { node: Some("node-1"), ..Start::default() });
+    rig.connect();
+    rig.hold("list");
+    rig.wait(61 * SECOND);
+    let words = "network-store error unexpected end of JSON input";
+    for _ in 0..3 {
+        rig.comes_back("list", |job| crate::engine::failed(job, FailureKind::Refused, words));
+        rig.wait(11 * SECOND);
+    }
+    let reason = |rig: &mut Rig| rig.control(Request::Status)["reason"].as_str().unwrap().to_owned();
+    assert_eq!(reason(&mut rig), format!("the containers cannot be listed: {words}"));
+    let said = rig.log.iter().filter(|line| line.starts_with("WARN the containers")).count();
+    assert_eq!(said, 1, "{:?}", rig.log);
+    rig.release("list");
+    rig.wait(11 * SECOND);
+    assert_eq!(reason(&mut rig), "");
 }

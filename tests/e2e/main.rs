@@ -33,5 +33,6 @@ mod restarts;
 mod secured;
 mod settings;
 mod stopping;
+mod unreadable;
 mod variables;
 mod vfio_qemu;

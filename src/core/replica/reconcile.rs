@@ -292,7 +292,7 @@ impl Replica {
         let recovery = on_recovery(self.intent(), self.found(shown));
         if let (Recovery::AwaitEngine, Some((container, said))) = (recovery, there.unclear) {
             let before = self.unclear().map(str::to_owned);
-            self.unclear_again(s, &container.id, &format!("the engine lists it as {said:?}"), before);
+            self.unclear_again(s, &container.id, said, before);
             return;
         }
         if self.unclear().is_some() && recovery != Recovery::AwaitCall {

@@ -8,7 +8,7 @@ use super::state::{Deploy, ExitWatch, Replica, ReplicaState, Reported};
 use crate::core::gpus::Claimed;
 use crate::core::job::{
     Failure, FailureKind, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC, PullJob,
-    RunJob,
+    RunJob, container_name,
 };
 use crate::core::private_images::First;
 use crate::protocol::Pull;
@@ -101,10 +101,7 @@ impl Replica {
         if let Some(node) = s.around.node {
             labels.push((LABEL_NODE, label_value(node.as_str())));
         }
-        let name = match deploy.name_conflicts {
-            0 => format!("replica-{id}"),
-            n => format!("replica-{id}-{}", n + 1),
-        };
+        let name = container_name(&id, deploy.name_conflicts);
         let (spec, gpus) = (work.spec.clone(), work.gpus.clone());
         let job = RunJob { replica: id.clone(), name, spec, labels, gpus, deadline };
         let job = s.job(&id, Job::Run(Box::new(job)));

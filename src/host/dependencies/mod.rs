@@ -51,6 +51,8 @@ pub struct Inputs {
     pub network: Option<String>,
     /// The CLI's namespace; `None`: its default.
     pub namespace: Option<String>,
+    /// The folder of the CNI plugins; `None`: the CLI's default.
+    pub cni_path: Option<PathBuf>,
     /// Whether GPUs are handed over through VFIO.
     pub gpus_by_vfio: bool,
     /// Whether the host whose root is given has GPUs. Called on the probe's own thread.
@@ -265,7 +267,12 @@ fn network(cx: &ProbeCx<'_>) -> Check {
         let detail = "not needed: the engine connects containers by itself".to_owned();
         return Check { detail, ..check };
     }
-    match cni::look(&inputs.root, inputs.network.as_deref(), inputs.namespace.as_deref()) {
+    match cni::look(
+        &inputs.root,
+        inputs.network.as_deref(),
+        inputs.namespace.as_deref(),
+        inputs.cni_path.as_deref(),
+    ) {
         None => {
             let network = inputs.network.as_deref().unwrap_or_default();
             let detail = format!("not needed by the network {network}");
@@ -455,6 +462,7 @@ mod tests {
             runtime: "io.containerd.kata.v2".into(),
             network: None,
             namespace: None,
+            cni_path: None,
             gpus_by_vfio: true,
             has_gpus: |_| true,
             dirs: SearchDirs {
