@@ -89,10 +89,17 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The text without comments, and without what is in its unit tests.
+/// The text without comments, and without what is only there for unit tests.
 fn code(text: &str) -> String {
-    let text = text.split("\nmod tests").next().unwrap();
-    text.lines().map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join("\n")
+    let mut parts = text.split("\n#[cfg(test)]\n");
+    let mut kept = parts.next().unwrap().to_owned();
+    for part in parts {
+        // Up to the item's end: the first line but attributes, or the brace that closes it.
+        let first = part.lines().find(|line| !line.starts_with("#[")).unwrap_or_default();
+        let end = if first.ends_with(';') { ";\n" } else { "\n}\n" };
+        kept += part.split_once(end).map_or("", |(_, rest)| rest);
+    }
+    kept.lines().map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join("\n")
 }
 
 /// Every path that the code names, with the groups of `use` written out.
@@ -213,6 +220,17 @@ fn the_reference_control_plane_shares_nothing_with_the_agent() {
             paths(&code).into_iter().filter(|path| path.starts_with("vectorlay")).collect();
         assert_eq!(shared, [""; 0], "{}", file.display());
     }
+}
+
+#[test]
+fn what_is_only_there_for_tests_is_left_out() {
+    let text = "a();\n#[cfg(test)]\n#[path = \"x\"]\nmod page;\nb(); // c()\n\n#[cfg(test)]\nimpl A {\n    d();\n}\n\
+                e();\n#[cfg(test)]\nmod tests {\n    f();\n}\n";
+    let code = code(text);
+    for (word, there) in [("a()", true), ("page", false), ("b()", true), ("c()", false), ("d()", false)] {
+        assert_eq!(code.contains(word), there, "{word} in {code}");
+    }
+    assert!(code.contains("e()") && !code.contains("f()"), "{code}");
 }
 
 #[test]
