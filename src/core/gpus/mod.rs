@@ -117,7 +117,8 @@ impl Gpus {
         if count == 0 {
             return Ok(Vec::new());
         }
-        if self.inventory.age(cx.now).is_none_or(|age| age >= CLAIM_AGE_MAX) {
+        let fresh = self.inventory.age(cx.now).and_then(|age| CLAIM_AGE_MAX.checked_sub(age));
+        let Some(fresh) = fresh.filter(|left| !left.is_zero()) else {
             if let Some(why) = self.trouble() {
                 return Err(NotClaimed::Refused(Refusal::new(Code::NoGpu, why)));
             }
@@ -125,10 +126,11 @@ impl Gpus {
                 self.inventory.want(cx.now);
             }
             return Err(NotClaimed::Unread);
-        }
+        };
         self.table.claim(id, count, leaving).map_err(|denied| match denied {
             Denied::Wait => {
-                self.inventory.want(cx.now + CLAIM_RETRY);
+                // Once this reading is too old for a claim, another is needed in any case.
+                self.inventory.want(cx.now + CLAIM_RETRY.min(fresh));
                 NotClaimed::Wait
             }
             Denied::Short { free, total } => {
@@ -204,5 +206,20 @@ mod tests {
         gpus.release(cx.now, &id("a"), &[]);
         assert_eq!(gpus.timers()[0].1, Some(cx.now));
         assert_eq!(gpus.claim(&cx, &id("b"), 1, |_| false), Err(NotClaimed::Wait));
+    }
+
+    #[test]
+    fn a_claim_that_waits_is_looked_at_again_before_its_reading_is_too_old() {
+        let check = |age: Duration, again: Duration| {
+            let mut cx = Cx::example();
+            let mut gpus = gpus(&mut cx, 1);
+            let read = cx.now;
+            _ = gpus.claim(&cx, &id("a"), 1, |_| false).unwrap();
+            cx.now += age;
+            assert_eq!(gpus.claim(&cx, &id("b"), 1, |_| true), Err(NotClaimed::Wait));
+            assert_eq!(gpus.timers()[0].1, Some(read + again), "{age:?}");
+        };
+        check(Duration::ZERO, CLAIM_RETRY);
+        check(CLAIM_AGE_MAX - CLAIM_RETRY / 2, CLAIM_AGE_MAX);
     }
 }
