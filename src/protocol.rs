@@ -16,7 +16,9 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use self::fields::{Fields, parse};
-use crate::types::{EnvName, ImageRef, NodeId, Port, RegistryAuth, ReplicaId, RequestId, Secret, Spec};
+use crate::types::{
+    EnvName, HostPort, ImageRef, NodeId, Port, RegistryAuth, ReplicaId, RequestId, Secret, Spec,
+};
 
 /// The protocol's version, sent in `system_info`.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -328,7 +330,17 @@ impl Payload<'_> {
         };
         let wrong =
             "ports is not an array of {host, container, protocol} with ports from 1 to 65535 and tcp or udp";
-        self.list("ports")?.into_iter().map(|raw| read(raw).ok_or_else(|| wrong.to_owned())).collect()
+        let ports: Vec<Port> = self
+            .list("ports")?
+            .into_iter()
+            .map(|raw| read(raw).ok_or_else(|| wrong.to_owned()))
+            .collect::<Result<_, _>>()?;
+        let mut taken: Vec<HostPort> = ports.iter().map(|port| port.on_host()).collect();
+        taken.sort_unstable();
+        match taken.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(format!("ports has port {} of the host twice", pair[0])),
+            None => Ok(ports),
+        }
     }
 
     fn auth(&self) -> Result<Option<RegistryAuth>, String> {
@@ -453,6 +465,10 @@ mod tests {
         check(
             r#"{"replica_id":"r","image":"i","ports":[{"host":1,"container":80,"protocol":"x"}]}"#,
             "ports",
+        );
+        check(
+            r#"{"replica_id":"r","image":"i","ports":[{"host":1,"container":80},{"host":1,"container":81}]}"#,
+            "ports has port 1/tcp of the host twice",
         );
         check(r#"{"replica_id":"r","image":"i","registry_auth":{"server":"s","username":"u"}}"#, "password");
         check(r#"{"replica_id":"r","image":"i","stop_timeout_s":-1}"#, "stop_timeout_s");

@@ -11,7 +11,7 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 pub use image_ref::{IMAGE_MAX, ImageRef};
-pub use spec::{Port, RegistryAuth, Spec};
+pub use spec::{HostPort, Port, RegistryAuth, Spec};
 
 /// Why a value from outside was refused. `Display` says what was wrong with it, never the value itself.
 #[derive(Debug, Clone, PartialEq, Eq)]

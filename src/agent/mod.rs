@@ -331,6 +331,7 @@ impl Edges {
             looks: LOOKS,
             scratch: Path::new(SCRATCH).join(scratch_name(&config.state_dir)),
             overdue: engine::OVERDUE,
+            root: config.root.clone(),
         };
         let pool = Pool::start(pool, Arc::new(move |job, outcome| send(Event::Job(job, outcome))))
             .map_err(|e| started("the engine's pool")(&e))?;

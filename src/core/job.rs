@@ -276,6 +276,8 @@ pub enum FailureKind {
     Deadline,
     /// The engine says that there is no such container.
     NoSuchContainer,
+    /// A port that is to be published is in use on the host: says which.
+    PortInUse,
     /// The call cannot be made at all: says why (a variable that the CLI cannot carry).
     Impossible,
     /// The image could not be pulled, for a reason that is certain.

@@ -508,6 +508,14 @@ impl Core {
                     continue;
                 }
             };
+            if let Some((holder, port)) = self.replicas.port_holder(&id, &work.spec.ports) {
+                // What is leaving gives its ports back soon.
+                if !holder.is_leaving() {
+                    let refusal = Refusal::port_of_another(port, holder.id());
+                    self.apply(&id, Input::NotAdmitted(refusal));
+                }
+                continue;
+            }
             let count = usize::try_from(work.spec.gpu_count).unwrap_or(usize::MAX);
             let leaving = |holder: &ReplicaId| self.replicas.get(holder).is_some_and(Replica::is_leaving);
             match self.gpus.claim(&self.cx, &id, count, leaving) {

@@ -21,6 +21,7 @@ pub mod image_policy;
 pub mod logs;
 pub mod orphans;
 mod piecewise;
+mod ports;
 pub mod releases;
 pub mod watcher;
 pub mod words;
@@ -60,6 +61,8 @@ pub struct Settings {
     pub scratch: PathBuf,
     /// See [`OVERDUE`].
     pub overdue: Duration,
+    /// The machine: `/`, or a folder that stands for it.
+    pub root: PathBuf,
 }
 
 /// What is called with each outcome, in a thread of the pool; it may block.
@@ -331,6 +334,9 @@ fn run_checked(
         Ok(checked) => checked,
         Err(failure) => return (answer::failed(job, failure), None),
     };
+    if let Err(failure) = ports::look(&settings.root, &run.spec.ports) {
+        return (answer::failed(job, failure), looked.then_some(checked));
+    }
     let left = run.deadline.saturating_sub(began.elapsed());
     let outcome = match settings.cli.run(run, &checked, left) {
         Ok((program, bounds)) => answer::outcome(job, &process::run(&program, &bounds, None)),
@@ -458,6 +464,7 @@ mod tests {
                 looks: 1,
                 scratch: dir.join("scratch"),
                 overdue,
+                root: dir.clone(),
             };
             let (told, outcomes): (SyncSender<_>, _) = sync_channel(64);
             let pool = Pool::start(settings, Arc::new(move |id, o| told.send((id, o)).unwrap())).unwrap();

@@ -1,5 +1,8 @@
 //! What a deploy asks for, checked.
 
+use std::fmt;
+use std::str::FromStr;
+
 use super::{EnvName, ImageRef, Secret};
 
 /// What a container is made from: everything that shapes it, with defaults filled in.
@@ -57,6 +60,42 @@ pub struct Port {
     pub container: u16,
     /// `udp` instead of `tcp`.
     pub udp: bool,
+}
+
+impl Port {
+    /// What it takes of the host.
+    pub fn on_host(self) -> HostPort {
+        HostPort { number: self.host, udp: self.udp }
+    }
+}
+
+/// A port of the host, as `8080/tcp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPort {
+    /// Its number.
+    pub number: u16,
+    /// `udp` instead of `tcp`.
+    pub udp: bool,
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, if self.udp { "udp" } else { "tcp" })
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (number, protocol) = text.split_once('/').ok_or(())?;
+        let udp = match protocol {
+            "tcp" => false,
+            "udp" => true,
+            _ => return Err(()),
+        };
+        Ok(Self { number: number.parse().map_err(|_| ())?, udp })
+    }
 }
 
 /// Credentials for a registry.

@@ -83,6 +83,7 @@ fn each_failure_has_its_code() {
     check("run", FailureKind::Impossible, "", "invalid");
     check("run", FailureKind::NameTaken, "", "start_failed");
     check("run", FailureKind::ImageRefused, "", "image_refused");
+    check("run", FailureKind::PortInUse, "", "not_allowed");
     check("pull", FailureKind::Refused, always, "pull_failed");
     check("pull", FailureKind::PullRefused(PullCause::NotFound), always, "pull_failed");
     check("pull", FailureKind::Unavailable, always, "runtime_unavailable");
@@ -191,4 +192,47 @@ fn a_deploy_that_finds_no_place_in_time_fails() {
     rig.deploy_with("r", "q1", r#","deploy_timeout_s":30"#);
     rig.wait(31 * SECOND);
     assert_eq!(rig.sent(), ["deploy_result r failed:timeout q1"]);
+}
+
+/// The field of a deploy that publishes this port, in the form of [`Rig::deploy_with`].
+fn publishing(port: &str) -> String {
+    let (host, protocol) = port.split_once('/').unwrap();
+    format!(r#","ports":[{{"host":{host},"container":80,"protocol":"{protocol}"}}]"#)
+}
+
+#[test]
+fn a_port_of_the_host_is_one_replicas() {
+    let mut rig = Rig::online();
+    rig.deploy_with("a", "q1", &publishing("8080/tcp"));
+    rig.sent();
+    rig.deploy_with("b", "q2", &publishing("8080/udp"));
+    assert_eq!(rig.sent(), ["deploy_result b running q2"]);
+    // Across a restart too: it is in the record.
+    let mut rig = rig.restart();
+    rig.connect();
+    rig.sent();
+    rig.started.clear();
+    rig.deploy_with("c", "q3", &publishing("8080/tcp"));
+    assert_eq!(rig.sent(), ["deploy_result c failed:not_allowed q3"]);
+    assert!(rig.started.iter().all(|job| !job.starts_with("run")), "{:?}", rig.started);
+    // One that ended holds none.
+    rig.ends("a", 0);
+    rig.sent();
+    rig.deploy_with("d", "q4", &publishing("8080/tcp"));
+    assert_eq!(rig.sent(), ["deploy_result d running q4"]);
+}
+
+#[test]
+fn a_port_of_a_replica_that_leaves_is_waited_for() {
+    let mut rig = Rig::online();
+    rig.deploy_with("a", "q1", &publishing("8080/tcp"));
+    rig.sent();
+    rig.hold("stop");
+    rig.stop("a", "q2");
+    rig.deploy_with("b", "q3", &publishing("8080/tcp"));
+    assert_eq!(rig.sent(), [""; 0]);
+    rig.release("stop");
+    let mut sent = rig.sent();
+    sent.sort_unstable();
+    assert_eq!(sent, ["deploy_result b running q3", "stop_result a stopped q2"]);
 }

@@ -27,6 +27,7 @@ mod images;
 mod install;
 mod looks;
 mod operate;
+mod ports;
 mod ready;
 mod reconnect;
 mod restarts;

@@ -65,6 +65,7 @@ fn bench(test: &str, change: impl FnOnce(&mut Cli)) -> Option<Bench> {
         looks: 2,
         scratch: scratch.clone(),
         overdue: OVERDUE,
+        root: "/".into(),
     };
     let (told, outcomes) = channel();
     let told = std::sync::Mutex::new(told);

@@ -127,7 +127,13 @@ impl EngineTurn {
 
     /// Starts a container that is no agent's.
     pub fn start_foreign(&self, name: &str) -> String {
-        let id = self.text(&["run", "--detach", "--network=none", "--name", name, &self.image]);
+        self.start_foreign_with(name, "none", &[])
+    }
+
+    /// The same in this network, with a command of its own.
+    pub fn start_foreign_with(&self, name: &str, network: &str, command: &[&str]) -> String {
+        let run = ["run", "--detach", "--network", network, "--name", name, &self.image];
+        let id = self.text(&[&run, command].concat());
         let id = id.trim().to_owned();
         self.foreign.lock().unwrap().push(id.clone());
         id

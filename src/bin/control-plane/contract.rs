@@ -37,6 +37,7 @@ const CODES: Is = OneOf(&[
     "busy",
     "no_gpu",
     "no_disk",
+    "not_allowed",
     "image_refused",
     "not_ready",
     "draining",

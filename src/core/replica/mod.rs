@@ -13,7 +13,7 @@ use super::cx::{Cx, JobOwner};
 use super::job::Job;
 use super::persistence::{DurableBarrier, Persistence};
 use super::timers::ReplicaTimes;
-use crate::types::{ContainerId, ReplicaId};
+use crate::types::{ContainerId, HostPort, Port, ReplicaId};
 
 mod admission;
 mod commands;
@@ -186,6 +186,16 @@ impl Replicas {
     /// Replicas that are to be started, in order.
     pub(crate) fn queue(&self) -> &VecDeque<ReplicaId> {
         &self.queue
+    }
+
+    /// The replica other than `id` that has one of these ports on the host, and the port; one that stays before one that
+    /// is on its way out.
+    pub(crate) fn port_holder(&self, id: &ReplicaId, ports: &[Port]) -> Option<(&Replica, HostPort)> {
+        let wanted = || ports.iter().map(|port| port.on_host());
+        let others = self.all.iter().filter(|(other, _)| !ports.is_empty() && *other != id);
+        let holders = others
+            .filter_map(|(_, replica)| Some((replica, wanted().find(|port| replica.publishes(*port))?)));
+        holders.min_by_key(|(replica, _)| replica.is_leaving())
     }
 
     /// Images that are being pulled for a deploy.

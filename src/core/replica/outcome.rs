@@ -4,13 +4,15 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::core::job::{Failure, FailureKind, PullCause};
-use crate::types::{ContainerId, PciAddress, ReplicaId, RequestId};
+use crate::types::{ContainerId, HostPort, PciAddress, ReplicaId, RequestId};
 
 /// Why a command failed: the stable word on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
     /// The command cannot be carried out as it stands.
     Invalid,
+    /// The host does not permit it: a port that it is to publish is in use.
+    NotAllowed,
     /// The image's configuration would steer the host.
     ImageRefused,
     /// A limit of the node is reached.
@@ -40,8 +42,9 @@ pub(crate) enum Code {
 }
 
 impl Code {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Invalid,
+        Self::NotAllowed,
         Self::ImageRefused,
         Self::Busy,
         Self::NoGpu,
@@ -60,6 +63,7 @@ impl Code {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Invalid => "invalid",
+            Self::NotAllowed => "not_allowed",
             Self::ImageRefused => "image_refused",
             Self::Busy => "busy",
             Self::NoGpu => "no_gpu",
@@ -105,6 +109,14 @@ impl Refusal {
         Self::new(Code::Conflict, format!("replica {id} exists with another specification: stop it first"))
     }
 
+    /// A port that it is to publish is another replica's.
+    pub(crate) fn port_of_another(port: HostPort, holder: &ReplicaId) -> Self {
+        let why = format!(
+            "port {port} of the host is published by replica {holder}: choose another, or stop that one"
+        );
+        Self::new(Code::NotAllowed, why)
+    }
+
     pub(crate) fn interrupted() -> Self {
         Self::new(Code::Interrupted, "the agent was ended before the deploy was done")
     }
@@ -123,6 +135,7 @@ impl Refusal {
             FailureKind::Unavailable => Code::RuntimeUnavailable,
             FailureKind::Deadline => Code::Timeout,
             FailureKind::Impossible => Code::Invalid,
+            FailureKind::PortInUse => Code::NotAllowed,
             FailureKind::ImageRefused => Code::ImageRefused,
             FailureKind::NoImage => Code::PullFailed,
             FailureKind::NameTaken

@@ -22,6 +22,10 @@ impl Replica {
             let gpus: Vec<String> = self.gpus.iter().map(ToString::to_string).collect();
             put("gpus", gpus.into());
         }
+        if !self.ports.is_empty() {
+            let ports: Vec<String> = self.ports.iter().map(ToString::to_string).collect();
+            put("ports", ports.into());
+        }
         if let Some(timeout) = self.stop_timeout {
             put("stop_timeout_ms", millis(timeout));
         }
@@ -66,6 +70,7 @@ impl Replica {
         replica.spec_hash = text(record, "spec");
         replica.deploy_id = text(record, "deploy");
         replica.gpus = texts(record.get("gpus")).filter_map(|gpu| PciAddress::parse(gpu).ok()).collect();
+        replica.ports = texts(record.get("ports")).filter_map(|port| port.parse().ok()).collect();
         replica.stop_timeout = duration(record, "stop_timeout_ms");
         replica.reported = match (yes("exited"), yes("ran")) {
             (true, _) => Reported::Exited,

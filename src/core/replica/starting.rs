@@ -25,6 +25,10 @@ impl Replica {
             work.gpus = gpus;
             s.effect(Effect::Save);
         }
+        self.ports = work.spec.ports.iter().map(|port| port.on_host()).collect();
+        if !self.ports.is_empty() {
+            s.effect(Effect::Save);
+        }
         match first {
             First::Pull => self.pull(s),
             First::Run => self.run(s),
@@ -58,6 +62,7 @@ impl Replica {
             | FailureKind::Unavailable
             | FailureKind::Deadline
             | FailureKind::NoSuchContainer
+            | FailureKind::PortInUse
             | FailureKind::Impossible
             | FailureKind::PullRefused(_)
             | FailureKind::Refused => self.fail_started(s, Refusal::from_failure(failure, false)),

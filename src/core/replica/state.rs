@@ -26,7 +26,7 @@ use crate::core::job::{Failure, JobId};
 use crate::core::persistence::DurableBarrier;
 use crate::core::timers::ReplicaTimes;
 use crate::protocol::Pull;
-use crate::types::{ContainerId, PciAddress, RegistryAuth, ReplicaId, RequestId, Spec};
+use crate::types::{ContainerId, HostPort, PciAddress, RegistryAuth, ReplicaId, RequestId, Spec};
 
 /// How much longer than its timeout a stop may take before it is reported as failed.
 const STOP_MARGIN: Duration = Duration::from_secs(60);
@@ -240,6 +240,8 @@ pub(crate) struct Replica {
     pub(super) deploy_id: String,
     /// The GPUs that it holds.
     pub(super) gpus: Vec<PciAddress>,
+    /// The host's ports that it publishes since it left the queue.
+    pub(super) ports: Vec<HostPort>,
     /// The stop timeout that its deploy asked for.
     pub(super) stop_timeout: Option<Duration>,
 }
@@ -266,6 +268,7 @@ impl Replica {
             spec_hash: String::new(),
             deploy_id: String::new(),
             gpus: Vec::new(),
+            ports: Vec::new(),
             stop_timeout: None,
         }
     }
@@ -314,6 +317,11 @@ impl Replica {
 
     pub(crate) fn gpus(&self) -> &[PciAddress] {
         &self.gpus
+    }
+
+    /// Whether this port of the host is its own. The engine takes back those of a container that has ended.
+    pub(crate) fn publishes(&self, port: HostPort) -> bool {
+        !matches!(self.state, ReplicaState::Exited(..)) && self.ports.contains(&port)
     }
 
     pub(crate) fn deploy_id(&self) -> &str {
