@@ -17,8 +17,8 @@
 //! - [`agent`]: the threads and the main loop; [`setup`]: from the settings to what the edges need
 //! - the edges: [`link`] (the control plane), [`engine`] (the container CLI), [`host`] (what the machine is),
 //!   [`sampler`] (which reads it on threads that may hang), [`store`] (the state directory), [`control`] (the
-//!   operator's socket), [`janitor`] (housekeeping), [`process`], the only place that starts a
-//!   program, and [`wait`], with which they wait for descriptors
+//!   operator's socket), [`process`], the only place that starts a program, and [`wait`], with which they wait for
+//!   descriptors
 //! - what a person uses: [`cli`], [`config`], [`commands`], [`logging`]
 
 pub mod types;
@@ -34,7 +34,6 @@ pub mod setup;
 pub mod control;
 pub mod engine;
 pub mod host;
-pub mod janitor;
 pub mod link;
 pub mod process;
 pub mod sampler;

@@ -2,7 +2,7 @@
 //! what the core answers. It decides nothing.
 //!
 //! ```text
-//!  link · pool · watcher · sampler · store · janitor · control · heartbeat · signals
+//!  link · pool · watcher · sampler · store · housekeeping · control · heartbeat · signals
 //!        └──────────────── events ───────────────► [ core ] ── actions ──► the same
 //! ```
 //!
@@ -33,11 +33,11 @@ use crate::core::operator::ControlId;
 use crate::core::persistence::{Record, RecordFile, StoreEvent};
 use crate::core::{self, Action, Core, End, Event};
 use crate::engine::cli::LogChoice;
+use crate::engine::housekeeping::Housekeeper;
 use crate::engine::watcher::{self, Watcher};
-use crate::engine::{self, Pool};
+use crate::engine::{self, Pool, housekeeping};
 use crate::hmac::keyed_hash;
 use crate::host::identity;
-use crate::janitor::{self, Janitor};
 use crate::link::{self, Link, Proxy, Url};
 use crate::logging;
 use crate::sampler::{self, Sampler};
@@ -54,7 +54,7 @@ const EVENTS_MAX: usize = 64;
 /// Stops and removals at once.
 const STOPS: usize = 8;
 /// Lists, inspects and logs at once.
-const LOOKS: usize = 4;
+const QUERIES: usize = 4;
 /// The folder for credentials while a pull runs, with one in it for each state directory: a tmpfs on every host.
 const SCRATCH: &str = "/run/vectorlay/pulls";
 
@@ -294,7 +294,7 @@ struct Edges {
     watcher: Watcher,
     sampler: Sampler,
     store: Store,
-    janitor: Janitor,
+    housekeeper: Housekeeper,
     /// None where the socket could not be made: the agent works without it.
     control: Option<Control>,
 }
@@ -328,7 +328,7 @@ impl Edges {
             cli: setup.cli,
             deploys: config.workers,
             stops: STOPS,
-            looks: LOOKS,
+            queries: QUERIES,
             scratch: Path::new(SCRATCH).join(scratch_name(&config.state_dir)),
             overdue: engine::OVERDUE,
             root: config.root.clone(),
@@ -364,16 +364,16 @@ impl Edges {
         })
         .map_err(|e| started("the store")(&e))?;
         let send = to_main(events);
-        let janitor =
-            janitor::Settings { root: config.root.clone(), logs, log_bytes: config.log_size_mb << 20 };
-        let janitor = Janitor::start(janitor, move |orphans| send(Event::LeftoverCalls(orphans)))
-            .map_err(|e| started("the janitor")(&e))?;
+        let housekeeping =
+            housekeeping::Settings { root: config.root.clone(), logs, log_bytes: config.log_size_mb << 20 };
+        let housekeeper = Housekeeper::start(housekeeping, move |calls| send(Event::LeftoverCalls(calls)))
+            .map_err(|e| started("the housekeeping")(&e))?;
         let send = to_main(events);
         let control = Control::start(&config.control_socket, logging::recent, move |id, request| {
             send(Event::Control(id, request))
         });
         let control = control.inspect_err(|error| log::warn!("{error}")).ok();
-        Ok(Self { link, pool, watcher, sampler, store, janitor, control })
+        Ok(Self { link, pool, watcher, sampler, store, housekeeper, control })
     }
 
     fn perform(&mut self, action: Action) -> Option<End> {
@@ -383,9 +383,9 @@ impl Edges {
             Action::CancelJob(id) => self.pool.cancel(id),
             Action::Watch(container, pid) => self.watcher.watch(container, pid),
             Action::Unwatch(container) => self.watcher.unwatch(container),
-            Action::FindLeftoverCalls => self.janitor.find(),
-            Action::EndLeftoverCalls(deploy) => self.janitor.end(deploy),
-            Action::CleanUp(tidy) => self.janitor.tidy(tidy),
+            Action::FindLeftoverCalls => self.housekeeper.find_calls(),
+            Action::EndLeftoverCalls(deploy) => self.housekeeper.end_calls(deploy),
+            Action::CleanUp(cleanup) => self.housekeeper.clean_up(cleanup),
             Action::Sample(sample) => self.sampler.order(sample),
             Action::Save(seq, text) => self.store.save(Record::State(text), seq),
             Action::SaveIdentity(identity) => self.store.save(Record::Node(identity), 0),

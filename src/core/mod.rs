@@ -24,7 +24,7 @@
 //!    which it is refused. It is queued with a barrier that opens when it is recorded, so `Timer::StateFile` is due and
 //!    the state file is saved: `Action::Save`.
 //! 3. `Event::Saved` opens the barrier. What follows from the state: the first of the queue whose barrier is open and
-//!    for which there are a place and GPUs (`gpus::claim`) is admitted. The replica enters `Starting` and starts a job:
+//!    for which there are a slot and GPUs (`gpus::claim`) is admitted. The replica enters `Starting` and starts a job:
 //!    `Action::Job` with `run --pull never`. (An image that is missing is pulled then, and `run` repeated.)
 //! 4. `Event::Job` brings the container's ID. The engine's health is noted, the replica enters `Running`, and reports.
 //!    The report becomes a result in the outbox, behind a barrier of its own; its process is asked for, to be watched.
@@ -311,7 +311,7 @@ impl Core {
                 }
             }
             Timer::DurableBarrier => self.persistence.on_barrier_timer(now),
-            Timer::Session | Timer::Silence | Timer::Naming | Timer::SystemInfo | Timer::Ping => {
+            Timer::Session | Timer::Silence | Timer::NodeId | Timer::SystemInfo | Timer::Ping => {
                 match self.session.on_timer(&mut self.cx, timer) {
                     SessionNeeds::Nothing => {}
                     SessionNeeds::FreshReadings => {
@@ -485,7 +485,7 @@ impl Core {
         }
     }
 
-    /// Starts deploys from the queue, in order, as far as there are places and GPUs. Says whether any left the queue.
+    /// Starts deploys from the queue, in order, as far as there are slots and GPUs. Says whether any left the queue.
     fn admit(&mut self) -> bool {
         if self.replicas.queue().is_empty() {
             return false;
@@ -493,7 +493,7 @@ impl Core {
         let before = self.replicas.queue().len();
         let queue: Vec<ReplicaId> = self.replicas.queue().iter().cloned().collect();
         for id in queue {
-            if self.replicas.free_places(&self.cx) == 0 {
+            if self.replicas.free_slots(&self.cx) == 0 {
                 return false;
             }
             let Some(deploy) = self.replicas.get(&id).and_then(Replica::deploy) else { continue };

@@ -221,7 +221,7 @@ impl Session {
             (Timer::Silence, silence),
             (Timer::Ping, ping),
             (Timer::SystemInfo, info),
-            (Timer::Naming, naming),
+            (Timer::NodeId, naming),
         ]
     }
 
@@ -249,7 +249,7 @@ impl Session {
             (State::Up(_), Timer::Silence) => {
                 self.give_up(cx, "nothing arrived for 15 s: the connection is given up");
             }
-            (State::Up(_), Timer::Naming) => {
+            (State::Up(_), Timer::NodeId) => {
                 self.give_up(cx, "the server did not name this node within 30 s");
             }
             (

@@ -22,7 +22,7 @@ pub(crate) enum Timer {
     /// Nothing arrived for too long: the connection is dead.
     Silence,
     /// The server has not named a new node in time.
-    Naming,
+    NodeId,
     /// `system_info` waits no longer for what is not known yet.
     SystemInfo,
     Ping,
@@ -51,7 +51,7 @@ impl Timer {
         Self::DurableBarrier,
         Self::Session,
         Self::Silence,
-        Self::Naming,
+        Self::NodeId,
         Self::SystemInfo,
         Self::Ping,
         Self::LeftoverCalls,

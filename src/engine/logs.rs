@@ -10,8 +10,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::answer::{LOG_MAX, last_lines};
 use super::cli::log_file;
+use super::parse::{LOG_MAX, last_lines};
 use crate::core::job::is_deploy_id;
 
 /// The last `most` lines of a deploy's output, and whether some were left out for their length.

@@ -6,25 +6,26 @@
 //!                     four lanes               └──► (JobId, Outcome), by the function that the caller gave
 //! ```
 //!
-//! A job waits in its lane (runs, pulls, stops, looks) for a place and then has a thread of its own until its call has
-//! ended. A stop or removal that hangs gives its place free after [`OVERDUE`] and is waited for all the same: to end
-//! it would leak the container's shim. Every job has exactly one outcome.
+//! A job waits in its lane (runs, pulls, stops, queries) for a slot and then has a thread of its own until its call has
+//! ended. A stop or removal that hangs releases its slot after [`OVERDUE`] and is still reaped: killing it would leak
+//! the container's shim. Every job has exactly one outcome.
 //!
 //! Nothing is decided or retried here.
 
-pub mod answer;
 pub mod cli;
 pub mod credentials;
 pub mod env;
+pub mod error_text;
+pub mod housekeeping;
 pub mod image;
 pub mod image_policy;
 pub mod logs;
 pub mod orphans;
+pub mod parse;
 mod piecewise;
 mod ports;
 pub mod releases;
 pub mod watcher;
-pub mod words;
 
 use std::collections::VecDeque;
 use std::io;
@@ -43,7 +44,7 @@ use image_policy::Checked;
 
 /// After this long a stop or a removal no longer counts against its lane.
 pub const OVERDUE: Duration = Duration::from_secs(30);
-/// Most calls that do not count against their lane: as many processes of the CLI of 40 MB each may hang.
+/// At most this many hung calls hold no slot; each is a process of the CLI of 40 MB.
 const OVERDUE_MAX: usize = 32;
 
 /// How the pool works.
@@ -56,7 +57,7 @@ pub struct Settings {
     /// Stops and removals at once.
     pub stops: usize,
     /// Lists, inspects and logs at once.
-    pub looks: usize,
+    pub queries: usize,
     /// A folder of this agent's own for credentials while a pull runs; on a tmpfs, if possible.
     pub scratch: PathBuf,
     /// See [`OVERDUE`].
@@ -91,7 +92,7 @@ impl Pool {
         Credentials::clean(&settings.scratch);
         let (inbox, messages) = channel();
         let manager = Manager {
-            lanes: [settings.deploys, settings.deploys, settings.stops, settings.looks].map(Lane::new),
+            lanes: [settings.deploys, settings.deploys, settings.stops, settings.queries].map(Lane::new),
             running: Vec::new(),
             known: Known::default(),
             settings: Arc::new(settings),
@@ -126,7 +127,7 @@ impl Drop for Pool {
 const RUNS: usize = 0;
 const PULLS: usize = 1;
 const STOPS: usize = 2;
-const LOOKS: usize = 3;
+const QUERIES: usize = 3;
 
 fn lane_of(job: &Job) -> usize {
     match job {
@@ -134,19 +135,19 @@ fn lane_of(job: &Job) -> usize {
         Job::Pull(_) => PULLS,
         Job::Stop(..) | Job::Remove(_) => STOPS,
         Job::RemoveImage(_) => STOPS,
-        Job::List | Job::Inspect(_) | Job::Logs(..) | Job::Probe | Job::Images | Job::GuestUse(..) => LOOKS,
+        Job::List | Job::Inspect(_) | Job::Logs(..) | Job::Probe | Job::Images | Job::GuestUse(..) => QUERIES,
     }
 }
 
 struct Lane {
     waiting: VecDeque<(JobId, Job)>,
-    places: usize,
+    slots: usize,
     taken: usize,
 }
 
 impl Lane {
-    fn new(places: usize) -> Self {
-        Self { waiting: VecDeque::new(), places: places.max(1), taken: 0 }
+    fn new(slots: usize) -> Self {
+        Self { waiting: VecDeque::new(), slots: slots.max(1), taken: 0 }
     }
 }
 
@@ -154,10 +155,10 @@ struct Running {
     lane: usize,
     /// Where it may be ended before its deadline.
     cancel: Option<Cancel>,
-    /// When it gives its place free; `None`: never, or done.
+    /// When it releases its slot; `None`: never, or done.
     overdue: Option<Instant>,
     /// Whether it counts against its lane.
-    placed: bool,
+    holds_slot: bool,
     image: Use,
 }
 
@@ -207,8 +208,8 @@ impl Manager {
     }
 
     fn start_waiting(&mut self) {
-        for lane in [RUNS, PULLS, STOPS, LOOKS] {
-            while self.lanes[lane].taken < self.lanes[lane].places {
+        for lane in [RUNS, PULLS, STOPS, QUERIES] {
+            while self.lanes[lane].taken < self.lanes[lane].slots {
                 let Some((id, job)) = self.lanes[lane].waiting.pop_front() else { break };
                 self.start(lane, id, job);
             }
@@ -254,19 +255,19 @@ impl Manager {
                 Job::Run(run) => run_checked(&settings, &job, run, known),
                 job => (perform(&settings, id, job, flag.as_ref()), None),
             };
-            // The place is free before the outcome is told: what follows from it finds the place.
+            // The slot is released before the outcome is sent: the jobs that follow from it find it free.
             let _ = inbox.send(Message::Ended(id, image));
             sink(id, outcome);
         });
         match thread {
             Ok(_) => {
                 self.lanes[lane].taken += 1;
-                self.running.push((id, Running { lane, cancel, overdue, placed: true, image }));
+                self.running.push((id, Running { lane, cancel, overdue, holds_slot: true, image }));
             }
             Err(error) => {
                 let message =
                     format!("cannot start a thread for {shown}: {error}; raise the limit of processes");
-                (self.sink)(id, answer::failed(&shown, Failure { kind: FailureKind::Unavailable, message }));
+                (self.sink)(id, parse::failed(&shown, Failure { kind: FailureKind::Unavailable, message }));
             }
         }
     }
@@ -282,7 +283,7 @@ impl Manager {
             if let Some(at) = lane.waiting.iter().position(|(waiting, _)| *waiting == id) {
                 let Some((id, job)) = lane.waiting.remove(at) else { return };
                 let message = format!("{job} was cancelled before it began");
-                (self.sink)(id, answer::failed(&job, Failure { kind: FailureKind::Deadline, message }));
+                (self.sink)(id, parse::failed(&job, Failure { kind: FailureKind::Deadline, message }));
                 return;
             }
         }
@@ -291,7 +292,7 @@ impl Manager {
     fn ended(&mut self, id: JobId, checked: Option<Checked>) {
         if let Some(at) = self.running.iter().position(|(running, _)| *running == id) {
             let (_, job) = self.running.swap_remove(at);
-            self.lanes[job.lane].taken -= usize::from(job.placed);
+            self.lanes[job.lane].taken -= usize::from(job.holds_slot);
             match (job.image, checked) {
                 (Use::Changes(image), _) => self.known.forget(&image),
                 (Use::Runs(image, changes), Some(checked)) => {
@@ -304,15 +305,15 @@ impl Manager {
 
     fn free_overdue(&mut self) {
         let now = Instant::now();
-        let mut free = self.running.iter().filter(|(_, job)| !job.placed).count();
+        let mut free = self.running.iter().filter(|(_, job)| !job.holds_slot).count();
         for (id, job) in &mut self.running {
             if job.overdue.is_none_or(|at| at > now) {
                 continue;
             }
             job.overdue = None;
             if free < OVERDUE_MAX {
-                log::warn!("{id} hangs: its place is given to the next one");
-                job.placed = false;
+                log::warn!("{id} hangs: its slot goes to the next job");
+                job.holds_slot = false;
                 self.lanes[job.lane].taken -= 1;
                 free += 1;
             }
@@ -332,15 +333,15 @@ fn run_checked(
     let looked = known.is_none();
     let checked = match known.map_or_else(|| look(settings, job, run), Ok) {
         Ok(checked) => checked,
-        Err(failure) => return (answer::failed(job, failure), None),
+        Err(failure) => return (parse::failed(job, failure), None),
     };
     if let Err(failure) = ports::look(&settings.root, &run.spec.ports) {
         return (answer::failed(job, failure), looked.then_some(checked));
     }
     let left = run.deadline.saturating_sub(began.elapsed());
     let outcome = match settings.cli.run(run, &checked, left) {
-        Ok((program, bounds)) => answer::outcome(job, &process::run(&program, &bounds, None)),
-        Err(failure) => answer::failed(job, failure),
+        Ok((program, bounds)) => parse::outcome(job, &process::run(&program, &bounds, None)),
+        Err(failure) => parse::failed(job, failure),
     };
     let gone = matches!(&outcome, Outcome::Ran(Err(Failure { kind: FailureKind::NoImage, .. })));
     (outcome, (looked && !gone).then_some(checked))
@@ -349,10 +350,10 @@ fn run_checked(
 fn look(settings: &Settings, job: &Job, run: &RunJob) -> Result<Checked, Failure> {
     let (program, bounds) = settings.cli.call(job)?;
     let facts =
-        answer::facts(settings.cli.flavour, job, &run.spec.image, &process::run(&program, &bounds, None))?;
+        parse::facts(settings.cli.flavour, job, &run.spec.image, &process::run(&program, &bounds, None))?;
     image_policy::check(facts).map_err(|why| Failure {
         kind: FailureKind::ImageRefused,
-        message: words::one_line(&format!("image {} is refused: {why}", run.spec.image)),
+        message: error_text::one_line(&format!("image {} is refused: {why}", run.spec.image)),
     })
 }
 
@@ -360,7 +361,7 @@ fn look(settings: &Settings, job: &Job, run: &RunJob) -> Result<Checked, Failure
 fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -> Outcome {
     if let (Job::Logs(container, lines), LogChoice::File { dir }) = (job, &settings.cli.log) {
         let (program, bounds) = settings.cli.deploy_of(container);
-        let read = answer::deploy_of(job, &process::run(&program, &bounds, cancel))
+        let read = parse::deploy_of(job, &process::run(&program, &bounds, cancel))
             .map(|deploy| logs::tail(dir, &deploy, *lines));
         match read {
             Ok(Ok(tail)) => return Outcome::Logs(Ok(tail)),
@@ -371,7 +372,7 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
     }
     let (mut program, bounds) = match settings.cli.call(job) {
         Ok(call) => call,
-        Err(failure) => return answer::failed(job, failure),
+        Err(failure) => return parse::failed(job, failure),
     };
     let auth = match job {
         Job::Pull(pull) => pull.auth.as_ref(),
@@ -394,14 +395,14 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
         }
         Some(Err(error)) => {
             let message = error.to_string();
-            return answer::failed(job, Failure { kind: FailureKind::Refused, message });
+            return parse::failed(job, Failure { kind: FailureKind::Refused, message });
         }
     };
     let result = process::run(&program, &bounds, cancel);
-    if let Some(error) = answer::whole_error(job, &result) {
+    if let Some(error) = parse::whole_error(job, &result) {
         log::debug!("{id} {job}: {error}");
     }
-    match answer::outcome(job, &result) {
+    match parse::outcome(job, &result) {
         Outcome::Listed(Err(whole @ Failure { kind: FailureKind::Refused, .. })) => {
             Outcome::Listed(piecewise::list(&settings.cli, whole, cancel))
         }
@@ -461,7 +462,7 @@ mod tests {
                 },
                 deploys: 1,
                 stops: 1,
-                looks: 1,
+                queries: 1,
                 scratch: dir.join("scratch"),
                 overdue,
                 root: dir.clone(),

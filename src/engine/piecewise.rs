@@ -7,8 +7,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::answer;
 use super::cli::Cli;
+use super::parse;
 use crate::core::job::{Failure, FailureKind, Job, Listed, ListedStatus};
 use crate::process::{self, Cancel};
 
@@ -24,7 +24,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub fn list(cli: &Cli, whole: Failure, cancel: Option<&Cancel>) -> Result<Vec<Listed>, Failure> {
     let until = Instant::now() + DEADLINE;
     let Some((program, bounds)) = cli.container_ids() else { return Err(whole) };
-    let Ok(ids) = answer::container_ids(&process::run(&program, &bounds, cancel)) else { return Err(whole) };
+    let Ok(ids) = parse::container_ids(&process::run(&program, &bounds, cancel)) else { return Err(whole) };
     let mut listed = Vec::new();
     let mut unreadable = 0;
     for id in ids {
@@ -32,11 +32,11 @@ pub fn list(cli: &Cli, whole: Failure, cancel: Option<&Cancel>) -> Result<Vec<Li
             return Err(whole);
         }
         let (program, bounds) = cli.list_one(&id);
-        match answer::list(&Job::List, &process::run(&program, &bounds, cancel)) {
+        match parse::list(&Job::List, &process::run(&program, &bounds, cancel)) {
             Ok(found) => listed.extend(found),
             Err(Failure { kind: FailureKind::Refused, message }) => {
                 let Some((program, bounds)) = cli.container_labels(&id) else { return Err(whole) };
-                match answer::labelled(&process::run(&program, &bounds, cancel), &id) {
+                match parse::labelled(&process::run(&program, &bounds, cancel), &id) {
                     Ok(Some(container)) => {
                         unreadable += 1;
                         let status =

@@ -50,7 +50,7 @@ fn a_stop_ends_what_runs_and_answers_for_what_does_not_exist() {
 #[test]
 fn a_stop_cancels_in_every_state_on_the_way_up() {
     let cancelled = ["deploy_result r failed:cancelled q1", "stop_result r stopped q2"];
-    // Queued: both places are taken.
+    // Queued: both slots are taken.
     let mut rig = Rig::online();
     rig.hold("run");
     for other in ["a", "b", "r"] {

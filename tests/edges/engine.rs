@@ -62,7 +62,7 @@ fn bench(test: &str, change: impl FnOnce(&mut Cli)) -> Option<Bench> {
         cli: cli.clone(),
         deploys: 2,
         stops: 2,
-        looks: 2,
+        queries: 2,
         scratch: scratch.clone(),
         overdue: OVERDUE,
         root: "/".into(),

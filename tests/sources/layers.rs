@@ -7,15 +7,13 @@ use std::path::{Path, PathBuf};
 /// What has no edge at all: pure.
 const PURE: [&str; 4] = ["types", "hmac", "protocol", "core"];
 /// What touches the world. None of them knows another but [`EDGES_MAY`].
-const EDGES: [&str; 9] =
-    ["control", "engine", "host", "janitor", "link", "process", "sampler", "store", "wait"];
+const EDGES: [&str; 8] = ["control", "engine", "host", "link", "process", "sampler", "store", "wait"];
 /// Who may know what besides itself and [`PURE`]: programs are started by `process` for everyone, whoever waits for
-/// descriptors does it by `wait`, and two threads do nothing but call a room that may hang.
-const EDGES_MAY: [(&str, &str); 7] = [
+/// descriptors does it by `wait`, and the sampler's threads do nothing but call a room that may hang.
+const EDGES_MAY: [(&str, &str); 6] = [
     ("engine", "process"),
     ("engine", "wait"),
     ("host", "process"),
-    ("janitor", "engine"),
     ("link", "wait"),
     ("process", "wait"),
     ("sampler", "host"),
@@ -50,7 +48,6 @@ const RESERVED: [(&str, &[&str]); 7] = [
             "control.rs",
             "engine/",
             "host/",
-            "janitor.rs",
             "link/",
             "process.rs",
             "sampler.rs",
@@ -63,17 +60,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
     ("thread::scope", &[]),
     (
         "thread::Builder",
-        &[
-            "agent/",
-            "control.rs",
-            "engine/",
-            "host/",
-            "janitor.rs",
-            "link/",
-            "logging.rs",
-            "sampler.rs",
-            "store/",
-        ],
+        &["agent/", "control.rs", "engine/", "host/", "link/", "logging.rs", "sampler.rs", "store/"],
     ),
     ("thread::sleep", &["commands/", "control.rs"]),
 ];

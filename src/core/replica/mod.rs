@@ -1,4 +1,4 @@
-//! The replicas, and what is true of all of them together: the queue, the places, what is owed, who waits for what
+//! The replicas, and what is true of all of them together: the queue, the slots, what is owed, who waits for what
 //! ([`Replicas`]).
 //!
 //! One replica is a state machine: [`state`] has its values and what is legal, [`commands`] what a command means in
@@ -204,7 +204,7 @@ impl Replicas {
     }
 
     /// How many more deploys may be started now.
-    pub(crate) fn free_places(&self, cx: &Cx) -> usize {
+    pub(crate) fn free_slots(&self, cx: &Cx) -> usize {
         cx.settings.workers.saturating_sub(self.sums.starting)
     }
 

@@ -177,7 +177,7 @@ pub(crate) enum ReplicaState {
     Unverified(Option<String>),
     /// A CLI call of an earlier process is at work on it, until this time at most.
     AwaitingLeftoverCall(Instant),
-    /// Accepted; waits for its record, for GPUs and for a place.
+    /// Accepted; waits for its record, for GPUs and for a slot.
     Queued,
     Pulling(JobId),
     Starting(JobId),
@@ -363,7 +363,7 @@ impl Replica {
         if let ReplicaState::Exited(_, exit, _) = &self.state { Some(*exit) } else { None }
     }
 
-    /// Whether it takes one of the places for starts at once. A pull takes none: a registry that never answers holds up
+    /// Whether it takes one of the slots for starts. A pull takes none: a registry that never answers holds up
     /// no start.
     pub(crate) fn is_starting(&self) -> bool {
         matches!(self.state, ReplicaState::Starting(_) | ReplicaState::ResolvingNameConflict(..))

@@ -1,4 +1,5 @@
-//! Housekeeping: what an earlier process left at work, the size of log files, helpers of containers that are gone.
+//! Housekeeping: calls of the CLI that an earlier process left behind, the size of log files, helpers of containers that
+//! are gone.
 //!
 //! It reads /proc and the log folder, which may hang: it has a thread of its own, and nobody waits for it but the
 //! start, which must know what is still at work.
@@ -10,16 +11,16 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
+use super::logs;
+use super::orphans::{self, Call, Leak, Process};
 use crate::core::{Cleanup, LeftoverCall};
-use crate::engine::orphans::{self, Call, Process};
-use crate::engine::{logs, orphans::Leak};
 
 /// How often the size of the log files is looked at.
 const BOUND_EVERY: Duration = Duration::from_secs(5);
 /// How long a call or helper that was asked to end is waited for before it is killed.
-const END_PATIENCE: Duration = Duration::from_secs(5);
+const END_WITHIN: Duration = Duration::from_secs(5);
 
-/// What the janitor looks after.
+/// What is looked after.
 #[derive(Debug)]
 pub struct Settings {
     /// Where /proc is.
@@ -32,18 +33,18 @@ pub struct Settings {
 
 #[derive(Debug)]
 enum Order {
-    Find,
-    End(String),
-    Tidy(Cleanup),
+    FindCalls,
+    EndCalls(String),
+    CleanUp(Cleanup),
 }
 
-/// The janitor's handle.
+/// The thread's handle.
 #[derive(Debug)]
-pub struct Janitor {
+pub struct Housekeeper {
     orders: Sender<Order>,
 }
 
-impl Janitor {
+impl Housekeeper {
     /// Starts the thread. `found` is called on it with the calls of an earlier process that are at work, by deploy;
     /// `None`: /proc cannot be read.
     ///
@@ -54,23 +55,23 @@ impl Janitor {
         found: impl Fn(Option<BTreeMap<String, LeftoverCall>>) + Send + 'static,
     ) -> io::Result<Self> {
         let (orders, received) = channel();
-        Builder::new().name("janitor".into()).spawn(move || work(&settings, &received, &found))?;
+        Builder::new().name("housekeeping".into()).spawn(move || work(&settings, &received, &found))?;
         Ok(Self { orders })
     }
 
     /// Looks for calls of an earlier process. Never blocks.
-    pub fn find(&self) {
-        let _ = self.orders.send(Order::Find);
+    pub fn find_calls(&self) {
+        let _ = self.orders.send(Order::FindCalls);
     }
 
     /// Ends the calls of an earlier process for a deploy. Never blocks.
-    pub fn end(&self, deploy: String) {
-        let _ = self.orders.send(Order::End(deploy));
+    pub fn end_calls(&self, deploy: String) {
+        let _ = self.orders.send(Order::EndCalls(deploy));
     }
 
     /// Removes what belongs to no container any more. Never blocks.
-    pub fn tidy(&self, tidy: Cleanup) {
-        let _ = self.orders.send(Order::Tidy(tidy));
+    pub fn clean_up(&self, cleanup: Cleanup) {
+        let _ = self.orders.send(Order::CleanUp(cleanup));
     }
 }
 
@@ -84,9 +85,9 @@ fn work(
     let mut suspects: BTreeSet<(i32, u64)> = BTreeSet::new();
     loop {
         match orders.recv_timeout(bound_due.saturating_duration_since(Instant::now())) {
-            Ok(Order::Find) => found(find(settings)),
-            Ok(Order::End(deploy)) => end(settings, &deploy),
-            Ok(Order::Tidy(tidy)) => tidy_up(settings, &tidy, &mut suspects),
+            Ok(Order::FindCalls) => found(find_calls(settings)),
+            Ok(Order::EndCalls(deploy)) => end_calls(settings, &deploy),
+            Ok(Order::CleanUp(cleanup)) => clean_up(settings, &cleanup, &mut suspects),
             Err(RecvTimeoutError::Timeout) => {
                 bound_due = Instant::now() + BOUND_EVERY;
                 if let Some(dir) = &settings.logs {
@@ -101,7 +102,7 @@ fn work(
 }
 
 /// The calls of an earlier process, by deploy; `None`: /proc cannot be read, and nothing may be concluded.
-fn find(settings: &Settings) -> Option<BTreeMap<String, LeftoverCall>> {
+fn find_calls(settings: &Settings) -> Option<BTreeMap<String, LeftoverCall>> {
     let run = |call| match call {
         Call::Run(deploy, call) => Some((deploy, call)),
         Call::Other(_) => None,
@@ -112,7 +113,7 @@ fn find(settings: &Settings) -> Option<BTreeMap<String, LeftoverCall>> {
     Some(calls.ok()?.into_iter().filter_map(|orphan| run(orphan.call)).collect())
 }
 
-fn end(settings: &Settings, deploy: &str) {
+fn end_calls(settings: &Settings, deploy: &str) {
     for orphan in orphans::calls(&settings.root).unwrap_or_default() {
         if matches!(&orphan.call, Call::Run(of, _) if of == deploy) {
             log::warn!(
@@ -126,7 +127,7 @@ fn end(settings: &Settings, deploy: &str) {
 
 fn end_process(process: Process) {
     let ended = orphans::end(process, false).and_then(|there| {
-        let gone = !there || orphans::wait(process, END_PATIENCE)?;
+        let gone = !there || orphans::wait(process, END_WITHIN)?;
         if gone { Ok(true) } else { orphans::end(process, true) }
     });
     if let Err(error) = ended {
@@ -134,14 +135,14 @@ fn end_process(process: Process) {
     }
 }
 
-fn tidy_up(settings: &Settings, tidy: &Cleanup, suspects: &mut BTreeSet<(i32, u64)>) {
+fn clean_up(settings: &Settings, cleanup: &Cleanup, suspects: &mut BTreeSet<(i32, u64)>) {
     if let Some(dir) = &settings.logs {
-        logs::remove_others(dir, &tidy.deploys);
+        logs::remove_others(dir, &cleanup.deploys);
     }
-    if tidy.gone.is_empty() {
+    if cleanup.gone.is_empty() {
         return;
     }
-    let leaks = orphans::leaks(&settings.root, &tidy.gone).unwrap_or_default();
+    let leaks = orphans::leaks(&settings.root, &cleanup.gone).unwrap_or_default();
     let mut seen = BTreeSet::new();
     for Leak { process, container, name } in leaks {
         let key = (process.pid, process.started);

@@ -8,8 +8,8 @@
 use serde_json::Value;
 
 use super::cli::{Flavour, is_nothing};
+use super::error_text;
 use super::image::{self, Facts};
-use super::words;
 use crate::core::inventory::GpuUse;
 use crate::core::job::{
     Failure, FailureKind, Inspected, InspectedState, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_REPLICA,
@@ -143,17 +143,17 @@ fn succeeded<'a>(job: &Job, result: &'a Result<Finished, Error>) -> Result<&'a F
 
 fn failure(job: &Job, verb: &str, finished: &Finished) -> Failure {
     let secrets = secrets(job);
-    let error = words::last_error(&finished.stderr, finished.stderr_cut);
-    let bare = words::without_secrets(&error, &secrets);
+    let error = error_text::last_error(&finished.stderr, finished.stderr_cut);
+    let bare = error_text::without_secrets(&error, &secrets);
     // Docker's advice on a name that is taken, which is ours and no person's, would stand where the cause does.
     let cause = bare.split(" You have to remove (or rename) that container").next().unwrap_or_default();
-    let said = words::one_line(&words::cause_last(cause));
+    let said = error_text::one_line(&error_text::cause_last(cause));
     let ours = |text: String| if said.is_empty() { text } else { format!("{text}: {said}") };
     let seconds = finished.took.as_secs();
     match finished.ended {
         Ended::Deadline => Failure {
             kind: FailureKind::Deadline,
-            message: words::one_line(&ours(format!("{} did not finish within {seconds} s", verb))),
+            message: error_text::one_line(&ours(format!("{} did not finish within {seconds} s", verb))),
         },
         Ended::Cancelled => Failure {
             kind: FailureKind::Deadline,
@@ -161,7 +161,7 @@ fn failure(job: &Job, verb: &str, finished: &Finished) -> Failure {
         },
         Ended::Signal(signal) => Failure {
             kind: FailureKind::Refused,
-            message: words::one_line(&ours(format!("{} was ended by signal {signal}", verb))),
+            message: error_text::one_line(&ours(format!("{} was ended by signal {signal}", verb))),
         },
         Ended::Exit(code) => Failure {
             kind: kind(job, &bare),
@@ -187,7 +187,8 @@ pub fn whole_error(job: &Job, result: &Result<Finished, Error>) -> Option<String
     let text = String::from_utf8_lossy(&finished.stderr);
     // Half a secret at the beginning could not be recognised.
     let text = if finished.stderr_cut { text.split_once('\n').map_or("", |(_, whole)| whole) } else { &text };
-    Some(words::unbroken(&words::without_secrets(text, &secrets(job)))).filter(|text| !text.is_empty())
+    Some(error_text::unbroken(&error_text::without_secrets(text, &secrets(job))))
+        .filter(|text| !text.is_empty())
 }
 
 fn kind(job: &Job, error: &str) -> FailureKind {
@@ -204,7 +205,7 @@ fn kind(job: &Job, error: &str) -> FailureKind {
         | Job::RemoveImage(_)
         | Job::GuestUse(..) => Vec::new(),
     };
-    let error = words::without_secrets(error, &tenants);
+    let error = error_text::without_secrets(error, &tenants);
     let says = |parts: &[&str]| parts.iter().any(|part| error.contains(part));
     let run = matches!(job, Job::Run(_));
     let one = matches!(job, Job::Inspect(_) | Job::Stop(..) | Job::Remove(_) | Job::Logs(..));
@@ -230,7 +231,7 @@ fn kind(job: &Job, error: &str) -> FailureKind {
 /// not exist as for one that needs a login (`insufficient_scope`): that is neither.
 fn pull_cause(error: &str) -> Option<PullCause> {
     let says = |parts: &[&str]| parts.iter().any(|part| error.contains(part));
-    let cause = words::cause_last(error);
+    let cause = error_text::cause_last(error);
     if says(&["no space left on device", "disk quota exceeded"]) {
         Some(PullCause::NoSpace)
     } else if says(&["429 Too Many Requests", "toomanyrequests: "]) {
@@ -471,7 +472,8 @@ fn container(
 }
 
 fn listed_status(status: &str) -> ListedStatus {
-    let unclear = || ListedStatus::Unclear(words::one_line(&format!("the engine lists it as {status:?}")));
+    let unclear =
+        || ListedStatus::Unclear(error_text::one_line(&format!("the engine lists it as {status:?}")));
     if let Some(rest) = status.strip_prefix("Exited (") {
         let code = rest.split_once(')').and_then(|(code, _)| code.parse().ok());
         return code.map_or_else(unclear, ListedStatus::Exited);
@@ -501,7 +503,7 @@ fn inspected(finished: &Finished) -> Result<Inspected, Failure> {
     };
     let state_now = match status {
         "" if !finished.stderr.trim_ascii().is_empty() || finished.stderr_cut => {
-            InspectedState::Unclear(words::one_line(&words::last_complaint(&finished.stderr)))
+            InspectedState::Unclear(error_text::one_line(&error_text::last_complaint(&finished.stderr)))
         }
         "" | "created" => InspectedState::NoTask,
         "running" => InspectedState::Running(
@@ -511,7 +513,9 @@ fn inspected(finished: &Finished) -> Result<Inspected, Failure> {
             Some(code) => InspectedState::Exited(code),
             None => return Err(unreadable("inspect", "an exited container has no exit code")),
         },
-        other => InspectedState::Unclear(words::one_line(&format!("the engine says that it is {other:?}"))),
+        other => {
+            InspectedState::Unclear(error_text::one_line(&format!("the engine says that it is {other:?}")))
+        }
     };
     Ok(Inspected { state: state_now, oom_killed: state["OOMKilled"].as_bool() })
 }
