@@ -16,6 +16,7 @@ pub mod cli;
 pub mod credentials;
 pub mod env;
 pub mod error_text;
+mod failure;
 pub mod housekeeping;
 pub mod image;
 pub mod image_policy;
@@ -217,16 +218,7 @@ impl Manager {
     }
 
     fn start(&mut self, lane: usize, id: JobId, job: Job) {
-        let endable = match job {
-            Job::Pull(_)
-            | Job::List
-            | Job::Inspect(_)
-            | Job::Logs(..)
-            | Job::Probe
-            | Job::Images
-            | Job::GuestUse(..) => true,
-            Job::Run(_) | Job::Stop(..) | Job::Remove(_) | Job::RemoveImage(_) => false,
-        };
+        let endable = matches!(lane, PULLS | QUERIES);
         // Without a descriptor for the flag the call can start all the same; only its deadline ends it then.
         let cancel = endable.then(Cancel::new).and_then(Result::ok);
         let overdue = (lane == STOPS).then(|| Instant::now() + self.settings.overdue);
@@ -374,19 +366,7 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
         Ok(call) => call,
         Err(failure) => return parse::failed(job, failure),
     };
-    let auth = match job {
-        Job::Pull(pull) => pull.auth.as_ref(),
-        Job::Run(_)
-        | Job::List
-        | Job::Inspect(_)
-        | Job::Stop(..)
-        | Job::Remove(_)
-        | Job::Logs(..)
-        | Job::Probe
-        | Job::Images
-        | Job::RemoveImage(_)
-        | Job::GuestUse(..) => None,
-    };
+    let auth = if let Job::Pull(pull) = job { pull.auth.as_ref() } else { None };
     let _credentials = match auth.map(|auth| Credentials::new(&settings.scratch, id, auth)) {
         None => None,
         Some(Ok(credentials)) => {
@@ -399,7 +379,7 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
         }
     };
     let result = process::run(&program, &bounds, cancel);
-    if let Some(error) = parse::whole_error(job, &result) {
+    if let Some(error) = failure::whole_text(job, &result) {
         log::debug!("{id} {job}: {error}");
     }
     match parse::outcome(job, &result) {
