@@ -328,7 +328,7 @@ fn run_checked(
         Err(failure) => return (parse::failed(job, failure), None),
     };
     if let Err(failure) = ports::look(&settings.root, &run.spec.ports) {
-        return (answer::failed(job, failure), looked.then_some(checked));
+        return (parse::failed(job, failure), looked.then_some(checked));
     }
     let left = run.deadline.saturating_sub(began.elapsed());
     let outcome = match settings.cli.run(run, &checked, left) {
