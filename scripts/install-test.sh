@@ -100,8 +100,8 @@ under_busybox() {
     for applet in $("$busybox" --list); do [ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"; done
     cp -a /dev/null /dev/zero /dev/urandom /dev/random "$root/dev/"
     ln -s ../bin/busybox "$root/sbin/init"
-    cp scripts/install.sh scripts/vectorlay-supervise "$1" "$root/t/"
-    mv "$root/t/${1##*/}" "$root/t/vectorlay-agent"
+    cp scripts/install.sh scripts/vectorlay-supervise "$root/t/"
+    cp "$1" "$root/t/vectorlay-agent"
     echo '::once:/t/trial' >"$root/etc/inittab"
     cat >"$root/t/trial" <<'TRIAL'
 #!/bin/sh

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::engine::cli::Cli;
+use crate::engine::cli::{self, Cli};
 use crate::link::dates;
 use crate::process::{self, Ended};
 use crate::types::ContainerId;
@@ -12,8 +12,8 @@ pub(super) struct Container {
     pub(super) id: ContainerId,
     pub(super) replica: String,
     pub(super) deploy: String,
-    /// PCI addresses, as in the label.
-    pub(super) gpus: String,
+    /// PCI addresses.
+    pub(super) gpus: Vec<String>,
     pub(super) image: String,
     /// Seconds since 1970.
     pub(super) created: Option<u64>,
@@ -43,15 +43,18 @@ pub(super) fn containers(cli: &Cli) -> Result<Vec<Container>, String> {
 /// A line of [`Cli::describe`]; `None` for one that another program printed.
 fn parse(line: &str) -> Option<Container> {
     let fields: Vec<&str> = line.split('\t').collect();
-    let [id, replica, deploy, gpus, image, created, status] = fields.as_slice() else { return None };
+    let [id, replica, deploy, gpus, named, image, created, status] = fields.as_slice() else { return None };
     let text = |json: &str| serde_json::from_str::<String>(json).ok();
-    let label = |json: &str| text(json).filter(|label| label != "none").unwrap_or_default();
+    let label = |json: &str| text(json).filter(|label| !cli::is_nothing(label)).unwrap_or_default();
+    let gpus = label(gpus);
+    // One that was started before the label was written has the engine's name alone.
+    let named = Some(label(named)).filter(|named| !named.is_empty());
     Some(Container {
         id: ContainerId::new(&text(id)?).ok()?,
         replica: text(replica)?,
         deploy: label(deploy),
-        gpus: label(gpus),
-        image: text(image)?,
+        gpus: gpus.split('+').filter(|gpu| !gpu.is_empty()).map(str::to_owned).collect(),
+        image: named.or_else(|| text(image))?,
         created: dates::seconds(&text(created)?),
         status: text(status)?,
     })
@@ -95,17 +98,21 @@ mod tests {
     #[test]
     fn lines_of_nerdctl_and_docker() {
         let id = "0123456789abcdef".repeat(4);
-        let line = |created: &str| {
+        let line = |gpus: &str, named: &str, created: &str| {
             format!(
-                "\"{id}\"\t\"web-1\"\t\"d1\"\t\"none\"\t\"docker.io/library/nginx:1\"\t\"{created}\"\t\"Up\""
+                "\"{id}\"\t\"web-1\"\t\"d1\"\t\"{gpus}\"\t\"{named}\"\t\"sha256:ab\"\t\"{created}\"\t\"Up\""
             )
         };
         for created in ["2026-11-24T05:51:50.1Z", "2026-11-24 05:51:50 +0000 UTC"] {
-            let container = parse(&line(created)).unwrap();
-            assert_eq!((container.replica.as_str(), container.gpus.as_str()), ("web-1", ""));
-            assert_eq!(container.created, Some(1_795_499_510));
+            let container = parse(&line("-", "nginx:1", created)).unwrap();
+            assert_eq!((container.replica.as_str(), container.gpus.len()), ("web-1", 0));
+            assert_eq!((container.image.as_str(), container.created), ("nginx:1", Some(1_795_499_510)));
+            let before = parse(&line("none", "", created)).unwrap();
+            assert_eq!((before.image.as_str(), before.gpus.len()), ("sha256:ab", 0));
+            let pair = parse(&line("0000:41:00.0+0000:43:00.0", "nginx:1", created)).unwrap();
+            assert_eq!(pair.gpus, ["0000:41:00.0", "0000:43:00.0"]);
         }
-        for other in ["", "time=\"x\" level=warning", "\"short\"\t\"\"\t\"\"\t\"\"\t\"\"\t\"\"\t\"\""] {
+        for other in ["", "time=\"x\" level=warning", "\"short\"\t\"\"\t\"\"\t\"\"\t\"\"\t\"\"\t\"\"\t\"\""] {
             assert_eq!(parse(other), None);
         }
     }

@@ -116,7 +116,7 @@ mod tests {
             id: ContainerId::new(&"0123456789abcdef".repeat(4)).unwrap(),
             replica: "a".into(),
             deploy: deploy.into(),
-            gpus: String::new(),
+            gpus: vec![],
             image: "x".into(),
             created: None,
             status: "Up".into(),

@@ -19,7 +19,7 @@ pub(super) fn render(containers: &[Container], status: Result<&Value, &str>, for
                     "deploy": container.deploy,
                     "image": container.image,
                     "created": container.created,
-                    "gpus": container.gpus.split(',').filter(|gpu| !gpu.is_empty()).collect::<Vec<_>>(),
+                    "gpus": container.gpus,
                 })
             });
             let (all, missing) = (all.collect::<Vec<_>>(), without_container(containers, status));
@@ -33,14 +33,14 @@ fn text(containers: &[Container], status: Result<&Value, &str>, now: u64) -> Str
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for container in containers {
         let age = container.created.map_or_else(|| "-".to_owned(), |at| span(now.saturating_sub(at)));
-        let gpus = if container.gpus.is_empty() { "-" } else { &container.gpus };
+        let gpus = if container.gpus.is_empty() { "-".to_owned() } else { container.gpus.join(",") };
         rows.push(vec![
             container.replica.clone(),
             known(&container.replica, status).unwrap_or("-").to_owned(),
             container.status.clone(),
             age,
             container.image.clone(),
-            gpus.to_owned(),
+            gpus,
             container.id.short().to_owned(),
         ]);
     }
@@ -81,7 +81,7 @@ mod tests {
             id: ContainerId::new(&"0123456789abcdef".repeat(4)).unwrap(),
             replica: "web-1".into(),
             deploy: "d1".into(),
-            gpus: "0000:41:00.0".into(),
+            gpus: vec!["0000:41:00.0".into()],
             image: "nginx:1".into(),
             created: Some(1000),
             status: "Up".into(),

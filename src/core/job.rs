@@ -17,6 +17,10 @@ pub const LABEL_GPUS: &str = "vectorlay.gpus";
 /// The label with the node's ID when the container was started: for people, never decided on.
 pub const LABEL_NODE: &str = "vectorlay.node";
 
+/// The label with the image as the deploy named it, for people: the container is run by digest, and that is what the
+/// engine lists.
+pub const LABEL_IMAGE: &str = "vectorlay.image";
+
 /// Names one job. Never used again within a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(pub u64);

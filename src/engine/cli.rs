@@ -12,7 +12,8 @@ use super::env;
 use super::image_policy::Checked;
 use crate::core::inventory::Handover;
 use crate::core::job::{
-    Failure, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC, PullJob, RunJob, Vendor,
+    Failure, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_IMAGE, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC, PullJob,
+    RunJob, Vendor,
 };
 use crate::process::{Bounds, Program};
 use crate::types::{ContainerId, ImageRef};
@@ -34,7 +35,7 @@ pub fn is_nothing(label: &str) -> bool {
 const DEFAULT_ADDRESS: &str = "/run/containerd/containerd.sock";
 const DEFAULT_NAMESPACE: &str = "default";
 /// The labels that every container of ours is given.
-pub const LABELS: [&str; 5] = [LABEL_REPLICA, LABEL_DEPLOY, LABEL_SPEC, LABEL_GPUS, LABEL_NODE];
+pub const LABELS: [&str; 6] = [LABEL_REPLICA, LABEL_DEPLOY, LABEL_SPEC, LABEL_GPUS, LABEL_NODE, LABEL_IMAGE];
 /// The variable that marks children which start no container (see [`crate::engine::orphans`]).
 pub const MARK: &str = "VECTORLAY_CHILD";
 
@@ -250,14 +251,15 @@ impl Cli {
     }
 
     /// The call that describes our containers for a person: a line of JSON values each, separated by tabs: ID, replica,
-    /// deploy, GPUs, image, creation time, status.
+    /// deploy, GPUs, image as the deploy named it, image as the engine names it, creation time, status.
     pub fn describe(&self) -> (Program, Bounds) {
         let label = |name| format!("{{{{json (.Label \"{name}\")}}}}");
         let format = format!(
-            "--format={{{{json .ID}}}}\t{}\t{}\t{}\t{{{{json .Image}}}}\t{{{{json .CreatedAt}}}}\t{{{{json .Status}}}}",
+            "--format={{{{json .ID}}}}\t{}\t{}\t{}\t{}\t{{{{json .Image}}}}\t{{{{json .CreatedAt}}}}\t{{{{json .Status}}}}",
             label(LABEL_REPLICA),
             label(LABEL_DEPLOY),
             label(LABEL_GPUS),
+            label(LABEL_IMAGE),
         );
         let filter = format!("--filter=label={LABEL_REPLICA}");
         let args = ["ps".into(), "--all".into(), "--no-trunc".into(), filter, format];
@@ -586,7 +588,7 @@ mod tests {
         let args = run_args(&cli(Flavour::Nerdctl), &job());
         let expected = "--namespace=ns run --detach --name=replica-r --runtime=io.containerd.kata.v2 --pull=never \
              --label=vectorlay.replica=r --label=vectorlay.deploy=d1 --label=vectorlay.spec=- \
-             --label=vectorlay.gpus=- --label=vectorlay.node=- --log-driver=json-file --log-opt=max-size=10m \
+             --label=vectorlay.gpus=- --label=vectorlay.node=- --label=vectorlay.image=- --log-driver=json-file --log-opt=max-size=10m \
              --log-opt=max-file=3 sha256:ab";
         assert_eq!(args.join(" "), expected);
         assert_eq!(run_args(&cli(Flavour::Docker), &job())[0], "run");

@@ -196,8 +196,9 @@ fn the_inventory_is_the_same_wherever_it_is_told() {
     }
 
     let (_, text) = world.node.said(&["check"]);
-    for bus in BUSES {
-        assert!(text.contains(&format!("GPU 0000:{bus}:00.0  assignable\n")), "{text}");
+    for (group, bus) in (40..).zip(BUSES) {
+        let line = format!("GPU 0000:{bus}:00.0  assignable as /dev/vfio/{group}\n");
+        assert!(text.contains(&line), "{text}");
     }
     assert!(text.contains("vfio: --device /dev/vfio/N"), "{text}");
     let node = world.plane.wait_node(&world.id, WAIT, |node| node["heartbeat"].is_object());
@@ -284,7 +285,7 @@ fn by_nvidias_driver_for_a_plain_runtime() {
     let world = World::start("gpus-nvidia", &facts, &[("runtime", "io.containerd.runc.v2")]);
     let (_, text) = world.node.said(&["check"]);
     assert!(text.contains("nvidia: --gpus with the UUIDs"), "{text}");
-    assert!(text.contains("does not say the UUID of 0000:1b:00.0"), "{text}");
+    assert!(text.contains("does not tell the UUID of 0000:1b:00.0"), "{text}");
     world.refused("all", 8, "8 GPUs asked for, 7 of 8 free");
     let arguments = world.runs("pair", &["43", "52"]);
     assert_eq!(devices(&arguments), [format!("--gpus=\"device={},{}\"", uuid(1), uuid(2))]);

@@ -79,7 +79,7 @@ fn what_compose_leaves_in_an_image_is_masked() {
     let key = "com.docker.compose.project";
     images.load("vectorlay-hostile/compose:1", &json!({"Labels": {key: "shop", "plain": "stays"}}));
     let container = world.deploy("a", &json!({"image": "vectorlay-hostile/compose:1"}));
-    assert_eq!(label(&world, &container, key), "none");
+    assert_eq!(label(&world, &container, key), "-");
     let plain = label(&world, &container, "plain");
     assert!(plain == "stays" || plain.is_null(), "nerdctl 1.7 copies none: {plain}");
 }
@@ -95,7 +95,7 @@ fn an_image_does_not_pose_as_another_replica() {
     images.load("vectorlay-hostile/pose:1", &json!({"Labels": labels}));
     let container = world.deploy("a", &json!({"image": "vectorlay-hostile/pose:1"}));
     assert_eq!(world.engine.containers("another"), [""; 0]);
-    assert_eq!(label(&world, &container, "vectorlay.gpus"), "none");
+    assert_eq!(label(&world, &container, "vectorlay.gpus"), "-");
     world.stop("a", &json!({}));
 }
 
@@ -291,7 +291,11 @@ fn a_private_image_is_not_there_for_everyone() {
     let digests = world.engine.text(&["images", "--digests", "--format={{.Repository}} {{.Digest}}"]);
     let digest = digests.lines().find_map(|line| line.strip_prefix(&format!("{server}/busybox "))).unwrap();
     let by_digest = format!("{server}/busybox@{digest}");
-    world.fail("e", &json!({"image": by_digest}), "pull_failed");
+    // Docker's daemon takes a manifest that it has by its digest without asking the registry (distribution's
+    // manifestStore.Get).
+    if !world.engine.is_docker() {
+        world.fail("e", &json!({"image": by_digest}), "pull_failed");
+    }
     world.engine.clear();
     world.engine.text(&["rmi", "--force", &image]);
 }

@@ -14,7 +14,7 @@ use vectorlay::core::inventory::GpuUse;
 use vectorlay::core::inventory::Handover;
 use vectorlay::core::job::{
     Failure, FailureKind, InspectedState, Job, JobId, LABEL_DEPLOY, LABEL_GPUS, LABEL_REPLICA, Listed,
-    ListedStatus, Outcome, PullJob, RunJob, Vendor,
+    ListedStatus, Outcome, PullCause, PullJob, RunJob, Vendor,
 };
 use vectorlay::engine::cli::{Cli, DEFAULT_PATH, Flavour, LogChoice};
 use vectorlay::engine::image_policy::Checked;
@@ -366,7 +366,7 @@ fn failures_are_told_apart() {
     };
     let pull = Job::Pull(Box::new(PullJob { image: missing, auth: Some(auth), deadline: LONG }));
     let Outcome::Pulled(Err(failure)) = bench.ask(pull) else { panic!() };
-    assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+    assert_eq!(failure.kind, FailureKind::PullRefused(PullCause::Unreachable), "{failure}");
     assert!(failure.message.contains("connection refused"), "{failure}");
 
     // A command that is not there: whatever is left is found by its label and removed by its ID.
@@ -400,8 +400,9 @@ fn a_pull_with_credentials() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(pull(None), Err(FailureKind::Refused));
-    assert_eq!(pull(Some("wrong")), Err(FailureKind::Refused));
+    let unauthorized = Err(FailureKind::PullRefused(PullCause::Unauthorized));
+    assert_eq!(pull(None), unauthorized);
+    assert_eq!(pull(Some("wrong")), unauthorized);
     assert_eq!(pull(Some(&password)), Ok(()));
     let left = std::fs::read_dir(&bench.scratch).unwrap().count();
     assert_eq!(left, 0, "no credentials stay");

@@ -65,8 +65,9 @@ impl Node {
             node.set(setting, path.to_str().unwrap());
         }
         // Tests run side by side, on a machine that may have an agent of its own.
-        let instance = node.path().file_name().unwrap().to_str().unwrap().to_owned();
-        node.set("instance", &instance);
+        let folder = node.path().file_name().unwrap().to_str().unwrap().to_owned();
+        // At most 64 characters; what differs is at the end.
+        node.set("instance", &folder[folder.len().saturating_sub(64)..]);
         let path = node.path().to_str().unwrap().to_owned();
         node.set("data-path", &path).set("log", "debug").set("min-free-gb", "0");
         let file = node.file();

@@ -7,8 +7,8 @@ use super::outcome::{Code, Refusal};
 use super::state::{Deploy, ExitWatch, Replica, ReplicaState, Reported};
 use crate::core::gpus::Claimed;
 use crate::core::job::{
-    Failure, FailureKind, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC, PullJob,
-    RunJob, container_name,
+    Failure, FailureKind, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_IMAGE, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC,
+    PullJob, RunJob, container_name,
 };
 use crate::core::private_images::First;
 use crate::protocol::Pull;
@@ -98,6 +98,7 @@ impl Replica {
             (LABEL_REPLICA, id.to_string()),
             (LABEL_DEPLOY, deploy.id.clone()),
             (LABEL_SPEC, deploy.spec_hash.clone()),
+            (LABEL_IMAGE, work.spec.image.to_string()),
         ];
         if !work.gpus.is_empty() {
             let addresses: Vec<String> = work.gpus.iter().map(|(address, _)| address.to_string()).collect();

@@ -172,8 +172,9 @@ fn packets_are_dropped() {
 #[test]
 fn the_peer_talks_nonsense() {
     let Some(engine) = EngineTurn::shared("the_peer_talks_nonsense") else { return };
-    let (plan, mut random, rig) = (Plan::new(), Random::new(), Rig::new(&engine));
-    let times = plan.pick(2_000, 10_000);
+    let (mut random, rig) = (Random::new(), Rig::new(&engine));
+    // More than 1,000 in a minute are a flood, which ends the connection.
+    let times = 900;
     let path = format!("/nodes/{}/send", rig.node);
     let mut lost = Vec::new();
     let replica = rig.new_replica();
