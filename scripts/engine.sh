@@ -7,9 +7,10 @@
 #   scripts/engine.sh registry [DIR]   starts two registries beside it; prints their variables
 #   scripts/engine.sh image NAME [COMMAND-AS-JSON] [DIR]    makes another image of busybox
 #   scripts/engine.sh restart [DIR]    stops the daemon if it runs, starts it the same way, prints its new PID
+#   scripts/engine.sh reboot [DIR]     does to it what a reboot of the host does; a registry does not come back
 #   scripts/engine.sh stop [DIR]       ends all of it and leaves nothing behind
 # DIR is VECTORLAY_TEST_ENGINE_DIR where it is not given. Sourced, it gives engine_start, engine_registry,
-# engine_image, engine_restart and engine_stop, which set and export the variables themselves.
+# engine_image, engine_restart, engine_reboot and engine_stop, which set and export the variables themselves.
 #
 #   VECTORLAY_TEST_ENGINE           nerdctl or docker (set it before the start to choose)
 #   VECTORLAY_TEST_CONTAINERD       (nerdctl; set it before the start) the containerd to use, with ctr and its shim
@@ -98,11 +99,33 @@ engine_restart() {
     cat "$dir/engine.pid"
 }
 
+# Kills the daemon and all that runs, forgets what lies in /run on a host, and starts the daemon again.
+engine_reboot() {
+    local dir
+    dir=$(engine_dir "$@")
+    kill_all "$dir"
+    rm -rf "$dir/exec"
+    # shellcheck disable=SC2016 # the pattern is the program's
+    "$dir/in" sh -c 'rm -rf /run/containerd/*'
+    daemon_start "$dir" || die "the engine did not come back: see $dir/engine.log"
+}
+
 # Ends all that belongs to the engine and removes all that it kept. Asks nothing of the engine itself, which may be
 # frozen or dead: what is ours is known by its namespaces and its cgroup.
 engine_stop() {
-    local dir pid pids left
+    local dir
     dir=$(engine_dir "$@")
+    kill_all "$dir"
+    end_process "$(cat "$dir/holder.pid" 2>/dev/null)" KILL
+    find /sys/fs/cgroup -depth -type d -path "*/${dir##*/}*" -exec rmdir {} + 2>/dev/null || true
+    remove_folder "$dir"
+    unset "${!VECTORLAY_TEST_ENGINE@}" "${!VECTORLAY_TEST_REGISTRY@}" VECTORLAY_TEST_CLI VECTORLAY_TEST_IMAGE \
+        VECTORLAY_TEST_NAMESPACE
+}
+
+# Kills all processes of the engine in this folder, but for the holder.
+kill_all() {
+    local dir=$1 pid pids left
     thaw "$dir"
     for ((left = ENGINE_GONE_S * 10; left > 0; left--)); do
         # Again until none is left, for one that is killed may just have started another.
@@ -112,11 +135,6 @@ engine_stop() {
         sleep 0.1
     done
     [ "$left" -gt 0 ] || say "these processes of the engine do not end: ${pids[*]}"
-    end_process "$(cat "$dir/holder.pid" 2>/dev/null)" KILL
-    find /sys/fs/cgroup -depth -type d -path "*/${dir##*/}*" -exec rmdir {} + 2>/dev/null || true
-    remove_folder "$dir"
-    unset "${!VECTORLAY_TEST_ENGINE@}" "${!VECTORLAY_TEST_REGISTRY@}" VECTORLAY_TEST_CLI VECTORLAY_TEST_IMAGE \
-        VECTORLAY_TEST_NAMESPACE
 }
 
 # engine_image NAME [COMMAND-AS-JSON]: makes an image of busybox on the spot, from no registry, and loads it.
@@ -505,8 +523,9 @@ engine_main() {
         registry) engine_registry "$@" && engine_print ;;
         image) [ $# -ge 1 ] || die "usage: scripts/engine.sh image NAME [COMMAND-AS-JSON] [DIR]"; engine_image "$@" ;;
         restart) engine_restart "$@" ;;
+        reboot) engine_reboot "$@" ;;
         stop) engine_stop "$@" ;;
-        *) die "usage: scripts/engine.sh start | env | registry | image NAME [COMMAND-AS-JSON] | restart | stop" ;;
+        *) die "usage: scripts/engine.sh start | env | registry | image NAME [COMMAND-AS-JSON] | restart | reboot | stop" ;;
     esac
 }
 

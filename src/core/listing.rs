@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::cx::Cx;
 use super::gpus::GpuTable;
-use super::job::Listed;
+use super::job::{Listed, ListedStatus};
 use super::leftover_calls::LeftoverCalls;
 use super::replica::{Replica, Replicas, Shown};
 use crate::types::{PciAddress, ReplicaId};
@@ -64,6 +64,12 @@ impl Listing {
     /// The replicas that a container or a call is there of, with the GPUs that they carry.
     pub(crate) fn labelled(&self) -> impl Iterator<Item = (&ReplicaId, &BTreeSet<PciAddress>)> {
         self.labelled.iter()
+    }
+
+    /// The replicas of which no container has a task: a reboot has ended what they ran.
+    pub(crate) fn without_task(&self) -> BTreeSet<ReplicaId> {
+        let ended = |containers: &[Listed]| containers.iter().all(|c| c.status == ListedStatus::Created);
+        self.containers.iter().filter(|(_, all)| ended(all)).map(|(id, _)| id.clone()).collect()
     }
 
     /// GPUs whose holder is another than the label of a container says: the label is right, for the record of an earlier

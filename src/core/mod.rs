@@ -487,7 +487,7 @@ impl Core {
 
     /// Starts deploys from the queue, in order, as far as there are slots and GPUs. Says whether any left the queue.
     fn admit(&mut self) -> bool {
-        if self.replicas.queue().is_empty() {
+        if self.replicas.queue().is_empty() || self.replicas.are_clearing() {
             return false;
         }
         let before = self.replicas.queue().len();
@@ -802,7 +802,7 @@ impl Core {
             self.show(&id, &listing, |shown| Input::Listed(shown));
         }
         if first {
-            self.replicas.become_known(&mut self.cx);
+            self.replicas.become_known(&mut self.cx, listing.without_task());
             if self.gpus.table().count().0 > 0 {
                 self.session.info_changed();
             }

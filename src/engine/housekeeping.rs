@@ -1,5 +1,5 @@
-//! Housekeeping: calls of the CLI that an earlier process left behind, the size of log files, helpers of containers that
-//! are gone.
+//! Housekeeping: calls of the CLI that an earlier process left behind, the size of log files, helpers and addresses of
+//! containers that are gone.
 //!
 //! It reads /proc and the log folder, which may hang: it has a thread of its own, and nobody waits for it but the
 //! start, which must know what is still at work.
@@ -11,8 +11,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use super::logs;
 use super::orphans::{self, Call, Leak, Process};
+use super::{addresses, logs};
 use crate::core::{Cleanup, LeftoverCall};
 
 /// How often the size of the log files is looked at.
@@ -23,7 +23,7 @@ const END_WITHIN: Duration = Duration::from_secs(5);
 /// What is looked after.
 #[derive(Debug)]
 pub struct Settings {
-    /// Where /proc is.
+    /// Where /proc and /var are.
     pub root: PathBuf,
     /// The folder of log files, if the shims write any.
     pub logs: Option<PathBuf>,
@@ -142,6 +142,7 @@ fn clean_up(settings: &Settings, cleanup: &Cleanup, suspects: &mut BTreeSet<(i32
     if cleanup.gone.is_empty() {
         return;
     }
+    addresses::give_back(&settings.root, &cleanup.gone);
     let leaks = orphans::leaks(&settings.root, &cleanup.gone).unwrap_or_default();
     let mut seen = BTreeSet::new();
     for Leak { process, container, name } in leaks {

@@ -12,6 +12,7 @@
 //!
 //! Nothing is decided or retried here.
 
+pub mod addresses;
 pub mod cli;
 pub mod credentials;
 pub mod env;
@@ -38,7 +39,7 @@ use std::time::{Duration, Instant};
 use crate::core::job::{Failure, FailureKind, Job, JobId, Outcome, RunJob};
 use crate::process::{self, Cancel};
 use crate::types::ImageRef;
-use cli::{Cli, LogChoice};
+use cli::{Cli, Flavour, LogChoice};
 use credentials::Credentials;
 use image::Known;
 use image_policy::Checked;
@@ -383,6 +384,12 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
         log::debug!("{id} {job}: {error}");
     }
     match parse::outcome(job, &result) {
+        Outcome::Removed(Ok(())) => {
+            if let (Job::Remove(id), Flavour::Nerdctl) = (job, settings.cli.flavour) {
+                addresses::give_back(&settings.root, &[id.clone()].into());
+            }
+            Outcome::Removed(Ok(()))
+        }
         Outcome::Listed(Err(whole @ Failure { kind: FailureKind::Refused, .. })) => {
             Outcome::Listed(piecewise::list(&settings.cli, whole, cancel))
         }

@@ -109,6 +109,32 @@ fn a_container_that_vanished_meanwhile_is_told_as_failed() {
 }
 
 #[test]
+fn what_a_reboot_ended_is_removed_before_anything_starts() {
+    let mut rig = Rig::online();
+    rig.deploy("a", "q1");
+    rig.deploy("b", "q2");
+    rig.pong();
+    for container in rig.engine.containers.values_mut() {
+        container.status = Status::Created;
+    }
+    rig.engine.mode = Mode::Frozen;
+    let mut rig = rig.restart();
+    rig.hold("remove");
+    rig.engine.mode = Mode::Well;
+    rig.release("list");
+    rig.connect();
+    rig.deploy("c", "q3");
+    let runs = |rig: &Rig| rig.started.iter().filter(|job| job.starts_with("run")).count();
+    assert_eq!((rig.under_way("remove"), runs(&rig)), (2, 0));
+    rig.comes_back("remove", |_| Outcome::Removed(Ok(())));
+    assert_eq!(runs(&rig), 0);
+    // One that does not go holds nothing up any longer.
+    rig.comes_back("remove", |job| failed(job, FailureKind::Deadline, "the engine's rm did not finish"));
+    assert_eq!(runs(&rig), 1);
+    assert!(rig.sent().contains(&"deploy_result c running q3".to_owned()));
+}
+
+#[test]
 fn containers_without_a_record_are_adopted_with_their_gpus() {
     let mut rig = Rig::online();
     rig.deploy_with("r", "q1", r#","gpu_count":2"#);

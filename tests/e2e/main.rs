@@ -29,6 +29,7 @@ mod looks;
 mod operate;
 mod ports;
 mod ready;
+mod rebooted;
 mod reconnect;
 mod restarts;
 mod secured;

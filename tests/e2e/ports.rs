@@ -2,40 +2,21 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde_json::json;
 
-use crate::support::agent::Node;
 use crate::support::control_plane::WAIT;
-use crate::support::engine::Engine;
+use crate::support::host::machine;
 use crate::support::wait::wait_until;
 use crate::world::World;
-
-/// This machine with the engine's network: that of the tests is another one, where nothing is published.
-fn machine(node: &Node, engine: &Engine) -> PathBuf {
-    let root = node.path().join("machine");
-    fs::create_dir_all(root.join("proc")).unwrap();
-    let link = |from: &str| {
-        for entry in fs::read_dir(from).unwrap().flatten() {
-            let path = entry.path();
-            let there = root.join(path.strip_prefix("/").unwrap());
-            if !fs::exists(&there).unwrap() {
-                symlink(path, there).unwrap();
-            }
-        }
-    };
-    symlink(format!("/proc/{}/net", engine.daemon()), root.join("proc/net")).unwrap();
-    link("/proc");
-    link("/");
-    root
-}
 
 #[test]
 fn a_port_in_use_is_not_published() {
     let started = World::with("a_port_in_use_is_not_published", |node, engine| {
-        let root = machine(node, engine);
+        // The network of the tests is another one, where nothing is published.
+        let net = format!("/proc/{}/net", engine.daemon());
+        let root = machine(&node.path().join("machine"), &[("proc/net", Path::new(&net))]);
         node.set("network", "bridge").set("root", root.to_str().unwrap());
         root.join("proc/net")
     });

@@ -180,6 +180,23 @@ impl OwnEngine {
         Self { engine: Engine::read(variable).unwrap(), dir: variable("VECTORLAY_TEST_ENGINE_DIR").unwrap() }
     }
 
+    /// Does to it what a reboot of the host does.
+    pub fn reboot(&self) {
+        let output = Self::script(&self.engine.kind, &["reboot", &self.dir]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        Path::new(&self.dir)
+    }
+
+    /// A path as the engine sees it, which has some folders of its own.
+    pub fn inside(&self, path: &str) -> PathBuf {
+        let holder = std::fs::read_to_string(self.dir().join("holder.pid")).unwrap();
+        format!("/proc/{}/root{path}", holder.trim()).into()
+    }
+
     fn script(kind: &str, args: &[&str]) -> Output {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/engine.sh");
         let mut command = Command::new("timeout");

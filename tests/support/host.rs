@@ -53,6 +53,34 @@ pub fn config(root: &Path, settings: &[(&str, &str)]) -> Config {
     config::load(&overrides, [], config::Need::All).unwrap().config
 }
 
+/// This machine below `root`, but with these of its files, by their paths without the first `/`, replaced by others.
+pub fn machine(root: &Path, replaced: &[(&str, &Path)]) -> PathBuf {
+    mirror(Path::new("/"), root, replaced);
+    root.to_owned()
+}
+
+fn mirror(real: &Path, here: &Path, replaced: &[(&str, &Path)]) {
+    fs::create_dir_all(here).unwrap();
+    // /proc changes while it is read.
+    let mut names: Vec<_> = fs::read_dir(real).unwrap().flatten().map(|entry| entry.file_name()).collect();
+    names.extend(replaced.iter().filter_map(|(path, _)| Some(path.split('/').next()?.into())));
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        let below: Vec<(&str, &Path)> = replaced
+            .iter()
+            .filter_map(|(path, to)| Some((path.strip_prefix(name.to_str()?)?, *to)))
+            .filter(|(rest, _)| rest.is_empty() || rest.starts_with('/'))
+            .map(|(rest, to)| (rest.trim_start_matches('/'), to))
+            .collect();
+        match below.as_slice() {
+            [] => symlink(real.join(&name), here.join(&name)).unwrap(),
+            [("", to)] => symlink(to, here.join(&name)).unwrap(),
+            below => mirror(&real.join(&name), &here.join(&name), below),
+        }
+    }
+}
+
 impl Host {
     /// Builds the host that `facts` describe.
     pub fn new(facts: &str) -> Self {

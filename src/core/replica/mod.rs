@@ -61,6 +61,8 @@ pub(crate) struct Replicas {
     awaiting_listing: BTreeSet<ReplicaId>,
     /// Replicas of whose container the engine cannot say how it is.
     unclear: BTreeSet<ReplicaId>,
+    /// Replicas whose containers a reboot ended, until their first removal has come back.
+    ended_by_reboot: BTreeSet<ReplicaId>,
     /// Leftover containers that are being removed.
     leftovers: BTreeSet<ContainerId>,
     /// A listing has been taken up: the containers are known.
@@ -133,9 +135,10 @@ impl Replicas {
         self.known
     }
 
-    /// A listing has been taken up.
-    pub(crate) fn become_known(&mut self, cx: &mut Cx) {
+    /// A listing has been taken up, which shows of these replicas only containers without a task.
+    pub(crate) fn become_known(&mut self, cx: &mut Cx, without_task: BTreeSet<ReplicaId>) {
         self.known = true;
+        self.ended_by_reboot = without_task;
         // What is not given up before depends on it.
         for (id, replica) in &self.all {
             cx.timers.set_replica(id, replica.timers(true));
@@ -196,6 +199,12 @@ impl Replicas {
         let holders = others
             .filter_map(|(_, replica)| Some((replica, wanted().find(|port| replica.publishes(*port))?)));
         holders.min_by_key(|(replica, _)| replica.is_leaving())
+    }
+
+    /// Whether what a reboot ended is still being removed for the first time: what starts before may find no address left.
+    pub(crate) fn are_clearing(&mut self) -> bool {
+        self.ended_by_reboot.retain(|id| self.all.get(id).is_some_and(Replica::awaits_first_removal));
+        !self.ended_by_reboot.is_empty()
     }
 
     /// Images that are being pulled for a deploy.

@@ -379,6 +379,11 @@ impl Replica {
         matches!(self.class(), CommandClass::Leaving { .. } | CommandClass::Exited)
     }
 
+    /// Whether its containers are to be removed, and no removal has come back yet.
+    pub(super) fn awaits_first_removal(&self) -> bool {
+        matches!(&self.state, ReplicaState::Removing(removal) if removal.attempts == 0)
+    }
+
     /// Whether it waits for a listing.
     pub(crate) fn needs_listing(&self) -> bool {
         let looks = |step| matches!(step, RemovalStep::AwaitingListing(_) | RemovalStep::Proving(_));

@@ -1,0 +1,72 @@
+//! What a reboot of the host leaves behind.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::support::agent::Node;
+use crate::support::control_plane::{ControlPlane, TOKEN, WAIT};
+use crate::support::engine::{EngineTurn, OwnEngine};
+use crate::support::host::machine;
+use crate::support::skip::skip;
+use crate::world::connected;
+
+/// As many containers as a network of eight addresses has room for: one is the network's own, one the bridge's, one
+/// for broadcasts.
+const ROOM: usize = 5;
+
+/// nerdctl's records of containers' names: `nerdctl.data/HASH/names/NAMESPACE/NAME`.
+fn records_of_names(engine: &Path) -> Vec<PathBuf> {
+    let below = |folder: &Path| -> Vec<PathBuf> {
+        fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    };
+    let stores = below(&engine.join("nerdctl.data"));
+    let namespaces = stores.iter().flat_map(|store| below(&store.join("names")));
+    let records = namespaces.flat_map(|namespace| below(&namespace));
+    records.filter(|record| record.file_name().unwrap().to_str().unwrap().starts_with("replica-")).collect()
+}
+
+#[test]
+fn what_a_reboot_ended_gives_its_addresses_back() {
+    let name = "what_a_reboot_ended_gives_its_addresses_back";
+    // Not the engine that the others use: it loses all that runs.
+    let Some(turn) = EngineTurn::shared(name) else { return };
+    if turn.is_docker() {
+        return skip(name, "Docker keeps its addresses itself");
+    }
+    let engine = OwnEngine::start(&turn);
+    engine.text(&["network", "create", "--subnet", "10.123.0.0/29", "small"]);
+    let mut node = Node::new(name);
+    engine.give_to(&mut node);
+    let root = machine(&node.path().join("machine"), &[("var/lib/cni", &engine.inside("/var/lib/cni"))]);
+    node.set("network", "small").set("root", root.to_str().unwrap());
+    let plane = ControlPlane::start(&["--state", node.path().join("plane.json").to_str().unwrap()]);
+    node.set("url", plane.url()).env("VECTORLAY_TOKEN", TOKEN);
+    let mut agent = node.start();
+    let id = connected(&plane);
+    let deploy = |replica: String| {
+        let payload = json!({"replica_id": replica, "image": engine.image});
+        plane.api_post(&format!("/nodes/{id}/deploy"), &payload)["request_id"].clone()
+    };
+    for round in 0..3 {
+        // All at once, as a control plane does that finds a node empty. The names are those of the boot before.
+        let requests: Vec<Value> = (0..ROOM).map(|n| deploy(format!("r{}", n + round % 2))).collect();
+        for request in requests {
+            let result = plane.wait_event(WAIT, |event| event["payload"]["request_id"] == request);
+            assert_eq!(result["payload"]["status"], "running", "boot {round}: {result}");
+        }
+        agent.kill();
+        engine.reboot();
+        if round == 0 {
+            // As a power cut leaves them. nerdctl 1.7 takes these names for used from now on, by a container without ID.
+            let names = records_of_names(engine.dir());
+            assert_eq!(names.len(), ROOM);
+            names.iter().for_each(|name| fs::write(name, "").unwrap());
+        }
+        let mark = plane.mark();
+        agent = node.start();
+        plane.wait_event_after(mark, WAIT, |event| event["type"] == "heartbeat");
+    }
+    drop(agent);
+}
