@@ -141,7 +141,7 @@ say "    node says that it is degraded. A host of yours needs Kata, or the setti
 
 step "5. The control plane deploys a replica: a real container starts, and the result is reported."
 image=${VECTORLAY_TEST_IMAGE:-vectorlay-test/busybox:1}
-printf -v deploy '{"replica_id":"%s","image":"%s","env_vars":{"GREETING":"  two lines,\\nexactly as sent  "}}' \
+printf -v deploy '{"replica_id":"%s","image":"%s","env_vars":{"GREETING":"two lines,\\nexactly as sent"}}' \
     "$REPLICA" "$image"
 printf 'deploy %s\n' "$deploy" | shown
 post deploy "$deploy"

@@ -209,6 +209,7 @@ fn core_settings(config: &Config) -> core::Settings {
         image_marks: (config.image_high_percent > 0)
             .then_some((config.image_high_percent, config.image_low_percent)),
         ask_guests: config.gpu_guest_utilization,
+        reserve_memory_mib: config.reserve_memory_mb,
         gpu_retest: Duration::from_secs(config.gpu_retest_s),
     }
 }
@@ -385,6 +386,7 @@ impl Edges {
             Action::Unwatch(container) => self.watcher.unwatch(container),
             Action::FindLeftoverCalls => self.housekeeper.find_calls(),
             Action::EndLeftoverCalls(deploy) => self.housekeeper.end_calls(deploy),
+            Action::EndShim(container) => self.housekeeper.end_shim(container),
             Action::CleanUp(cleanup) => self.housekeeper.clean_up(cleanup),
             Action::Sample(sample) => self.sampler.order(sample),
             Action::Save(seq, text) => self.store.save(Record::State(text), seq),

@@ -117,6 +117,7 @@ mod tests {
                 ok,
                 version: version.map(str::to_owned),
                 modules,
+                microvm: None,
                 detail: detail.to_owned(),
             };
         vec![

@@ -92,6 +92,8 @@ pub enum Action {
     FindLeftoverCalls,
     /// End the CLI calls of an earlier process for this deploy.
     EndLeftoverCalls(String),
+    /// End the shim of this container, which hangs.
+    EndShim(ContainerId),
     /// Delete what no container needs any more: log files, helper processes.
     CleanUp(Cleanup),
     /// Read something of the host.
@@ -176,6 +178,7 @@ impl fmt::Display for Action {
             Self::Unwatch(container) => write!(f, "watch nothing for {}", container.short()),
             Self::FindLeftoverCalls => f.write_str("look for calls of an earlier process"),
             Self::EndLeftoverCalls(deploy) => write!(f, "end the calls for deploy {deploy}"),
+            Self::EndShim(container) => write!(f, "end the shim of {}", container.short()),
             Self::CleanUp(cleanup) => write!(f, "clean up after {} containers", cleanup.gone.len()),
             Self::Sample(sample) => write!(f, "read {sample:?}"),
             Self::Save(seq, _) => write!(f, "save record {seq}"),

@@ -16,6 +16,8 @@ pub struct Hardware {
     pub cpu_cores: Option<u32>,
     /// MemTotal in GiB, rounded to the nearest integer.
     pub ram_gib: Option<u32>,
+    /// MemTotal in MiB, rounded down.
+    pub memory_mib: Option<u64>,
     /// `x86_64`, `aarch64`.
     pub arch: Option<String>,
     /// The kernel's release, as `uname -r` prints it.
@@ -217,8 +219,18 @@ pub struct Check {
     pub version: Option<String>,
     /// Loaded or built-in VFIO modules (`vfio` alone).
     pub modules: Option<u32>,
+    /// The microVMs that the runtime makes (`kata-runtime` alone); `None`: it makes none.
+    pub microvm: Option<MicroVm>,
     /// What was found, and what to do when it is not ok.
     pub detail: String,
+}
+
+/// The microVMs that a runtime makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MicroVm {
+    /// MiB that each takes besides its container's memory limit: for the guest's system and the hypervisor; `None`: not
+    /// known.
+    pub overhead_mib: Option<u64>,
 }
 
 /// What changes all the time.

@@ -41,6 +41,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use self::capacity::NoRoom;
 pub use self::cleanup::Cleanup;
 use self::cx::{Cx, JobOwner};
 use self::engine_health::EngineHealth;
@@ -60,7 +61,7 @@ use self::persistence::Persistence;
 use self::private_images::PrivateImages;
 use self::replica::{
     Awaited, Code, DEPLOY_TIMEOUT, DEPLOY_TIMEOUT_GPU, Deploy, Effect, Input, Load, OnDeploy, REQUESTS_MAX,
-    Refusal, Replica, Replicas, Shown, Surroundings, WaitingCommands, Work,
+    Refusal, Replica, Replicas, Shown, Surroundings, WaitingCommands, Work, warnings,
 };
 use self::report::View;
 use self::results::Results;
@@ -72,6 +73,7 @@ use self::timers::{Due, Timer};
 use crate::protocol::{self, Command, Inbound};
 use crate::types::{ReplicaId, RequestId};
 
+mod capacity;
 mod cleanup;
 mod complaints;
 mod connection_loss;
@@ -465,7 +467,11 @@ impl Core {
     /// Hands a replica an input and carries out what follows.
     fn apply(&mut self, id: &ReplicaId, input: Input<'_>) {
         let too_little_space = self.node.too_little_space(self.cx.settings.min_free_bytes);
-        let around = Surroundings { node: self.session.node(), too_little_space: too_little_space.as_ref() };
+        let around = Surroundings {
+            node: self.session.node(),
+            too_little_space: too_little_space.as_ref(),
+            microvm: self.node.has_microvms(&self.cx.settings.runtime),
+        };
         for effect in self.replicas.apply(&mut self.cx, around, id, input) {
             let now = self.cx.now;
             match effect {
@@ -501,6 +507,15 @@ impl Core {
             else {
                 continue;
             };
+            let (held, returning) = self.replicas.promised();
+            match self.view(self.cx.now).capacity().refuses(&work.spec, held, returning) {
+                None => {}
+                Some(NoRoom::Wait) => continue,
+                Some(NoRoom::Refused(refusal)) => {
+                    self.apply(&id, Input::NotAdmitted(refusal));
+                    continue;
+                }
+            }
             let first = match self.private_images.first(work) {
                 Ok(first) => first,
                 Err(refusal) => {
@@ -649,6 +664,11 @@ impl Core {
             return;
         }
         let now = self.cx.now;
+        if meaning == OnDeploy::Running {
+            let warnings = warnings(&spec, self.node.has_microvms(&self.cx.settings.runtime));
+            self.apply(&id, Input::AlreadyRuns(request, warnings));
+            return;
+        }
         let usual = if spec.gpu_count > 0 { DEPLOY_TIMEOUT_GPU } else { DEPLOY_TIMEOUT };
         let accept = |core: &mut Self, request| Deploy {
             id: core.cx.fresh_deploy_id(),
@@ -674,8 +694,7 @@ impl Core {
             }
             OnDeploy::Join => self.apply(&id, Input::Join { request, of: Awaited::Deploy }),
             OnDeploy::JoinSuccessor => self.apply(&id, Input::Join { request, of: Awaited::Successor }),
-            OnDeploy::Running => self.apply(&id, Input::AlreadyRuns(request)),
-            OnDeploy::Conflict => {}
+            OnDeploy::Running | OnDeploy::Conflict => {}
         }
     }
 

@@ -16,6 +16,8 @@ use super::{Action, Sample};
 
 /// The dependencies, by their names on the wire; one that has not answered yet is reported as such.
 const DEPENDENCIES: [&str; 7] = ["containerd", "nerdctl", "cni", "kata-runtime", "virtiofsd", "kvm", "vfio"];
+/// The check that knows the microVMs.
+const MICROVM_CHECK: &str = "kata-runtime";
 /// How soon the dependencies are checked again when one that is required does not work.
 const CHECKS_RETRY: Duration = Duration::from_secs(30);
 
@@ -217,6 +219,16 @@ impl Node {
         })
     }
 
+    /// Whether containers run in microVMs: as the check of their runtime found, before that as the runtime's name says.
+    pub(crate) fn has_microvms(&self, runtime: &str) -> bool {
+        self.checks.get(MICROVM_CHECK).map_or(runtime.contains("kata"), |check| check.microvm.is_some())
+    }
+
+    /// MiB that each replica takes besides its memory limit, as far as it is known.
+    pub(crate) fn overhead_mib(&self) -> u64 {
+        self.checks.get(MICROVM_CHECK).and_then(|check| check.microvm?.overhead_mib).unwrap_or(0)
+    }
+
     /// The dependencies, as `system_info` shows them.
     pub(crate) fn dependencies(&self) -> Value {
         let mut checks = Map::new();
@@ -263,6 +275,7 @@ mod tests {
             ok,
             version: None,
             modules: None,
+            microvm: None,
             detail: "does not answer".into(),
         }
     }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::Settings;
+use super::capacity::Capacity;
 use super::engine_health::EngineHealth;
 use super::gpus::Gpus;
 use super::gpus::guests::{GpuUsage, Guests};
@@ -100,6 +101,7 @@ impl View<'_> {
             "gpu_memory_total_gb": gpus.memory_gib.map(|(_, total)| total),
             "memory_used_gb": memory.map(|(used, _)| used),
             "memory_total_gb": memory.map(|(_, total)| total),
+            "memory_free_mb": self.capacity().free_mib(self.replicas.promised().0),
             "storage": self.node.storage(),
             "state": self.state().0,
             "gpus_total": total,
@@ -133,6 +135,17 @@ impl View<'_> {
         })
     }
 
+    /// What the host has for replicas.
+    pub(crate) fn capacity(&self) -> Capacity {
+        let hardware = self.gpus.hardware();
+        Capacity {
+            memory_mib: hardware.and_then(|hardware| hardware.memory_mib),
+            cpus: hardware.and_then(|hardware| hardware.cpu_cores),
+            reserve_mib: self.settings.reserve_memory_mib,
+            overhead_mib: self.node.overhead_mib(),
+        }
+    }
+
     fn gpu_usage(&self) -> GpuUsage {
         let runs = |id: &ReplicaId| self.replicas.get(id).is_some_and(|replica| replica.running().is_some());
         self.guests.gpu_usage(self.now, self.node.gpus_in_use(), runs)
@@ -163,7 +176,7 @@ impl View<'_> {
 fn container(replica: &Replica) -> Value {
     let mut value = json!({ "replica_id": replica.id().as_str(), "status": replica.status() });
     if let Some(map) = value.as_object_mut() {
-        if let Some(exit) = replica.exit() {
+        if let Some(exit) = replica.exit().filter(|exit| !exit.microvm_ended) {
             if let Some(code) = exit.code {
                 map.insert("exit_code".into(), code.into());
             }

@@ -18,6 +18,12 @@ const ANSWERED_MAX: usize = 1024;
 /// Maximum number of results that are kept and outcomes that are owed; past it new deploys are `busy`.
 pub(crate) const OWED_MAX: usize = 1024;
 
+/// Why a replica failed whose container is there and has ended.
+const MICROVM_ENDED: &str =
+    "the microVM ended: its hypervisor, guest or shim died, not the program; see the kernel's log and Kata's";
+/// Why one failed whose container is not there.
+const CONTAINER_GONE: &str = "its container is gone: something other than this agent removed it";
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
@@ -72,7 +78,7 @@ impl Results {
     /// Keeps an outcome for everyone who waits for it. It is sent once `barrier` opens.
     pub(crate) fn report(&mut self, cx: &mut Cx, id: &ReplicaId, report: Report, barrier: DurableBarrier) {
         match report {
-            Report::Running { requests, spec_hash, container, gpus, took } => {
+            Report::Running { requests, spec_hash, container, gpus, took, warnings } => {
                 let mut payload = payload(id, "running");
                 if let Some(container) = container {
                     payload.insert("container_id".into(), container.as_str().into());
@@ -80,6 +86,9 @@ impl Results {
                 if !gpus.is_empty() {
                     let gpus: Vec<String> = gpus.iter().map(ToString::to_string).collect();
                     payload.insert("gpus".into(), gpus.into());
+                }
+                if !warnings.is_empty() {
+                    payload.insert("warnings".into(), warnings.into());
                 }
                 if let Some(took) = took {
                     payload.insert("duration_ms".into(), millis(took));
@@ -100,10 +109,9 @@ impl Results {
                 };
                 self.keep(cx, ResultKind::Stop, id, requests, &payload, |entry| entry.after(barrier));
             }
+            Report::Exited(exit) if exit.microvm_ended => self.keep_exit(cx, id, "failed", exit, barrier),
             Report::Exited(exit) => self.keep_exit(cx, id, "exited", exit, barrier),
-            Report::Vanished => {
-                self.keep_exit(cx, id, "failed", Exit { code: None, oom: None }, barrier);
-            }
+            Report::Vanished => self.keep_exit(cx, id, "failed", Exit::of_program(None, None), barrier),
         }
     }
 
@@ -114,6 +122,11 @@ impl Results {
         }
         if let Some(oom) = exit.oom {
             payload.insert("oom_killed".into(), oom.into());
+        }
+        if exit.microvm_ended {
+            payload.insert("reason".into(), MICROVM_ENDED.into());
+        } else if status == "failed" {
+            payload.insert("reason".into(), CONTAINER_GONE.into());
         }
         log_outcome(cx, ResultKind::Exit, id, &payload);
         self.outbox.push(Entry::new(ResultKind::Exit, id.clone(), None, payload).after(barrier));
@@ -292,6 +305,11 @@ fn log_outcome(cx: &mut Cx, kind: ResultKind, id: &ReplicaId, payload: &Map<Stri
     let failed = word("status") == "failed";
     if failed && kind != ResultKind::Exit {
         text += &format!(" ({}): {}", word("code"), word("error"));
+    } else if failed {
+        text += &format!(": {}", word("reason"));
+    }
+    for warning in payload.get("warnings").and_then(Value::as_array).into_iter().flatten() {
+        cx.warn(format!("replica {id}: {}", warning.as_str().unwrap_or_default()));
     }
     if failed {
         cx.warn(text);

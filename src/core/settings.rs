@@ -28,6 +28,8 @@ pub struct Settings {
     pub min_free_bytes: u64,
     /// The data path's use, in percent, from which and down to which images are removed; `None`: never.
     pub image_marks: Option<(u8, u8)>,
+    /// Memory that is promised to no replica.
+    pub reserve_memory_mib: u64,
     /// Whether containers are asked how busy their GPUs are.
     pub ask_guests: bool,
     /// How long a GPU that failed is left alone before a good reading counts.
@@ -66,6 +68,7 @@ impl Settings {
             grace: Duration::from_secs(20),
             min_free_bytes: 5,
             image_marks: None,
+            reserve_memory_mib: 0,
             ask_guests: false,
             gpu_retest: Duration::ZERO,
         }

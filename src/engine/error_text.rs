@@ -349,6 +349,16 @@ mod tests {
             "a log inside without its end: stderr: time=\"t\" level=fatal msg=\"broken",
             "a log inside without its end: broken",
         );
+        // Kata's Go shim, whose agent in the guest adds the addresses of its own code.
+        check(
+            "failed to create shim task: the file /no/such was not found Stack backtrace: 0: <unknown> 1: <unknown>: unknown",
+            "failed to create shim task: the file /no/such was not found",
+        );
+        check(
+            "failed to create shim task: host system doesn't support vsock: stat /dev/vhost-vsock: no such file or \
+             directory: unknown",
+            "failed to create shim task: host system doesn't support vsock: stat /dev/vhost-vsock: no such file or directory",
+        );
         check("plain", "plain");
     }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::orphans::{self, Call, Leak, Process};
 use super::{addresses, logs};
 use crate::core::{Cleanup, LeftoverCall};
+use crate::types::ContainerId;
 
 /// How often the size of the log files is looked at.
 const BOUND_EVERY: Duration = Duration::from_secs(5);
@@ -35,6 +36,7 @@ pub struct Settings {
 enum Order {
     FindCalls,
     EndCalls(String),
+    EndShim(ContainerId),
     CleanUp(Cleanup),
 }
 
@@ -69,6 +71,11 @@ impl Housekeeper {
         let _ = self.orders.send(Order::EndCalls(deploy));
     }
 
+    /// Ends the shim of a container that hangs. Never blocks.
+    pub fn end_shim(&self, container: ContainerId) {
+        let _ = self.orders.send(Order::EndShim(container));
+    }
+
     /// Removes what belongs to no container any more. Never blocks.
     pub fn clean_up(&self, cleanup: Cleanup) {
         let _ = self.orders.send(Order::CleanUp(cleanup));
@@ -87,6 +94,7 @@ fn work(
         match orders.recv_timeout(bound_due.saturating_duration_since(Instant::now())) {
             Ok(Order::FindCalls) => found(find_calls(settings)),
             Ok(Order::EndCalls(deploy)) => end_calls(settings, &deploy),
+            Ok(Order::EndShim(container)) => end_shim(settings, container),
             Ok(Order::CleanUp(cleanup)) => clean_up(settings, &cleanup, &mut suspects),
             Err(RecvTimeoutError::Timeout) => {
                 bound_due = Instant::now() + BOUND_EVERY;
@@ -121,6 +129,19 @@ fn end_calls(settings: &Settings, deploy: &str) {
                 orphan.process.pid
             );
             end_process(orphan.process);
+        }
+    }
+}
+
+/// A shim that hangs while its guest boots takes no SIGTERM; Kata's leaves nothing of the microVM behind when it is killed.
+fn end_shim(settings: &Settings, container: ContainerId) {
+    let helpers = orphans::leaks(&settings.root, &BTreeSet::from([container])).unwrap_or_default();
+    for Leak { process, container, name } in helpers {
+        if name.starts_with("containerd-shim") {
+            log::warn!("ending {name} (pid {}): it hangs with container {}", process.pid, container.short());
+            if let Err(error) = orphans::end(process, true) {
+                log::warn!("cannot end process {}: {error}", process.pid);
+            }
         }
     }
 }

@@ -33,11 +33,13 @@ use crate::core::inventory::{Gpu, Hardware};
 
 /// What the machine is, with the GPUs that an inventory found. `instance` is the agent's name among several on the machine.
 pub fn hardware(root: &Path, instance: Option<&str>, gpus: Vec<Gpu>) -> Hardware {
+    let memory = memory::read(root);
     Hardware {
         hostname: identity::hostname(root),
         cpu_model: cpu::model(root),
         cpu_cores: cpu::online(root),
-        ram_gib: memory::read(root).map(memory::Memory::total_gib),
+        ram_gib: memory.map(memory::Memory::total_gib),
+        memory_mib: memory.map(|memory| memory.total_kib / 1024),
         arch: Some(std::env::consts::ARCH.to_owned()),
         kernel: identity::kernel(root),
         boot_id: identity::boot_id(root),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vectorlay::core::identity::Identity;
-use vectorlay::core::inventory::{Check, Gpu, Hardware, Usage};
+use vectorlay::core::inventory::{Check, Gpu, Hardware, MicroVm, Usage};
 use vectorlay::core::job::{Job, JobId, Outcome};
 use vectorlay::core::link_api::{Down, DownReason, LinkCommand, LinkEvent, LinkId};
 use vectorlay::core::operator::{ControlId, Request};
@@ -62,6 +62,7 @@ pub struct Rig {
     calls: Vec<(JobId, Job)>,
     pub started: Vec<String>,
     sent: Vec<String>,
+    payloads: Vec<(String, Value)>,
     pub link: Option<LinkId>,
     pub orders: Vec<LinkCommand>,
     pub pings: Vec<u64>,
@@ -96,6 +97,7 @@ impl Rig {
             grace: Duration::from_secs(20),
             min_free_bytes: 5,
             image_marks: start.image_marks,
+            reserve_memory_mib: 1024,
             ask_guests: start.ask_guests,
             gpu_retest: Duration::ZERO,
         };
@@ -123,6 +125,7 @@ impl Rig {
             calls: Vec::new(),
             started: Vec::new(),
             sent: Vec::new(),
+            payloads: Vec::new(),
             link: None,
             orders: Vec::new(),
             pings: Vec::new(),
@@ -194,6 +197,11 @@ impl Rig {
                 Action::End(end) => self.end = Some(end),
                 Action::CancelJob(_) | Action::EndLeftoverCalls(_) => self.other.push(action.to_string()),
                 Action::Log(level, text) => self.log.push(format!("{level} {text}")),
+                Action::EndShim(container) => {
+                    self.other
+                        .push(format!("end the shim of {}", self.engine.containers[&container].replica));
+                    self.engine.end_shim(&container);
+                }
                 Action::Sample(_) | Action::CleanUp(_) => {}
             }
         }
@@ -246,6 +254,11 @@ impl Rig {
         self.event(Event::Job(id, outcome(&job)));
     }
 
+    /// Looks at a held call.
+    pub fn look(&self, name: &str, at: impl FnOnce(&Job)) {
+        at(&self.calls.iter().find(|(_, job)| job.to_string().starts_with(name)).unwrap().1);
+    }
+
     pub fn under_way(&self, name: &str) -> usize {
         self.calls.iter().filter(|(_, job)| job.to_string().starts_with(name)).count()
     }
@@ -253,7 +266,12 @@ impl Rig {
     fn order(&mut self, order: LinkCommand) {
         match &order {
             LinkCommand::Dial { link, .. } | LinkCommand::Register { link, .. } => self.link = Some(*link),
-            LinkCommand::Send(_, text) => self.sent.push(line(text)),
+            LinkCommand::Send(_, text) => {
+                self.sent.push(line(text));
+                let mut message: Value = serde_json::from_str(text).unwrap();
+                let kind = message["type"].as_str().unwrap().to_owned();
+                self.payloads.push((kind, message["payload"].take()));
+            }
             LinkCommand::Ping(_, number) => self.pings.push(*number),
             LinkCommand::Close { .. } | LinkCommand::Reject { .. } | LinkCommand::Abandon(_) => {}
         }
@@ -362,7 +380,15 @@ impl Rig {
         self.everything_sent().into_iter().filter(news).collect()
     }
 
+    /// The payloads of what was sent of this kind since anything was last asked.
+    pub fn payloads(&mut self, kind: &str) -> Vec<Value> {
+        let all = std::mem::take(&mut self.payloads);
+        self.sent.clear();
+        all.into_iter().filter(|(of, _)| of == kind).map(|(_, payload)| payload).collect()
+    }
+
     pub fn everything_sent(&mut self) -> Vec<String> {
+        self.payloads.clear();
         std::mem::take(&mut self.sent)
     }
 
@@ -441,11 +467,24 @@ pub fn check(ok: bool) -> Check {
         ok,
         version: None,
         modules: None,
+        microvm: None,
         detail: if ok { String::new() } else { "does not answer: start it".into() },
     }
 }
 
+/// Kata's check, whose microVMs take 2,208 MiB each.
+pub fn kata() -> Check {
+    let microvm = Some(MicroVm { overhead_mib: Some(2208) });
+    Check { name: "kata-runtime", microvm, ..check(true) }
+}
+
+/// A host with 16,000 MiB.
 pub fn hardware(count: usize) -> Hardware {
     let gpu = |n: usize| Gpu::example(n as u8 + 1);
-    Hardware { gpus: (0..count).map(gpu).collect(), hostname: Some("gpu-07".into()), ..Hardware::default() }
+    Hardware {
+        gpus: (0..count).map(gpu).collect(),
+        hostname: Some("gpu-07".into()),
+        memory_mib: Some(16_000),
+        ..Hardware::default()
+    }
 }

@@ -34,6 +34,7 @@ pub struct Container {
     pub spec: String,
     pub image: String,
     pub gpus: Vec<PciAddress>,
+    pub memory_mib: u64,
     pub status: Status,
     /// It ended by itself, and nobody here told it to.
     pub by_itself: bool,
@@ -85,7 +86,7 @@ impl Engine {
         self.containers.values().any(|container| container.image == image.as_str())
     }
 
-    fn fresh_id(&mut self) -> ContainerId {
+    pub fn fresh_id(&mut self) -> ContainerId {
         self.made += 1;
         ContainerId::new(&format!("{:064x}", self.made)).unwrap()
     }
@@ -93,6 +94,14 @@ impl Engine {
     fn named(&self, name: &str) -> Option<ContainerId> {
         let living = self.containers.iter().find(|(_, container)| container.name == name);
         living.map(|(id, _)| id.clone()).or_else(|| self.ghosts.get(name).cloned())
+    }
+
+    /// What containerd makes of a container whose shim was killed.
+    pub fn end_shim(&mut self, id: &ContainerId) {
+        self.hung.remove(id);
+        if let Some(container) = self.containers.get_mut(id) {
+            container.status = Status::Exited(137);
+        }
     }
 
     /// Carries a call out.
@@ -222,6 +231,7 @@ impl Engine {
             spec: label(LABEL_SPEC),
             image: run.spec.image.as_str().to_owned(),
             gpus: run.gpus.iter().map(|(address, _)| *address).collect(),
+            memory_mib: run.spec.memory_mib.unwrap_or(0),
             status,
             by_itself: fault == Fault::Short,
         };

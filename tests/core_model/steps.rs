@@ -162,8 +162,14 @@ fn act(world: &mut World, Step(op, a, b): Step) {
                 let image =
                     ["img:a", "img:b", "img:a", "img:b", "img:a", "img:far", "img:nope"][b as usize % 7];
                 let gpus = [0, 0, 1, 2, 0, 3][(b / 8) as usize % 6];
-                let more =
-                    ["", "", "", r#","deploy_timeout_s":20"#, r#","pull":"always""#, r#","pull":"never""#];
+                let more = [
+                    "",
+                    r#","memory_mb":3000"#,
+                    r#","memory_mb":5000"#,
+                    r#","deploy_timeout_s":20"#,
+                    r#","pull":"always""#,
+                    r#","pull":"never""#,
+                ];
                 let n = world.server.new_deploy(replica, image, gpus, more[(b / 64) as usize % 6]);
                 world.post(n);
             }

@@ -19,6 +19,9 @@ use crate::server::Server;
 /// Events without time passing after which the core is said to spin.
 const SPIN_MAX: u32 = 20;
 const WORKERS: usize = 2;
+/// What replicas can be promised, and what is kept back.
+const MEMORY_MIB: u64 = 9000;
+const RESERVE_MIB: u64 = 1000;
 const BEAT: Duration = Duration::from_secs(30);
 
 /// A call under way. `outcome`: carried out, and not yet reported.
@@ -117,6 +120,7 @@ fn settings() -> Settings {
         grace: Duration::from_secs(20),
         min_free_bytes: 5,
         image_marks: Some((80, 60)),
+        reserve_memory_mib: RESERVE_MIB,
         ask_guests: true,
         gpu_retest: Duration::from_secs(30),
     }
@@ -316,6 +320,7 @@ impl World {
             Action::Unwatch(container) => _ = self.watched.remove(&container),
             Action::FindLeftoverCalls => self.scans.push(None),
             Action::EndLeftoverCalls(deploy) => self.end_orphan(&deploy, 1),
+            Action::EndShim(container) => self.engine.end_shim(&container),
             Action::CleanUp(_) => {}
             Action::Sample(Sample::Hardware) if self.reading.is_some() => self.reading_waits = true,
             Action::Sample(Sample::Hardware) => self.reading = Some(None),
@@ -363,6 +368,7 @@ impl World {
                 let why = format!("{} gets a GPU that a run of {} has", run.replica, other.replica);
                 self.breaks(why);
             }
+            self.check_memory(run);
         }
         let lasts = match &job {
             Job::Run(run) => run.deadline,
@@ -378,6 +384,22 @@ impl World {
             | Job::GuestUse(..) => Duration::from_secs(20),
         };
         self.flights.push(Flight { id, job, deadline: self.now + lasts, outcome: None });
+    }
+
+    /// What runs, and what is being started, was not promised more than there is. What an earlier process promised may be
+    /// lost with its record.
+    fn check_memory(&mut self, run: &RunJob) {
+        let living = self.engine.containers.values().filter(|c| !matches!(c.status, Status::Exited(_)));
+        let started = self.flights.iter().filter(|flight| flight.outcome.is_none());
+        let starting = started.filter_map(|flight| match &flight.job {
+            Job::Run(other) => Some(other.spec.memory_mib.unwrap_or(0)),
+            _ => None,
+        });
+        let others: u64 = living.map(|c| c.memory_mib).chain(starting).sum();
+        let asked = run.spec.memory_mib.unwrap_or(0);
+        if asked > 0 && others + asked > MEMORY_MIB && self.incarnation == 0 {
+            self.breaks(format!("{} gets {asked} MiB, and others have {others}", run.replica));
+        }
     }
 
     fn link_order(&mut self, order: LinkCommand) {
@@ -680,6 +702,7 @@ impl World {
             Some(reading @ None) => {
                 let hardware = Hardware {
                     gpus: gpus(&self.engine, &self.missing_gpus, &self.failed_gpus),
+                    memory_mib: Some(MEMORY_MIB + RESERVE_MIB),
                     ..Hardware::default()
                 };
                 *reading = Some(hardware);
@@ -705,6 +728,7 @@ impl World {
                     ok: self.engine.mode == Mode::Well,
                     version: None,
                     modules: None,
+                    microvm: None,
                     detail: String::new(),
                 };
                 self.handle(Event::Check(check));

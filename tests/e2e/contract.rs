@@ -43,7 +43,9 @@ fn every_field_of_the_protocol_is_sent_and_no_other() {
     let post = |verb: &str, body: &Value| world.plane.api_post(&format!("/nodes/{}/{verb}", world.id), body);
     let run = |replica: &str, gpus: u32| json!({"replica_id": replica, "image": "bb:1", "gpu_count": gpus});
 
-    assert_eq!(world.command("deploy", "up", &run("up", 1))["status"], "running");
+    let mut up = run("up", 1);
+    up["shm_size_mb"] = json!(64);
+    assert_eq!(world.command("deploy", "up", &up)["status"], "running");
     assert_eq!(world.command("deploy", "ends", &run("ends", 0))["status"], "running");
     assert_eq!(world.command("deploy", "wrong", &run("wrong", 65))["code"], "invalid");
     let missing = json!({"replica_id": "missing", "image": "no-such:1", "pull": "always"});

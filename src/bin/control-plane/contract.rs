@@ -36,6 +36,8 @@ const CODES: Is = OneOf(&[
     "invalid",
     "busy",
     "no_gpu",
+    "no_memory",
+    "no_cpu",
     "no_disk",
     "not_allowed",
     "image_refused",
@@ -119,6 +121,7 @@ const HEARTBEAT: &[Field] = &[
     (MAY, "status/gpu_memory_total_gb", INT_OR_NULL),
     (MUST, "status/memory_used_gb", INT_OR_NULL),
     (MUST, "status/memory_total_gb", INT_OR_NULL),
+    (MAY, "status/memory_free_mb", INT_OR_NULL),
     (MUST, "status/storage", OrNull(&Object)),
     (MUST, "status/storage/path", Text),
     (MUST, "status/storage/total_gb", Int),
@@ -139,6 +142,8 @@ const DEPLOY_RESULT: &[Field] = &[
     (MAY, "code", CODES),
     (MAY, "detail_code", PULL_CAUSES),
     (MAY, "duration_ms", Int),
+    (MAY, "warnings", List),
+    (MAY, "warnings/*", Text),
     (MAY, "gpus", List),
     (MAY, "gpus/*", Text),
 ];
@@ -156,6 +161,7 @@ const REPLICA_STATUS: &[Field] = &[
     (MUST, "status", REPLICA_STATES),
     (MAY, "exit_code", INT_OR_NULL),
     (MAY, "oom_killed", Bool),
+    (MAY, "reason", Text),
 ];
 
 const NODE_STATE: &[Field] = &[(MUST, "state", NODE_STATES), (MUST, "reason", TEXT_OR_NULL)];

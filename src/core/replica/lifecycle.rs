@@ -33,8 +33,8 @@ pub(crate) enum Input<'a> {
     Succeed { deploy: Box<Deploy>, stop_timeout: Option<Duration> },
     /// One more request waits for a deploy's outcome.
     Join { request: Option<RequestId>, of: Awaited },
-    /// A deploy of what runs already.
-    AlreadyRuns(Option<RequestId>),
+    /// A deploy of what runs already, and what of it does not reach the container.
+    AlreadyRuns(Option<RequestId>, Vec<String>),
     /// It leaves the queue, with these GPUs, and begins with this.
     Admitted(Claimed, First),
     /// It leaves the queue, and is not started.
@@ -96,6 +96,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) node: Option<&'a NodeId>,
     /// Why no image may be pulled.
     pub(crate) too_little_space: Option<&'a Refusal>,
+    /// Whether containers run in microVMs.
+    pub(crate) microvm: bool,
 }
 
 /// The input's context: everything that a transition may use.
@@ -128,7 +130,7 @@ impl Replica {
             Input::Stop { request, timeout, barrier } => self.on_stop(s, request, timeout, barrier),
             Input::Succeed { deploy, stop_timeout } => self.on_successor(s, *deploy, stop_timeout),
             Input::Join { request, of } => self.on_join(s, request, of),
-            Input::AlreadyRuns(request) => self.report_running(s, vec![request], None),
+            Input::AlreadyRuns(request, warnings) => self.report_running(s, vec![request], None, warnings),
             Input::Admitted(gpus, first) => self.on_admitted(s, gpus, first),
             Input::NotAdmitted(refusal) => self.not_started(s, refusal),
             Input::Durable => self.on_durable(s),
@@ -293,7 +295,15 @@ impl Replica {
             ReplicaTimer::Stop => {
                 if let Some(stop) = self.stop.take() {
                     self.report_failure(s);
-                    let late = "it was not proven gone in time; its removal goes on";
+                    let late = match self.state {
+                        ReplicaState::Starting(_) => {
+                            "its start has not ended: a guest that hangs while it boots holds it for up to dial_timeout of \
+                             Kata's configuration; its shim is ended now, and the removal goes on"
+                        }
+                        _ => "it was not proven gone in time; its removal goes on",
+                    };
+                    self.ends_shims = true;
+                    s.effect(Effect::ListAgain(s.cx.now));
                     let refusal = Some(Refusal::new(Code::Timeout, late));
                     s.report(Report::Stopped { requests: stop.requests, refusal });
                 }
@@ -441,6 +451,7 @@ impl Replica {
         s: &mut Step<'_>,
         requests: Vec<Option<RequestId>>,
         took: Option<Duration>,
+        warnings: Vec<String>,
     ) {
         s.report(Report::Running {
             requests,
@@ -448,6 +459,7 @@ impl Replica {
             container: self.running().cloned(),
             gpus: self.gpus.clone(),
             took,
+            warnings,
         });
     }
 
@@ -482,7 +494,8 @@ mod tests {
     use crate::protocol::Pull;
     use crate::types::{ImageRef, Spec};
 
-    const NOWHERE: Surroundings<'static> = Surroundings { node: None, too_little_space: None };
+    const NOWHERE: Surroundings<'static> =
+        Surroundings { node: None, too_little_space: None, microvm: false };
 
     fn queued(cx: &Cx) -> Replica {
         let spec = Spec::new(ImageRef::new("img:a").unwrap());
@@ -577,7 +590,7 @@ mod tests {
         apply(&mut replica, &mut cx, Input::Timer(ReplicaTimer::State));
         let inspected = Inspected { state: InspectedState::Exited(3), oom_killed: None };
         let effects = outcome(&mut replica, &mut cx, Outcome::Inspected(Ok(Some(inspected))));
-        let exit = Exit { code: Some(3), oom: None };
+        let exit = Exit::of_program(Some(3), None);
         assert_eq!(effects, [Effect::Report(Report::Exited(exit)), Effect::Save]);
         let [.., retention] = replica.timers(true);
         assert_eq!(retention, Some(cx.now + cx.settings.retention));

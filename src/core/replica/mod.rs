@@ -23,6 +23,7 @@ mod reconcile;
 mod record;
 mod starting;
 mod state;
+mod warnings;
 mod watching;
 
 pub(crate) use self::admission::{Load, WaitingCommands};
@@ -33,6 +34,7 @@ pub(crate) use self::outcome::{Code, Exit, Refusal, Report};
 pub(crate) use self::reconcile::Shown;
 use self::state::ReplicaState;
 pub(crate) use self::state::{Awaited, Deploy, Replica, Work};
+pub(crate) use self::warnings::warnings;
 
 /// How long pull and start may take together, where the deploy does not say.
 pub(crate) const DEPLOY_TIMEOUT: Duration = Duration::from_secs(15 * 60);
@@ -69,6 +71,14 @@ pub(crate) struct Replicas {
     known: bool,
 }
 
+/// What replicas were promised.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Promised {
+    pub(crate) replicas: u64,
+    /// The sum of their memory limits, in MiB.
+    pub(crate) memory_mib: u64,
+}
+
 /// What the replicas come to together.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Sums {
@@ -80,12 +90,19 @@ struct Sums {
     owed: usize,
     /// Deploys that are on their way to a container.
     deploying: usize,
+    /// What those have that run, or may.
+    held: Promised,
+    /// What of it is on its way out.
+    returning: Promised,
 }
 
 impl Sums {
     fn of(replica: &Replica) -> Self {
         let (starting, pulling) = (replica.is_starting(), replica.is_pulling());
+        let held = replica.promised();
         Self {
+            held,
+            returning: if replica.is_leaving() { held } else { Promised::default() },
             starting: usize::from(starting),
             pulling: usize::from(pulling),
             owed: replica.owed(),
@@ -98,6 +115,10 @@ impl Sums {
         self.pulling += other.pulling;
         self.owed += other.owed;
         self.deploying += other.deploying;
+        for (mine, others) in [(&mut self.held, other.held), (&mut self.returning, other.returning)] {
+            mine.replicas += others.replicas;
+            mine.memory_mib = mine.memory_mib.saturating_add(others.memory_mib);
+        }
     }
 
     fn subtract(&mut self, other: Self) {
@@ -105,6 +126,10 @@ impl Sums {
         self.pulling -= other.pulling;
         self.owed -= other.owed;
         self.deploying -= other.deploying;
+        for (mine, others) in [(&mut self.held, other.held), (&mut self.returning, other.returning)] {
+            mine.replicas -= others.replicas;
+            mine.memory_mib -= others.memory_mib;
+        }
     }
 }
 
@@ -205,6 +230,11 @@ impl Replicas {
     pub(crate) fn are_clearing(&mut self) -> bool {
         self.ended_by_reboot.retain(|id| self.all.get(id).is_some_and(Replica::awaits_first_removal));
         !self.ended_by_reboot.is_empty()
+    }
+
+    /// What the replicas that run, or may run, were promised; and what of that is on its way back.
+    pub(crate) fn promised(&self) -> (Promised, Promised) {
+        (self.sums.held, self.sums.returning)
     }
 
     /// Images that are being pulled for a deploy.

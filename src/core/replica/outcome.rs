@@ -19,6 +19,10 @@ pub(crate) enum Code {
     Busy,
     /// Not as many GPUs are free.
     NoGpu,
+    /// Less memory is free.
+    NoMemory,
+    /// The host has fewer CPUs.
+    NoCpu,
     /// Too little space for images.
     NoDisk,
     /// The node does not know its containers yet.
@@ -42,12 +46,14 @@ pub(crate) enum Code {
 }
 
 impl Code {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::Invalid,
         Self::NotAllowed,
         Self::ImageRefused,
         Self::Busy,
         Self::NoGpu,
+        Self::NoMemory,
+        Self::NoCpu,
         Self::NoDisk,
         Self::NotReady,
         Self::Draining,
@@ -67,6 +73,8 @@ impl Code {
             Self::ImageRefused => "image_refused",
             Self::Busy => "busy",
             Self::NoGpu => "no_gpu",
+            Self::NoMemory => "no_memory",
+            Self::NoCpu => "no_cpu",
             Self::NoDisk => "no_disk",
             Self::NotReady => "not_ready",
             Self::Draining => "draining",
@@ -164,6 +172,15 @@ pub(crate) struct Exit {
     pub(crate) code: Option<i32>,
     /// Whether the kernel ended it for want of memory, where that is known.
     pub(crate) oom: Option<bool>,
+    /// Not the program ended but what ran it: its microVM's hypervisor, guest or shim.
+    pub(crate) microvm_ended: bool,
+}
+
+impl Exit {
+    /// The program's own end.
+    pub(crate) fn of_program(code: Option<i32>, oom: Option<bool>) -> Self {
+        Self { code, oom, microvm_ended: false }
+    }
 }
 
 /// An outcome for the control plane.
@@ -175,6 +192,8 @@ pub(crate) enum Report {
         container: Option<ContainerId>,
         gpus: Vec<PciAddress>,
         took: Option<Duration>,
+        /// What of the deploy does not reach the container.
+        warnings: Vec<String>,
     },
     Failed {
         requests: Vec<Option<RequestId>>,

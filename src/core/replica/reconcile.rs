@@ -9,7 +9,9 @@ use super::commands::same_spec;
 use super::lifecycle::{Effect, Step};
 use super::outcome::{Exit, Refusal, Report};
 use super::state::{Desired, ExitWatch, Removal, RemovalStep, Replica, ReplicaState, Reported, StopCall};
+use super::warnings::warnings;
 use super::{DEPLOY_TIMEOUT, DEPLOY_TIMEOUT_GPU};
+use crate::core::Action;
 use crate::core::cx::JobOwner;
 use crate::core::job::{Job, Listed, ListedStatus};
 use crate::core::persistence::DurableBarrier;
@@ -241,6 +243,11 @@ impl Replica {
         if self.changed_at > shown.began {
             return;
         }
+        if self.ends_shims {
+            for container in shown.containers {
+                s.cx.act(Action::EndShim(container.id.clone()));
+            }
+        }
         match self.state.clone() {
             ReplicaState::Unverified(_) => self.recover(s, shown),
             ReplicaState::Running(container, watch) => {
@@ -324,7 +331,9 @@ impl Replica {
                     self.reported = Reported::Nothing;
                     self.take_identity(exited);
                 }
-                self.exited(s, exited.id.clone(), Exit { code: Some(code), oom: None });
+                let mut exit = Exit::of_program(Some(code), None);
+                exit.microvm_ended = self.reported == Reported::Failed;
+                self.exited(s, exited.id.clone(), exit);
                 if self.successor.is_some() {
                     self.remove(s);
                 }
@@ -334,7 +343,7 @@ impl Replica {
                 self.enter(s.cx, ReplicaState::Running(up.id.clone(), ExitWatch::InspectAt(now)));
                 let requests = self.deploy.take().map(|deploy| deploy.requests).unwrap_or_default();
                 self.trust_labels(s, shown.containers);
-                self.report_running(s, requests, None);
+                self.report_running(s, requests, None, Vec::new());
                 self.answer_successor(s);
                 s.effect(Effect::Save);
             }
@@ -395,7 +404,8 @@ impl Replica {
     fn answer_successor(&mut self, s: &mut Step<'_>) {
         let Some(next) = self.successor.take() else { return };
         if same_spec(&self.spec_hash, &next.spec_hash) {
-            self.report_running(s, next.requests, None);
+            let warnings = next.work.map_or_else(Vec::new, |work| warnings(&work.spec, s.around.microvm));
+            self.report_running(s, next.requests, None, warnings);
         } else {
             s.report(next.failed(s.cx.now, Refusal::conflict(&self.id)));
         }
@@ -534,7 +544,7 @@ mod tests {
     }
 
     fn listed(replica: &mut Replica, cx: &mut Cx, containers: &[Listed]) -> Vec<Effect> {
-        let around = Surroundings { node: None, too_little_space: None };
+        let around = Surroundings { node: None, too_little_space: None, microvm: false };
         let effects = replica.apply(cx, around, Input::Listed(&shown(containers)));
         assert_eq!(replica.illegal(), None);
         effects
@@ -562,7 +572,7 @@ mod tests {
         listed(&mut replica, &mut cx, &created);
         listed(&mut replica, &mut cx, &created);
         let job = replica.job().expect("it is being removed");
-        let around = Surroundings { node: None, too_little_space: None };
+        let around = Surroundings { node: None, too_little_space: None, microvm: false };
         let done = crate::core::job::Outcome::Removed(Ok(()));
         replica.apply(&mut cx, around, Input::Outcome(job, done));
         listed(&mut replica, &mut cx, &created);

@@ -36,6 +36,10 @@ impl Replica {
             Reported::Nothing => {}
             Reported::Running => put("ran", true.into()),
             Reported::Exited => put("exited", true.into()),
+            Reported::Failed => put("failed", true.into()),
+        }
+        if self.memory_mib > 0 {
+            put("memory_mb", self.memory_mib.into());
         }
         if let ReplicaState::Stopping(container, _) = &self.state {
             put("container", container.as_str().into());
@@ -72,11 +76,11 @@ impl Replica {
         replica.gpus = texts(record.get("gpus")).filter_map(|gpu| PciAddress::parse(gpu).ok()).collect();
         replica.ports = texts(record.get("ports")).filter_map(|port| port.parse().ok()).collect();
         replica.stop_timeout = duration(record, "stop_timeout_ms");
-        replica.reported = match (yes("exited"), yes("ran")) {
-            (true, _) => Reported::Exited,
-            (false, true) => Reported::Running,
-            (false, false) => Reported::Nothing,
-        };
+        replica.memory_mib = record.get("memory_mb").and_then(Value::as_u64).unwrap_or(0);
+        let reports =
+            [("failed", Reported::Failed), ("exited", Reported::Exited), ("ran", Reported::Running)];
+        let reported = reports.into_iter().find(|(name, _)| yes(name));
+        replica.reported = reported.map_or(Reported::Nothing, |(_, reported)| reported);
         if let Some(pending) = record.get("pending") {
             let (id, spec_hash) = (replica.deploy_id.clone(), replica.spec_hash.clone());
             let mut deploy = Deploy::recovered(now, now, id, spec_hash, requests(pending));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::lifecycle::{Effect, Step};
 use super::outcome::{Code, Refusal};
 use super::state::{Deploy, ExitWatch, Replica, ReplicaState, Reported};
+use super::warnings::warnings;
 use crate::core::gpus::Claimed;
 use crate::core::job::{
     Failure, FailureKind, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_IMAGE, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC,
@@ -41,7 +42,8 @@ impl Replica {
         self.reported = Reported::Running;
         if let Some(deploy) = self.deploy.take() {
             let took = now.saturating_duration_since(deploy.accepted);
-            self.report_running(s, deploy.requests, Some(took));
+            let warnings = deploy.work.map_or_else(Vec::new, |work| warnings(&work.spec, s.around.microvm));
+            self.report_running(s, deploy.requests, Some(took), warnings);
         }
     }
 

@@ -17,9 +17,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::STOP_TIMEOUT;
 use super::commands::{CommandClass, OnDeploy, on_deploy, same_spec};
 use super::outcome::{Exit, Refusal, Report};
+use super::{Promised, STOP_TIMEOUT};
 use crate::core::cx::Cx;
 use crate::core::gpus::Claimed;
 use crate::core::job::{Failure, JobId};
@@ -205,6 +205,8 @@ pub(crate) enum Reported {
     /// It counts on it: should it be missing, that is told.
     Running,
     Exited,
+    /// Its microVM ended.
+    Failed,
 }
 
 /// A replica. It alone writes its state, in [`Replica::apply`].
@@ -242,8 +244,12 @@ pub(crate) struct Replica {
     pub(super) gpus: Vec<PciAddress>,
     /// The host's ports that it publishes since it left the queue.
     pub(super) ports: Vec<HostPort>,
+    /// The memory limit that its deploy asked for, in MiB; 0: none.
+    pub(super) memory_mib: u64,
     /// The stop timeout that its deploy asked for.
     pub(super) stop_timeout: Option<Duration>,
+    /// Its containers were not proven gone by its stop's deadline: their shims are ended.
+    pub(super) ends_shims: bool,
 }
 
 /// Which command an outcome is awaited of.
@@ -269,7 +275,9 @@ impl Replica {
             deploy_id: String::new(),
             gpus: Vec::new(),
             ports: Vec::new(),
+            memory_mib: 0,
             stop_timeout: None,
+            ends_shims: false,
         }
     }
 
@@ -303,6 +311,7 @@ impl Replica {
     pub(crate) fn expect(&mut self, deploy: Deploy) {
         self.spec_hash.clone_from(&deploy.spec_hash);
         self.deploy_id.clone_from(&deploy.id);
+        self.memory_mib = deploy.work.as_ref().and_then(|work| work.spec.memory_mib).unwrap_or(0);
         self.deploy = Some(deploy);
     }
 
@@ -356,6 +365,21 @@ impl Replica {
             | ReplicaState::Starting(_)
             | ReplicaState::ResolvingNameConflict(..)
             | ReplicaState::Removing(_) => None,
+        }
+    }
+
+    /// What it has of the host's memory.
+    pub(crate) fn promised(&self) -> Promised {
+        match &self.state {
+            ReplicaState::Queued | ReplicaState::Exited(..) => Promised::default(),
+            ReplicaState::Unverified(_)
+            | ReplicaState::AwaitingLeftoverCall(_)
+            | ReplicaState::Pulling(_)
+            | ReplicaState::Starting(_)
+            | ReplicaState::ResolvingNameConflict(..)
+            | ReplicaState::Running(..)
+            | ReplicaState::Stopping(..)
+            | ReplicaState::Removing(_) => Promised { replicas: 1, memory_mib: self.memory_mib },
         }
     }
 
@@ -453,6 +477,7 @@ impl Replica {
                 | ExitWatch::ConfirmingNoTask(_),
             ) => "unknown",
             ReplicaState::Running(..) => "running",
+            ReplicaState::Exited(_, exit, _) if exit.microvm_ended => "failed",
             ReplicaState::Exited(..) => "exited",
             ReplicaState::Stopping(..) => "stopping",
             ReplicaState::Removing(_) if self.failure().is_some() => "failed",

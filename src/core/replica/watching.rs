@@ -12,6 +12,8 @@ use crate::types::ContainerId;
 
 /// The engine learns of an exit a little after the kernel: it is asked again after this, then after twice as long.
 const CONFIRM_FIRST: Duration = Duration::from_millis(20);
+/// The exit code that Kata gives a program of whose end its guest did not tell.
+const MICROVM_ENDED: i32 = 255;
 /// How often it is asked before its word stands against the kernel's.
 const CONFIRM_TRIES: u32 = 8;
 
@@ -41,14 +43,23 @@ impl Replica {
                 self.vanished(s, container);
                 return;
             }
-            (Ok(Some(Inspected { state: InspectedState::Exited(code), oom_killed })), _) => {
-                self.exited(s, container, Exit { code: Some(code), oom: oom_killed });
+            // Kata tells of the program's end before the hypervisor ends. Where the engine took the container for running
+            // when that was gone already, nobody told.
+            (
+                Ok(Some(Inspected { state: InspectedState::Exited(MICROVM_ENDED), .. })),
+                ExitWatch::Confirming(_, tries),
+            ) if s.around.microvm && tries > 0 => {
+                self.exited(s, container, Exit { code: None, oom: None, microvm_ended: true });
                 return;
             }
-            // The task is lost, by a reboot of the host: how it ended is not known. Believed when it is said twice,
-            // since what follows is the container's removal.
+            (Ok(Some(Inspected { state: InspectedState::Exited(code), oom_killed })), _) => {
+                self.exited(s, container, Exit::of_program(Some(code), oom_killed));
+                return;
+            }
+            // The task is lost, by its shim's end (a reboot would have ended this process too): how the program ended is
+            // not known. Believed when it is said twice, since what follows is the container's removal.
             (Ok(Some(Inspected { state: InspectedState::NoTask, .. })), ExitWatch::ConfirmingNoTask(_)) => {
-                self.exited(s, container, Exit { code: None, oom: None });
+                self.exited(s, container, Exit { code: None, oom: None, microvm_ended: s.around.microvm });
                 return;
             }
             (Ok(Some(Inspected { state: InspectedState::NoTask, .. })), _) => ExitWatch::NoTaskAt(again),
@@ -117,8 +128,8 @@ impl Replica {
         s.cx.act(Action::Unwatch(container.clone()));
         let until = s.cx.now + s.cx.settings.retention;
         self.enter(s.cx, ReplicaState::Exited(container, exit, until));
-        if self.reported != Reported::Exited {
-            self.reported = Reported::Exited;
+        if !matches!(self.reported, Reported::Exited | Reported::Failed) {
+            self.reported = if exit.microvm_ended { Reported::Failed } else { Reported::Exited };
             s.report(Report::Exited(exit));
         }
         s.effect(Effect::Save);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::version_query::ProbeCx;
 use super::{Inputs, unknown, versions};
-use crate::core::inventory::Check;
+use crate::core::inventory::{Check, MicroVm};
 use crate::host::files;
 use crate::host::kata::config::Config;
 use crate::host::kata::requirements;
@@ -53,6 +53,7 @@ pub(super) fn runtime(cx: &ProbeCx<'_>) -> Check {
         };
         return check;
     }
+    check.microvm = Some(MicroVm { overhead_mib: None });
     let shim = inputs.shim();
     let Some(program) = shim.program() else {
         let obstacle = shim.obstacle().unwrap_or_default();
@@ -64,12 +65,12 @@ pub(super) fn runtime(cx: &ProbeCx<'_>) -> Check {
     match program.kind {
         Kind::Kata(language) => judge(inputs, program, language, check),
         Kind::Runc => {
-            check.detail = format!("{program} is runc's shim and isolates nothing; {INSTALL}");
-            check
+            let detail = format!("{program} is runc's shim and isolates nothing; {INSTALL}");
+            Check { microvm: None, detail, ..check }
         }
         Kind::Other => {
-            check.detail = format!("{program} is not Kata's shim; {INSTALL}");
-            check
+            let detail = format!("{program} is not Kata's shim; {INSTALL}");
+            Check { microvm: None, detail, ..check }
         }
         Kind::Unknown => {
             let detail =
@@ -80,11 +81,11 @@ pub(super) fn runtime(cx: &ProbeCx<'_>) -> Check {
 }
 
 /// What a shim that is Kata's needs.
-fn judge(inputs: &Inputs, program: &Program, language: Language, check: Check) -> Check {
+fn judge(inputs: &Inputs, program: &Program, language: Language, mut check: Check) -> Check {
     let archive = installed_version(inputs, program);
     // kata-runtime is Go's; beside the other runtime it may be left over from an older Kata.
     let version = match language {
-        Language::Go => check.version.or(archive),
+        Language::Go => check.version.take().or(archive),
         Language::Rust => archive,
     };
     let mut obstacles = Vec::new();
@@ -92,6 +93,7 @@ fn judge(inputs: &Inputs, program: &Program, language: Language, check: Check) -
     match Config::read(&inputs.root, program, language, version.as_deref()) {
         Ok(config) => {
             obstacles.extend(requirements::missing_files(&inputs.root, &config));
+            check.microvm = Some(MicroVm { overhead_mib: Some(config.overhead_mib()) });
             detail += &format!(", configured by {}", config.file.display());
         }
         Err(why) => obstacles.push(why),

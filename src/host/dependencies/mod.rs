@@ -145,6 +145,7 @@ fn unknown(name: &str, inputs: &Inputs) -> Check {
         ok: false,
         version: None,
         modules: None,
+        microvm: None,
         detail: String::new(),
     }
 }

@@ -16,6 +16,11 @@ use crate::host::shim::{Language, Program};
 
 /// Kata refuses a KATA_CONF_FILE that is not one of its own places since this major version.
 const SHIPPED_ONLY_SINCE: u32 = 4;
+/// The guest's memory in MiB where no file names it (`defaultMemSize` in `katautils/config.go`, and what runtime-rs's
+/// own files have).
+const DEFAULT_MEMORY_MIB: u64 = 2048;
+/// What Kata reckons for QEMU, virtiofsd and its shim, in MiB (the overhead of its own RuntimeClass).
+const HYPERVISOR_MIB: u64 = 160;
 /// The hypervisor and the agent that runtime-rs takes where none is named.
 const RUST_HYPERVISOR: &str = "dragonball";
 const RUST_AGENT: &str = "kata";
@@ -60,6 +65,8 @@ pub struct Hypervisor {
     pub on_root_bus: bool,
     /// How many root ports the guest gets.
     pub root_ports: u64,
+    /// The guest's memory in MiB, to which a container's limit is added.
+    pub default_memory: Option<u64>,
 }
 
 /// The files as they are merged.
@@ -102,6 +109,14 @@ impl Config {
     /// Whether the microVM runs elsewhere, so that this host needs neither a hypervisor nor a kernel for it.
     pub fn is_remote(&self) -> bool {
         self.name == "remote"
+    }
+
+    /// MiB that a microVM takes besides its container's memory limit; none of this host's where it runs elsewhere.
+    pub fn overhead_mib(&self) -> u64 {
+        if self.is_remote() {
+            return 0;
+        }
+        self.hypervisor.default_memory.unwrap_or(DEFAULT_MEMORY_MIB).saturating_add(HYPERVISOR_MIB)
     }
 
     /// Whether a virtiofsd of its own shares the container's files with the guest. Go's default is `virtio-fs`; in Rust,
@@ -210,6 +225,7 @@ impl Merged {
             let on_root_bus = get(table, "hotplug_vfio_on_root_bus").and_then(DeValue::as_bool);
             hypervisor.on_root_bus = on_root_bus.unwrap_or(hypervisor.on_root_bus);
             hypervisor.root_ports = number(table, "pcie_root_port").unwrap_or(hypervisor.root_ports);
+            hypervisor.default_memory = number(table, "default_memory").or(hypervisor.default_memory);
         }
         for (name, table) in tables(document, "agent") {
             let (start_s, dial_ms) = self.agents.entry(name.to_owned()).or_default();
