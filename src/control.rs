@@ -4,9 +4,9 @@
 //! "0000:41:00.0"}`), one line of JSON out (the core's answer, or `{"error": …}`). Only root and the agent's own user are
 //! served. It decides nothing: the request becomes an event, and the core's answer comes back through [`Control::reply`].
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -17,6 +17,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde_json::Value;
 
 use crate::core::operator::{ControlId, Request};
+use crate::trust;
 use crate::types::PciAddress;
 
 /// How long one conversation may take, the core's answer included.
@@ -131,7 +132,7 @@ fn listen(path: &Path) -> Result<UnixListener, String> {
         format!("cannot make the control socket {shown}: {error}; set control_socket to another path")
     };
     if let Some(parent) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(failed)?;
+        trust::make_folder(parent).map_err(failed)?;
     }
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -406,7 +407,12 @@ mod tests {
     #[test]
     fn only_a_socket_without_a_listener_is_replaced() {
         let path = place("stale");
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let folder = path.parent().unwrap();
+        // Through a link in the folder's place nothing is made.
+        std::os::unix::fs::symlink("/", folder).unwrap();
+        assert!(listen(&path).unwrap_err().contains("is a link"));
+        fs::remove_file(folder).unwrap();
+        fs::create_dir_all(folder).unwrap();
         drop(UnixListener::bind(&path).unwrap());
         let (control, _received) = agent(&path);
         assert!(listen(&path).unwrap_err().contains("another agent listens"));

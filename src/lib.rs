@@ -17,8 +17,8 @@
 //! - [`agent`]: the threads and the main loop; [`setup`]: from the settings to what the edges need
 //! - the edges: [`link`] (the control plane), [`engine`] (the container CLI), [`host`] (what the machine is),
 //!   [`sampler`] (which reads it on threads that may hang), [`store`] (the state directory), [`control`] (the
-//!   operator's socket), [`process`], the only place that starts a program, and [`wait`], with which they wait for
-//!   descriptors
+//!   operator's socket), [`process`], the only place that starts a program, [`wait`], with which they wait for
+//!   descriptors, [`trust`], which tells whose a file is, and [`hardening`], what the process does about itself first
 //! - what a person uses: [`cli`], [`config`], [`commands`], [`logging`]
 
 pub mod types;
@@ -33,11 +33,13 @@ pub mod setup;
 
 pub mod control;
 pub mod engine;
+pub mod hardening;
 pub mod host;
 pub mod link;
 pub mod process;
 pub mod sampler;
 pub mod store;
+pub mod trust;
 pub mod wait;
 
 pub mod cli;

@@ -6,7 +6,8 @@
 //! then the group's number cannot belong to anybody else). At the deadline, or when it is cancelled, the group gets
 //! SIGTERM, then SIGKILL.
 //!
-//! It never waits without a deadline, never reads to the end of a pipe, and never goes through a shell.
+//! It never waits without a deadline, never reads to the end of a pipe, never goes through a shell, and starts nothing that
+//! another user could have put there.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -24,6 +25,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
+use crate::trust;
 use crate::wait::{Wakeup, poll_until};
 
 /// Read from one pipe at one wake-up, in bytes: a program that prints without end cannot hide the deadline.
@@ -109,6 +111,11 @@ pub enum Error {
         /// What was to be started.
         path: PathBuf,
     },
+    /// Others could have changed it.
+    Untrusted {
+        /// What they can change, and what to do.
+        why: String,
+    },
     /// The kernel refused to start it.
     Start {
         /// What was to be started.
@@ -145,6 +152,7 @@ impl fmt::Display for Error {
             Self::NotAbsolute { path } => {
                 write!(f, "cannot start {}: give its absolute path", path.display())
             }
+            Self::Untrusted { why } => write!(f, "cannot start a program: {why}"),
             Self::Start { path, source } => {
                 write!(f, "cannot start {}: {source}; see that it may be executed here", path.display())
             }
@@ -179,7 +187,10 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Start { source, .. } | Self::Input { source } | Self::Watch { source, .. } => Some(source),
-            Self::NotFound { .. } | Self::NotAbsolute { .. } | Self::TooManyStuck => None,
+            Self::NotFound { .. }
+            | Self::NotAbsolute { .. }
+            | Self::Untrusted { .. }
+            | Self::TooManyStuck => None,
         }
     }
 }
@@ -212,6 +223,7 @@ pub fn run(program: &Program, bounds: &Bounds, cancel: Option<&Cancel>) -> Resul
     if !program.path.is_absolute() {
         return Err(Error::NotAbsolute { path: program.path.clone() });
     }
+    trust::program(&program.path).map_err(|why| Error::Untrusted { why })?;
     if reap_stuck() >= STUCK_MAX {
         return Err(Error::TooManyStuck);
     }
@@ -252,6 +264,9 @@ pub fn run(program: &Program, bounds: &Bounds, cancel: Option<&Cancel>) -> Resul
 
 /// Replaces this process by the program, which gets our standard input and outputs. Returns only why that failed.
 pub fn replace(program: &Program) -> io::Error {
+    if let Err(why) = trust::program(&program.path) {
+        return io::Error::new(io::ErrorKind::PermissionDenied, why);
+    }
     Command::new(&program.path)
         .args(&program.args)
         .env_clear()

@@ -5,10 +5,13 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use data_encoding::HEXLOWER;
+
 use crate::config::{Config, GpuCdiName, GpuHandover, LogDriver};
 use crate::core::inventory::{Gpu, GpuUse, Handover};
 use crate::engine::cli::{Cli, DEFAULT_PATH, Flavour, LogChoice, LogSetting, choose_log};
 use crate::engine::releases;
+use crate::hmac::keyed_hash;
 use crate::host::dependencies::{Inputs, SearchDirs};
 use crate::host::handover::{self, CdiNames};
 use crate::host::shim::{Kind, Language, means_kata};
@@ -21,6 +24,8 @@ const VERSION_DEADLINE: Duration = Duration::from_secs(5);
 const VERSION_BYTES: usize = 4096;
 /// Files per container of the engine's own logger.
 const LOG_FILES: u32 = 3;
+/// The folder for credentials while a pull runs, with one in it for each state directory: a tmpfs on every host.
+const SCRATCH: &str = "/run/vectorlay/pulls";
 
 #[derive(Debug)]
 pub struct Setup {
@@ -48,7 +53,12 @@ impl Setup {
             .unwrap_or_else(|| Path::new("/usr/local/bin").join(&config.container_cli));
         let ctr = process::find("ctr", &folders);
         let home = std::env::var_os("HOME").unwrap_or_else(|| OsString::from("/root"));
-        let mut env = vec![("PATH".into(), search_path.clone()), ("HOME".into(), home.clone())];
+        let docker_config = config.docker_config.clone().unwrap_or_else(|| scratch(config));
+        let mut env = vec![
+            ("PATH".into(), search_path.clone()),
+            ("HOME".into(), home.clone()),
+            ("DOCKER_CONFIG".into(), docker_config.clone().into()),
+        ];
         // For the checks; the CLI's own calls have it as a flag.
         let address = config.containerd_address.as_ref();
         env.extend(address.map(|address| ("CONTAINERD_ADDRESS".into(), address.into())));
@@ -82,6 +92,7 @@ impl Setup {
             log,
             search_path,
             home,
+            docker_config,
         };
         let data_path = config.data_path.clone().unwrap_or_else(|| data_path(flavour));
         Self { cli, log_reason, handover_reason, handover, inputs, data_path }
@@ -116,15 +127,25 @@ fn choose_logs(config: &Config, flavour: Flavour, inputs: &Inputs) -> (LogChoice
         LogDriver::JsonFile => LogSetting::JsonFile,
     };
     let (file, reason) = choose_log(setting, flavour, writes_log_files(inputs));
+    let choice = if file { LogChoice::File { dir: config.log_dir.clone() } } else { json_file(config) };
+    (choice, reason)
+}
+
+/// The engine's own logger, bounded by the settings.
+pub fn json_file(config: &Config) -> LogChoice {
     let mib = u32::try_from(config.log_size_mb).unwrap_or(u32::MAX);
-    let choice = if file {
-        LogChoice::File { dir: config.log_dir.clone() }
-    } else if mib >= LOG_FILES {
+    if mib >= LOG_FILES {
         LogChoice::JsonFile { max_mib: mib / LOG_FILES, files: LOG_FILES }
     } else {
         LogChoice::JsonFile { max_mib: 1, files: mib.max(1) }
-    };
-    (choice, reason)
+    }
+}
+
+/// This agent's folder for credentials: agents with other state directories have others. Nothing else is ever in it, so
+/// that it is also where a CLI finds no registry logins.
+pub fn scratch(config: &Config) -> PathBuf {
+    let hash = keyed_hash(&[0; 32], config.state_dir.as_os_str().as_encoded_bytes());
+    Path::new(SCRATCH).join(HEXLOWER.encode(&hash[..8]))
 }
 
 /// Whether the runtime's shim can write logs to files itself (`file://`): runc's and Kata's in Go can, Kata's in Rust

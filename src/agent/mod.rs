@@ -15,28 +15,27 @@ mod supervisor;
 mod timers;
 
 use std::fmt;
-use std::fs::DirBuilder;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use data_encoding::HEXLOWER;
 use serde_json::Value;
 
 use crate::cli::VERSION;
 use crate::config::Config;
 use crate::control::Control;
+use crate::core::job::label_value;
 use crate::core::link_api::LinkEvent;
 use crate::core::operator::ControlId;
 use crate::core::persistence::{Record, RecordFile, StoreEvent};
 use crate::core::{self, Action, Core, End, Event};
 use crate::engine::cli::LogChoice;
 use crate::engine::housekeeping::Housekeeper;
+use crate::engine::orphans;
 use crate::engine::watcher::{self, Watcher};
 use crate::engine::{self, Pool, housekeeping};
-use crate::hmac::keyed_hash;
 use crate::host::identity;
 use crate::link::{self, Link, Proxy, Url};
 use crate::logging;
@@ -45,6 +44,8 @@ use crate::setup::{self, Setup};
 use crate::store::history::History;
 use crate::store::metrics_file::MetricsFile;
 use crate::store::{Directory, Store, machine};
+use crate::trust;
+use crate::types::NodeId;
 
 use self::observer::Observer;
 use self::supervisor::Supervisor;
@@ -55,8 +56,6 @@ const EVENTS_MAX: usize = 64;
 const STOPS: usize = 8;
 /// Lists, inspects and logs at once.
 const QUERIES: usize = 4;
-/// The folder for credentials while a pull runs, with one in it for each state directory: a tmpfs on every host.
-const SCRATCH: &str = "/run/vectorlay/pulls";
 
 /// Why the agent cannot run, or stopped running.
 #[derive(Debug)]
@@ -114,7 +113,8 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
     for (what, why) in [("logs", setup.log_reason), ("GPUs", setup.handover_reason.as_str())] {
         log::info!("{what}: {why}");
     }
-    let mut edges = Edges::start(config, setup, link, directory, &events)?;
+    let node = origin.identity.as_ref().map(|identity| &identity.node_id);
+    let mut edges = Edges::start(config, node, setup, link, directory, &events)?;
     let heartbeat =
         timers::heartbeat(events).map_err(|e| Error::Start("the heartbeat's thread", e.to_string()))?;
 
@@ -232,24 +232,21 @@ fn link_settings(config: &Config) -> Result<link::Settings, Error> {
     Ok(link::Settings { url, register_url, ca_file: config.ca_file.clone(), proxy: proxy.transpose()? })
 }
 
-/// A name for this agent's folder for credentials: agents with other state directories have others.
-fn scratch_name(state_dir: &Path) -> String {
-    let hash = keyed_hash(&[0; 32], state_dir.as_os_str().as_encoded_bytes());
-    HEXLOWER.encode(&hash[..8])
-}
-
-/// Makes the folder of log files, for root alone: tenants' output stands in it. One that is there stays as it is.
-fn make_log_dir(dir: &Path) {
-    let warn = |why: &dyn fmt::Display| {
-        log::warn!("the folder of containers' logs, {}: {why}; make it a folder of mode 0700", dir.display());
-    };
-    match std::fs::metadata(dir) {
-        Ok(found) if found.permissions().mode() & 0o077 == 0 => {}
-        Ok(_) => warn(&"others may read what is in it"),
-        Err(_) => {
-            if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(dir) {
-                warn(&error);
-            }
+/// Makes the folder of log files, for root alone: tenants' output stands in it. Whether it can be used.
+fn make_log_dir(dir: &Path) -> bool {
+    let shown = dir.display();
+    match trust::make_folder(dir).and_then(|folder| std::fs::File::from(folder).metadata()) {
+        Ok(found) if found.permissions().mode() & 0o077 == 0 => true,
+        Ok(_) => {
+            log::warn!("others may read the containers' logs in {shown}; run `chmod 700 {shown}`");
+            true
+        }
+        Err(error) => {
+            log::warn!(
+                "the folder of containers' logs cannot be used: {error}; until it can and the agent is restarted, the \
+                 engine keeps the logs of new containers (json-file)"
+            );
+            false
         }
     }
 }
@@ -303,7 +300,8 @@ struct Edges {
 impl Edges {
     fn start(
         config: &Config,
-        setup: Setup,
+        node: Option<&NodeId>,
+        mut setup: Setup,
         link: link::Settings,
         directory: Directory,
         events: &SyncSender<Event>,
@@ -319,18 +317,23 @@ impl Edges {
             .map_err(|e| started("the link")(&e))?;
         let send = to_main(events);
         let logs = match &setup.cli.log {
-            LogChoice::File { dir } => {
-                make_log_dir(dir);
-                Some(dir.clone())
-            }
-            LogChoice::JsonFile { .. } => None,
+            LogChoice::File { dir } if make_log_dir(dir) => Some(dir.clone()),
+            LogChoice::File { .. } | LogChoice::JsonFile { .. } => None,
+        };
+        if logs.is_none() {
+            setup.cli.log = setup::json_file(config);
+        }
+        let caller = orphans::Caller {
+            cli: setup.cli.path.clone(),
+            flavour: setup.cli.flavour,
+            node: node.map(|node| label_value(node.as_str())),
         };
         let pool = engine::Settings {
             cli: setup.cli,
             deploys: config.workers,
             stops: STOPS,
             queries: QUERIES,
-            scratch: Path::new(SCRATCH).join(scratch_name(&config.state_dir)),
+            scratch: setup::scratch(config),
             overdue: engine::OVERDUE,
             root: config.root.clone(),
         };
@@ -365,8 +368,12 @@ impl Edges {
         })
         .map_err(|e| started("the store")(&e))?;
         let send = to_main(events);
-        let housekeeping =
-            housekeeping::Settings { root: config.root.clone(), logs, log_bytes: config.log_size_mb << 20 };
+        let housekeeping = housekeeping::Settings {
+            root: config.root.clone(),
+            caller,
+            logs,
+            log_bytes: config.log_size_mb << 20,
+        };
         let housekeeper = Housekeeper::start(housekeeping, move |calls| send(Event::LeftoverCalls(calls)))
             .map_err(|e| started("the housekeeping")(&e))?;
         let send = to_main(events);

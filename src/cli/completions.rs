@@ -18,7 +18,7 @@ fn flags() -> Vec<(String, Value, &'static str)> {
     let of_setting = |setting: &Setting| match setting.kind {
         Kind::Words(words) => Value::Words(words),
         Kind::Path => Value::Path,
-        Kind::Text | Kind::Whole { .. } | Kind::Proxy => Value::Other,
+        Kind::Text | Kind::Whole { .. } | Kind::Url | Kind::Proxy => Value::Other,
         Kind::Bool | Kind::Secret => Value::Nothing,
     };
     let settings = TABLE.iter().filter(|setting| !setting.is_secret());

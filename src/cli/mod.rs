@@ -243,9 +243,13 @@ fn setting_value(parser: &mut lexopt::Parser, setting: &'static Setting) -> Resu
     }
     let value = match setting.kind {
         Kind::Bool => parser.optional_value().unwrap_or_else(|| "true".into()),
-        Kind::Text | Kind::Path | Kind::Whole { .. } | Kind::Words(_) | Kind::Secret | Kind::Proxy => {
-            parser.value().map_err(parser_error)?
-        }
+        Kind::Text
+        | Kind::Path
+        | Kind::Whole { .. }
+        | Kind::Words(_)
+        | Kind::Secret
+        | Kind::Url
+        | Kind::Proxy => parser.value().map_err(parser_error)?,
     };
     let value = utf8(value, "flag's value")?;
     match setting.kind {

@@ -170,7 +170,7 @@ fn setting_flag(setting: &Setting) -> String {
     match setting.kind {
         Kind::Secret => setting.variable(),
         Kind::Bool => format!("--{flag}{placeholder}"),
-        Kind::Text | Kind::Path | Kind::Whole { .. } | Kind::Words(_) | Kind::Proxy => {
+        Kind::Text | Kind::Path | Kind::Whole { .. } | Kind::Words(_) | Kind::Url | Kind::Proxy => {
             format!("--{flag} {placeholder}")
         }
     }

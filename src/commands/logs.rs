@@ -1,8 +1,7 @@
 //! `vectorlay-agent logs REPLICA`: a replica's output, wherever its log driver keeps it.
 
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::engine::{Container, containers};
@@ -49,12 +48,12 @@ pub(super) fn run(
 fn print_file(
     dir: &Path,
     container: &Container,
-    file: &PathBuf,
+    file: &Path,
     follow: bool,
     tail: u32,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let mut opened = File::open(file)?;
+    let mut opened = logs::open_log(dir, &container.deploy)?;
     // What is appended after this point is printed by the loop below.
     let mut at = opened.metadata()?.len();
     let (lines, _) = logs::tail(dir, &container.deploy, tail)?;

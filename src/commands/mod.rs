@@ -25,7 +25,7 @@ use crate::cli::{self, Command, Form, PROGRAM};
 use crate::config::{self, Config, Loaded, Need};
 use crate::core::operator::Request;
 use crate::setup::{self, Setup};
-use crate::{agent, control, host, logging, store};
+use crate::{agent, control, hardening, host, logging, store};
 
 /// The exit statuses. The help and the man page list them too.
 const OK: u8 = 0;
@@ -52,8 +52,10 @@ pub fn main(arguments: Vec<OsString>) -> u8 {
         }
         _ => Need::All,
     };
+    let unhardened = hardening::harden();
     match config::load(&invocation.overrides, std::env::vars_os(), need) {
-        Ok(loaded) => {
+        Ok(mut loaded) => {
+            loaded.warnings.extend(unhardened);
             let code = run(invocation.command, loaded);
             logging::flush();
             code

@@ -32,6 +32,7 @@ pub use self::source::Source;
 pub use self::table::{
     Config, GpuCdiName, GpuHandover, LogDriver, LogFormat, Setting, TABLE, VARIABLE_PREFIX, setting,
 };
+use self::value::public_url;
 pub use self::value::{Kind, VALUE_MAX, Value, has_password};
 
 /// The configuration file that is read, if it exists, when none is named.
@@ -116,6 +117,7 @@ pub fn load(
         }
         settings.push(effective);
     }
+    warn_of_readable_secrets(&settings, &mut warnings);
     let value_of =
         |name: &str| settings.iter().find(|s| s.setting.name == name).and_then(|s| s.value.as_ref());
     let config = Config::from_values(value_of);
@@ -226,9 +228,6 @@ impl Sources<'_> {
         warnings: &mut Vec<String>,
     ) -> Result<Option<String>, String> {
         if token.value.is_some() {
-            if let Source::File(path) = &token.source {
-                warn_if_world_readable(path, warnings);
-            }
             return Ok(None);
         }
         let named = self.effective(known("token_file"))?;
@@ -240,7 +239,6 @@ impl Sources<'_> {
             let shown = path.display();
             let unusable = match token::read(&path) {
                 token::Found::Token(value) => {
-                    warn_if_world_readable(&path, warnings);
                     token.value = Some(value);
                     token.source = Source::Content(path);
                     return Ok(None);
@@ -314,6 +312,7 @@ fn invalid(setting: &Setting, source: &Source, quoted: Option<String>) -> String
     const SHOWN_CHARS: usize = 80;
     let shown = match setting.kind {
         Kind::Secret | Kind::Proxy => None,
+        Kind::Url => quoted.map(|text| public_url(&text)),
         Kind::Text | Kind::Path | Kind::Bool | Kind::Whole { .. } | Kind::Words(_) => {
             quoted.map(|text| text.chars().take(SHOWN_CHARS).collect::<String>())
         }
@@ -372,10 +371,20 @@ fn kernel_parameters(path: &Path, warnings: &mut Vec<String>) -> Vec<(String, St
     }
 }
 
-fn warn_if_world_readable(path: &Path, warnings: &mut Vec<String>) {
-    if token::is_world_readable(path) {
-        let path = path.display();
-        warnings.push(format!("everyone on this host can read the token in {path}; run `chmod 600 {path}`"));
+/// Warns of the files that hold a secret and that everyone can read.
+fn warn_of_readable_secrets(settings: &[Effective], warnings: &mut Vec<String>) {
+    for Effective { setting, value, source } in settings {
+        let (Source::File(path) | Source::Content(path)) = source else { continue };
+        let secret = value.as_ref().is_some_and(|value| match value {
+            Value::Secret(secret) => setting.is_secret() || public_url(secret.expose()) != secret.expose(),
+            Value::Text(text) => setting.kind == Kind::Url && public_url(text) != *text,
+            Value::Bool(_) | Value::Whole(_) => false,
+        });
+        if secret && token::is_world_readable(path) {
+            let (name, path) = (setting.name, path.display());
+            warnings
+                .push(format!("everyone on this host can read the {name} in {path}; run `chmod 600 {path}`"));
+        }
     }
 }
 

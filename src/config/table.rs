@@ -144,9 +144,9 @@ const fn whole(min: u64, max: u64) -> Kind {
 
 settings! {
     /// Control plane's URL, wss://host/path
-    url: Option<String>, Kind::Text, None;
+    url: Option<String>, Kind::Url, None;
     /// Registration URL; default derived from url
-    register_url: Option<String>, Kind::Text, None;
+    register_url: Option<String>, Kind::Url, None;
     /// Organisation token (no flag: everyone on the host can read a command line)
     token: Option<Secret>, Kind::Secret, None;
     /// File with the organisation token; used if token is not set
@@ -175,6 +175,8 @@ settings! {
     containerd_address: Option<String>, Kind::Text, None;
     /// Directory of the CNI plugins; default the CLI's
     cni_path: Option<PathBuf>, Kind::Path, None;
+    /// Folder of registry logins (DOCKER_CONFIG) for pulls of every deploy; default none
+    docker_config: Option<PathBuf>, Kind::Path, None;
     /// Network of the containers; default the CLI's
     network: Option<String>, Kind::Text, None;
     /// Container runtime

@@ -274,7 +274,7 @@ fn the_socket_is_found_whatever_the_file_is_like() {
 }
 
 #[test]
-fn a_token_that_everyone_can_read_is_warned_of() {
+fn a_secret_that_everyone_can_read_is_warned_of() {
     let check = |mode: u32, warnings: usize| {
         let host = Host::new("mode").write("token", "t\n");
         let path = host.path("token");
@@ -285,9 +285,22 @@ fn a_token_that_everyone_can_read_is_warned_of() {
     check(0o600, 0);
     check(0o640, 0);
     check(0o644, 1);
-    let host = Host::new("mode").file(r#"{"token":"t"}"#);
-    fs::set_permissions(host.path("agent.json"), fs::Permissions::from_mode(0o644)).unwrap();
-    assert_eq!(host.load().unwrap().warnings.len(), 1);
+    let file = |settings: &str, warnings: &[&str]| {
+        let host = Host::new("mode").file(settings);
+        let path = host.path("agent.json");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let expected = |what: &&str| {
+            format!("everyone on this host can read the {what} in {path}; run `chmod 600 {path}`")
+        };
+        assert_eq!(
+            host.load().unwrap().warnings,
+            warnings.iter().map(expected).collect::<Vec<_>>(),
+            "{settings}"
+        );
+    };
+    file(r#"{"token":"t"}"#, &["token"]);
+    file(r#"{"url":"wss://a/b?key=c","proxy":"http://u:p@h:1"}"#, &["url", "proxy"]);
+    file(r#"{"url":"wss://a/b","proxy":"http://h:1"}"#, &[]);
 }
 
 #[test]
@@ -305,6 +318,7 @@ fn what_is_shown_has_no_secret() {
     let host = Host::new("show")
         .env("VECTORLAY_TOKEN", "hunter2")
         .env("VECTORLAY_PROXY", "http://u:hunter2@proxy:1")
+        .flag("register_url", "https://cp/register?key=hunter2")
         .flag("workers", "4");
     let loaded = host.load().unwrap();
     let text = text(&loaded.settings);
@@ -320,9 +334,12 @@ fn what_is_shown_has_no_secret() {
     let json = json(&loaded.settings);
     assert_eq!(json["workers"], serde_json::json!({"value": 4, "source": "--workers"}));
     assert_eq!(json["token"]["value"], "***");
-    for all in [text, json.to_string(), format!("{loaded:?}")] {
+    assert_eq!(json["register_url"]["value"], "https://cp/register?…");
+    for all in [text, json.to_string()] {
         assert!(!all.contains("hunter2"), "{all}");
     }
+    let error = Host::new("show").flag("url", "wss://u:hunter2@cp/?hunter2\n").load().unwrap_err();
+    assert!(error.contains("***@cp/?…") && !error.contains("hunter2"), "{error}");
 }
 
 #[test]
@@ -333,7 +350,7 @@ fn defaults_and_limits_fit_their_fields() {
             Kind::Words(words) => words.iter().map(|word| (*word).to_owned()).collect(),
             Kind::Bool => vec!["true".to_owned()],
             Kind::Text if setting.name == "instance" => vec!["b".to_owned()],
-            Kind::Text | Kind::Path | Kind::Secret | Kind::Proxy => vec!["/x".to_owned()],
+            Kind::Text | Kind::Path | Kind::Secret | Kind::Url | Kind::Proxy => vec!["/x".to_owned()],
         };
         if setting.name == "root" {
             continue;

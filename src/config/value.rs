@@ -22,6 +22,8 @@ pub enum Kind {
     Words(&'static [&'static str]),
     /// Printable ASCII without spaces, never shown.
     Secret,
+    /// A URL, shown without user and query, in which secrets may stand.
+    Url,
     /// An HTTP proxy's URL, which may contain a password.
     Proxy,
 }
@@ -36,14 +38,14 @@ impl Kind {
             Self::Whole { .. } => "NUMBER".to_owned(),
             Self::Words(words) => words.join("|"),
             Self::Secret => "SECRET".to_owned(),
-            Self::Proxy => "URL".to_owned(),
+            Self::Url | Self::Proxy => "URL".to_owned(),
         }
     }
 
     /// What a value must be; completes "is not …".
     pub fn expected(&self) -> String {
         match self {
-            Self::Text => {
+            Self::Text | Self::Url => {
                 format!("text of 1 to {VALUE_MAX} bytes without control characters and a leading '-'")
             }
             Self::Path => "an absolute path".to_owned(),
@@ -59,7 +61,7 @@ impl Kind {
 /// A checked value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
-    /// Of [`Kind::Text`], [`Kind::Path`] and [`Kind::Words`].
+    /// Of [`Kind::Text`], [`Kind::Path`], [`Kind::Words`] and [`Kind::Url`].
     Text(String),
     /// Of [`Kind::Bool`].
     Bool(bool),
@@ -77,7 +79,7 @@ impl Value {
             && !text.starts_with('-')
             && !text.contains(char::is_control);
         match kind {
-            Kind::Text => plain.then(|| Self::Text(text.to_owned())),
+            Kind::Text | Kind::Url => plain.then(|| Self::Text(text.to_owned())),
             Kind::Path => (plain && text.starts_with('/')).then(|| Self::Text(text.to_owned())),
             Kind::Bool => match text {
                 "true" | "yes" | "on" | "1" => Some(Self::Bool(true)),
@@ -109,13 +111,14 @@ impl Value {
         }
     }
 
-    /// The value for display: a secret as `***`, a proxy without user and password.
+    /// The value for display: a secret as `***`, a URL without user, password and query.
     pub fn shown(&self, kind: Kind) -> String {
         match self {
+            Self::Text(text) if kind == Kind::Url => public_url(text),
             Self::Text(text) => text.clone(),
             Self::Bool(value) => value.to_string(),
             Self::Whole(number) => number.to_string(),
-            Self::Secret(secret) if kind == Kind::Proxy => without_password(secret.expose()),
+            Self::Secret(secret) if kind == Kind::Proxy => public_url(secret.expose()),
             Self::Secret(secret) => secret.to_string(),
         }
     }
@@ -126,13 +129,15 @@ pub fn has_password(url: &str) -> bool {
     url.contains('@')
 }
 
-fn without_password(url: &str) -> String {
-    match url.rsplit_once('@') {
-        None => url.to_owned(),
-        Some((before, host)) => {
-            let scheme = before.find("://").map_or("", |at| &before[..at + 3]);
-            format!("{scheme}***@{host}")
-        }
+/// A URL as it may be shown. What stands before the last `@` may be a password, whatever characters are in it; so too much
+/// is hidden where there is one in a path or query.
+pub fn public_url(url: &str) -> String {
+    let (hidden, rest) = url.rsplit_once('@').map_or(("", url), |(before, rest)| (before, rest));
+    let scheme = hidden.find("://").map_or("", |at| &hidden[..at + 3]);
+    let user = if hidden.is_empty() && rest.len() == url.len() { "" } else { "***@" };
+    match rest.split_once('?') {
+        Some((path, _)) => format!("{scheme}{user}{path}?…"),
+        None => format!("{scheme}{user}{rest}"),
     }
 }
 
@@ -261,10 +266,16 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_shown_without_its_password() {
+    fn urls_are_shown_without_users_and_queries() {
         let check = |url: &str, shown: &str| {
-            assert_eq!(Value::read(Kind::Proxy, url).unwrap().shown(Kind::Proxy), shown);
+            for kind in [Kind::Proxy, Kind::Url] {
+                assert_eq!(Value::read(kind, url).unwrap().shown(kind), shown);
+            }
         };
+        check("wss://a/b?token=hunter2", "wss://a/b?…");
+        check("wss://u:hun/ter?2@a/b?c", "wss://***@a/b?…");
+        check("wss://a/b?c=hunter2@d", "wss://***@d");
+        check("@a", "***@a");
         check("http://proxy:3128", "http://proxy:3128");
         check("http://user:pa@ss@proxy:3128", "http://***@proxy:3128");
         check("user:pass@proxy:3128", "***@proxy:3128");

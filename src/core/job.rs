@@ -31,6 +31,11 @@ impl fmt::Display for JobId {
     }
 }
 
+/// `text` with what a label's value may not have replaced.
+pub fn label_value(text: &str) -> String {
+    text.chars().map(|c| if matches!(c, ',' | '=' | '\n' | '"') { '_' } else { c }).collect()
+}
+
 /// Whether `text` has the form of a deploy's ID: 16 lower-case hexadecimal digits.
 pub fn is_deploy_id(text: &str) -> bool {
     text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))

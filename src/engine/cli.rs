@@ -36,8 +36,6 @@ const DEFAULT_ADDRESS: &str = "/run/containerd/containerd.sock";
 const DEFAULT_NAMESPACE: &str = "default";
 /// The labels that every container of ours is given.
 pub const LABELS: [&str; 6] = [LABEL_REPLICA, LABEL_DEPLOY, LABEL_SPEC, LABEL_GPUS, LABEL_NODE, LABEL_IMAGE];
-/// The variable that marks children which start no container (see [`crate::engine::orphans`]).
-pub const MARK: &str = "VECTORLAY_CHILD";
 
 /// How long a look (list, inspect, logs) may take. The CLI itself gives up on a silent engine after 10 s.
 const LOOK_DEADLINE: Duration = Duration::from_secs(20);
@@ -187,6 +185,8 @@ pub struct Cli {
     pub search_path: OsString,
     /// HOME for it.
     pub home: OsString,
+    /// Where it looks for registry logins: not in HOME, whose logins are the owner's and no tenant's.
+    pub docker_config: PathBuf,
 }
 
 impl Cli {
@@ -212,34 +212,33 @@ impl Cli {
                 // A fraction of a second is not worth a SIGKILL: round up.
                 let seconds = timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0);
                 let args = ["stop".into(), "-t".into(), seconds.to_string(), id.as_str().to_owned()];
-                (self.marked("stop", args), bounds(Duration::from_secs(seconds) + STOP_EXTRA, OUTPUT))
+                (self.plain(args), bounds(Duration::from_secs(seconds) + STOP_EXTRA, OUTPUT))
             }
             Job::Remove(id) => {
                 // --volumes: else the anonymous volumes of the image stay for ever, with a tenant's data in them.
                 let args = ["rm".into(), "--force".into(), "--volumes".into(), id.as_str().to_owned()];
-                (self.marked("rm", args), bounds(REMOVE_DEADLINE, OUTPUT))
+                (self.plain(args), bounds(REMOVE_DEADLINE, OUTPUT))
             }
             Job::Logs(id, lines) => {
                 // The time tells the container's lines from the CLI's own, and puts both streams in order.
                 let tail = format!("--tail={lines}");
                 let args = ["logs".into(), "--timestamps".into(), tail, id.as_str().to_owned()];
-                (self.marked("logs", args), Bounds { tail: true, ..bounds(LOOK_DEADLINE, LOGS_OUTPUT) })
+                (self.plain(args), Bounds { tail: true, ..bounds(LOOK_DEADLINE, LOGS_OUTPUT) })
             }
             Job::Probe => {
                 // Both CLIs ask the engine for its version and fail where it does not answer.
                 let args = ["version".into(), "--format={{json .}}".to_owned()];
-                (self.marked("version", args), bounds(PROBE_DEADLINE, OUTPUT))
+                (self.plain(args), bounds(PROBE_DEADLINE, OUTPUT))
             }
             Job::Images => {
                 let format = "--format={{.CreatedAt}}\t{{.Repository}}\t{{.Tag}}\t{{.Digest}}".to_owned();
                 // Docker tells digests only when it is asked for them.
                 let args = ["images".into(), "--digests".into(), format];
-                (self.marked("images", args), bounds(LOOK_DEADLINE, LIST_OUTPUT))
+                (self.plain(args), bounds(LOOK_DEADLINE, LIST_OUTPUT))
             }
-            Job::RemoveImage(image) => (
-                self.marked("rmi", ["rmi".into(), image.canonical().to_owned()]),
-                bounds(REMOVE_DEADLINE, OUTPUT),
-            ),
+            Job::RemoveImage(image) => {
+                (self.plain(["rmi".into(), image.canonical().to_owned()]), bounds(REMOVE_DEADLINE, OUTPUT))
+            }
             Job::GuestUse(id, vendor) => (self.guest_use(id, *vendor), bounds(GUEST_DEADLINE, OUTPUT)),
         })
     }
@@ -264,16 +263,16 @@ impl Cli {
         let filter = format!("--filter=label={LABEL_REPLICA}");
         let args = ["ps".into(), "--all".into(), "--no-trunc".into(), filter, format];
         let bounds = Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: LIST_OUTPUT, tail: false };
-        (self.marked("ps", args), bounds)
+        (self.plain(args), bounds)
     }
 
     /// The call that prints a container's log to its own standard output, for a program that it takes the place of.
     pub fn follow_logs(&self, id: &ContainerId, tail: u32, follow: bool) -> Program {
         let tail = format!("--tail={tail}");
         if follow {
-            self.marked("logs", ["logs".into(), "--follow".into(), tail, id.as_str().to_owned()])
+            self.plain(["logs".into(), "--follow".into(), tail, id.as_str().to_owned()])
         } else {
-            self.marked("logs", ["logs".into(), tail, id.as_str().to_owned()])
+            self.plain(["logs".into(), tail, id.as_str().to_owned()])
         }
     }
 
@@ -283,7 +282,7 @@ impl Cli {
             Vendor::Amd => AMD_USE,
         };
         let args = ["exec".into(), id.as_str().into(), "sh".into(), "-c".into(), ASK.into(), question.into()];
-        self.marked("exec", args)
+        self.plain(args)
     }
 
     /// All of an image's configuration as JSON: see [`super::image::read`].
@@ -295,7 +294,7 @@ impl Cli {
         };
         let args = ["image".to_owned(), "inspect".to_owned()].into_iter().chain(mode);
         let args = args.chain(["--format={{json .}}".to_owned(), image.canonical().to_owned()]);
-        self.marked("image", args)
+        self.plain(args)
     }
 
     /// The call that runs `job` with the image that was looked at and checked, within what is left of its time.
@@ -411,7 +410,7 @@ impl Cli {
     }
 
     fn pull(&self, job: &PullJob) -> Program {
-        self.marked("pull", ["pull".into(), "--quiet".into(), job.image.canonical().to_owned()])
+        self.plain(["pull".into(), "--quiet".into(), job.image.canonical().to_owned()])
     }
 
     /// The same as a list, of one container.
@@ -433,25 +432,26 @@ impl Cli {
         );
         let filter = format!("--filter=label={LABEL_REPLICA}");
         let args = ["ps".into(), "--all".into(), "--no-trunc".into(), filter, format!("--format={format}")];
-        self.marked("ps", args)
+        self.plain(args)
     }
 
     fn inspect(&self, id: &ContainerId, format: String) -> Program {
         let args =
             ["container".into(), "inspect".into(), format!("--format={format}"), id.as_str().to_owned()];
-        self.marked("inspect", args)
+        self.plain(args)
     }
 
-    /// A call that starts no container, marked in its environment as a child of an agent.
-    fn marked(&self, mark: &str, args: impl IntoIterator<Item = String>) -> Program {
-        let args = self.global_args().into_iter().chain(args.into_iter().map(OsString::from)).collect();
-        let mut program = self.program(args);
-        program.env.push((MARK.into(), mark.into()));
-        program
+    /// A call with nothing but arguments.
+    fn plain(&self, args: impl IntoIterator<Item = String>) -> Program {
+        self.program(self.global_args().into_iter().chain(args.into_iter().map(OsString::from)).collect())
     }
 
     fn program(&self, args: Vec<OsString>) -> Program {
-        let env = vec![("PATH".into(), self.search_path.clone()), ("HOME".into(), self.home.clone())];
+        let env = vec![
+            ("PATH".into(), self.search_path.clone()),
+            ("HOME".into(), self.home.clone()),
+            ("DOCKER_CONFIG".into(), self.docker_config.clone().into()),
+        ];
         Program { path: self.path.clone(), args, env, input: None }
     }
 
@@ -487,7 +487,7 @@ impl Cli {
         let namespace = self.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
         let global =
             [format!("--address={address}"), format!("--namespace={namespace}"), "containers".into()];
-        let program = Program { path, ..self.marked("ctr", []) };
+        let program = Program { path, ..self.plain([]) };
         let args = global.into_iter().chain(args).map(OsString::from).collect();
         let bounds = Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: LIST_OUTPUT, tail: false };
         Some((Program { args, ..program }, bounds))
@@ -543,6 +543,7 @@ mod tests {
             log: LogChoice::JsonFile { max_mib: 10, files: 3 },
             search_path: DEFAULT_PATH.into(),
             home: "/root".into(),
+            docker_config: "/none".into(),
         }
     }
 
@@ -611,7 +612,7 @@ mod tests {
         let check = |flavour, line: &str| {
             let (program, bounds) = cli(flavour).call(&Job::Run(Box::new(job()))).unwrap();
             assert_eq!(text(&program).join(" "), line);
-            assert_eq!((bounds.deadline, program.env[2].0.to_str()), (LOOK_DEADLINE, Some(MARK)));
+            assert_eq!(bounds.deadline, LOOK_DEADLINE);
         };
         check(
             Flavour::Nerdctl,
@@ -684,7 +685,7 @@ mod tests {
         assert_eq!(args[from..], expected);
         assert_eq!(program.input.as_deref(), Some(&b"A=hunter2\n"[..]));
         let env: Vec<_> = program.env.iter().map(|(name, _)| name.to_str().unwrap()).collect();
-        assert_eq!(env, ["PATH", "HOME", "B"]);
+        assert_eq!(env, ["PATH", "HOME", "DOCKER_CONFIG", "B"]);
     }
 
     #[test]
@@ -725,7 +726,7 @@ mod tests {
             let (program, bounds) = cli(Flavour::Nerdctl).call(&job).unwrap();
             assert_eq!(text(&program).join(" "), format!("--namespace=ns {line}"));
             assert_eq!(bounds.deadline, Duration::from_secs(seconds));
-            assert_eq!(program.env[2].0, MARK);
+            assert_eq!(program.env[2], ("DOCKER_CONFIG".into(), "/none".into()));
         };
         let a = "ab".repeat(32);
         check(Job::Stop(id(), Duration::from_millis(10_001)), &format!("stop -t 11 {a}"), 41);

@@ -2,7 +2,7 @@
 //! names, and from nowhere else that is not an argv.
 //!
 //! The folder is private (0700), on a tmpfs where the caller's is one, and gone when the value is dropped. One that a
-//! killed agent left is removed at the next start.
+//! killed agent left is removed at the next start. What it lies in must be root's, and no link.
 
 use std::fmt;
 use std::fs::{DirBuilder, OpenOptions, read_dir, remove_dir_all};
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::core::job::JobId;
+use crate::trust;
 use crate::types::RegistryAuth;
 
 /// How the folders' names begin.
@@ -58,7 +59,7 @@ impl Credentials {
     pub fn new(scratch: &Path, job: JobId, auth: &RegistryAuth) -> Result<Self, Error> {
         let dir = scratch.join(format!("{PREFIX}{}", job.0));
         let failed = |source| Error { path: dir.clone(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(scratch).map_err(failed)?;
+        trust::make_folder(scratch).map_err(failed)?;
         DirBuilder::new().mode(0o700).create(&dir).map_err(failed)?;
         let credentials = Self { dir };
         let path = credentials.dir.join("config.json");
@@ -81,6 +82,12 @@ impl Credentials {
 
     /// Removes what an earlier agent left in `scratch`. Only one agent may use a folder.
     pub fn clean(scratch: &Path) {
+        if let Err(error) = trust::folder(scratch) {
+            if error.kind() != io::ErrorKind::NotFound {
+                log::warn!("no deploy with registry_auth can be pulled: {error}");
+            }
+            return;
+        }
         let Ok(entries) = read_dir(scratch) else { return };
         for entry in entries.flatten() {
             if entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX)) {
@@ -144,6 +151,23 @@ mod tests {
         assert_eq!(read_dir(&scratch).unwrap().count(), 0);
         remove_dir_all(&scratch).unwrap();
         Credentials::clean(&scratch);
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link_or_into_others_hands() {
+        let place = std::env::temp_dir().join(format!("vectorlay-credentials-link-{}", std::process::id()));
+        let (real, link, open) = (place.join("real"), place.join("link"), place.join("open"));
+        std::fs::create_dir_all(&real).unwrap();
+        std::fs::create_dir(&open).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+        std::fs::create_dir(real.join("pull-9")).unwrap();
+        for scratch in [&link, &open] {
+            assert!(Credentials::new(scratch, JobId(1), &auth("x")).is_err());
+            Credentials::clean(scratch);
+        }
+        assert!(real.join("pull-9").exists() && read_dir(&open).unwrap().next().is_none());
+        remove_dir_all(&place).unwrap();
     }
 
     #[test]

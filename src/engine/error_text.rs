@@ -5,6 +5,8 @@
 //! (runc's hooks, CNI). What helps is the end of the chain, so that is what a line always ends with: where it is too
 //! long, its middle is cut.
 
+use std::collections::HashSet;
+
 /// Longest line that leaves here, in bytes: it goes into results and logs.
 pub const LINE_MAX: usize = 300;
 /// How much of the beginning of a longer line is kept, in bytes: what was tried, and on what.
@@ -13,6 +15,11 @@ const HEAD_MAX: usize = 90;
 const NESTED_MAX: usize = 4;
 /// Shortest secret that is looked for, in bytes: a shorter one would blacken half of every text.
 const SECRET_MIN: usize = 4;
+/// Most bytes that are read again to hide secrets, of a text as often as a secret may stand in it.
+const HIDING_MAX: usize = 16 * 1024 * 1024;
+/// What stands for a text that would take more.
+const TOO_MANY_SECRETS: &str =
+    "what the engine said is left out: too much of it is like the deploy's variables";
 
 /// The error in a CLI's standard error: the message of the last line of logrus' level `fatal`, else of its level
 /// `error` (`nerdctl rm -f` has nothing worse), else the last line that says something. Escapes of Go's quoting are
@@ -61,24 +68,64 @@ pub fn last_complaint(stderr: &[u8]) -> String {
     }
 }
 
-/// `text` with every secret replaced by `***`, as it is and as Go's quoting shows it, whole and line by line.
+/// `text` without escape sequences, which could stand in the middle of a secret, and with every secret replaced by `***`:
+/// as it is, on one line, and as Go's quoting shows it, whole and line by line. Takes time in proportion to the texts'
+/// lengths, whatever is in them.
 pub fn without_secrets(text: &str, secrets: &[&str]) -> String {
-    let mut shapes: Vec<String> = Vec::new();
-    for secret in secrets {
-        for part in std::iter::once(*secret).chain(secret.lines()) {
-            let once = quoted(part);
-            shapes.extend([quoted(&once), once, part.trim().to_owned(), part.to_owned()]);
-        }
+    let text: String = without_escapes(text).collect();
+    let mut shapes = shapes_in(&text, secrets);
+    if shapes.len().saturating_mul(text.len()) > HIDING_MAX {
+        return TOO_MANY_SECRETS.to_owned();
     }
-    shapes.retain(|shape| shape.len() >= SECRET_MIN);
     // The longest first: a secret may be a part of another one.
     shapes.sort_by_key(|shape| std::cmp::Reverse(shape.len()));
-    shapes.iter().fold(text.to_owned(), |text, shape| text.replace(shape.as_str(), "***"))
+    shapes.iter().fold(text, |text, shape| text.replace(shape.as_str(), "***"))
+}
+
+/// Those shapes of `secrets` that may stand in `text`, each once: what they begin and end with stands there.
+fn shapes_in(text: &str, secrets: &[&str]) -> Vec<String> {
+    const BITS: u32 = 20;
+    let place = |gram: &[u8]| {
+        let gram = gram.iter().fold(0u32, |number, byte| number << 8 | u32::from(*byte));
+        // Fibonacci hashing.
+        (gram.wrapping_mul(0x9e37_79b1) >> (32 - BITS)) as usize
+    };
+    let mut grams = vec![false; 1 << BITS];
+    text.as_bytes().windows(SECRET_MIN).for_each(|gram| grams[place(gram)] = true);
+    let mut shapes = HashSet::new();
+    let mut consider = |shape: &str| {
+        let bytes = shape.as_bytes();
+        let is_there = |gram: Option<&[u8; SECRET_MIN]>| gram.is_some_and(|gram| grams[place(gram)]);
+        if bytes.len() <= text.len()
+            && is_there(bytes.first_chunk())
+            && is_there(bytes.last_chunk())
+            && !shapes.contains(shape)
+        {
+            shapes.insert(shape.to_owned());
+        }
+    };
+    for part in secrets.iter().flat_map(|secret| std::iter::once(*secret).chain(secret.lines())) {
+        consider(part);
+        consider(part.trim());
+        if part.contains(|c: char| c.is_control() || matches!(c, '"' | '\\')) {
+            let once = quoted(part);
+            consider(&once);
+            consider(&quoted(&once));
+        }
+        if part.contains(|c: char| c.is_control()) || part.contains("  ") {
+            consider(&unbroken(part));
+        }
+    }
+    shapes.into_iter().collect()
 }
 
 /// `text` as one line of at most [`LINE_MAX`] bytes that ends as `text` does.
 pub fn one_line(text: &str) -> String {
-    let line = unbroken(text);
+    shortened(unbroken(text))
+}
+
+/// A line of at most [`LINE_MAX`] bytes that ends as `line` does.
+pub fn shortened(line: String) -> String {
     if line.len() <= LINE_MAX {
         return line;
     }
@@ -159,14 +206,8 @@ fn without_queries(text: &str) -> String {
 /// `text` as one line: colours dropped, white space and control characters made one space each run.
 pub fn unbroken(text: &str) -> String {
     let mut line = String::new();
-    let mut chars = text.chars();
-    while let Some(c) = chars.next() {
-        if c == '\u{1b}' {
-            // ECMA-48: ESC [ … up to a byte from @ to ~; any other escape is taken to be of two characters.
-            if chars.next() == Some('[') {
-                chars.by_ref().find(|c| matches!(c, '@'..='~'));
-            }
-        } else if c.is_control() || c.is_whitespace() {
+    for c in without_escapes(text) {
+        if c.is_control() || c.is_whitespace() {
             if !line.is_empty() && !line.ends_with(' ') {
                 line.push(' ');
             }
@@ -176,6 +217,23 @@ pub fn unbroken(text: &str) -> String {
     }
     line.truncate(line.trim_end().len());
     line
+}
+
+/// `text` without escape sequences (ECMA-48): ESC [ … up to a byte from @ to ~; any other is taken to be of two
+/// characters.
+fn without_escapes(text: &str) -> impl Iterator<Item = char> {
+    let mut chars = text.chars();
+    std::iter::from_fn(move || {
+        loop {
+            let c = chars.next()?;
+            if c != '\u{1b}' {
+                return Some(c);
+            }
+            if chars.next() == Some('[') {
+                chars.by_ref().find(|c| matches!(c, '@'..='~'));
+            }
+        }
+    })
 }
 
 /// A field of a line of logrus' text format: `time="…" level=fatal msg="…" error="…"`, quoted as Go's `%q` where need
@@ -282,6 +340,25 @@ mod tests {
         check("said \\\"se\\\\\\\"cret\\\"", &["se\"cret"], "said \\\"***\\\"");
         check("only the second line", &["first line\nthe second\nx"], "only *** line");
         check("spaces padded gone", &["  padded  "], "spaces *** gone");
+        check("\u{1b}[1mhun\u{1b}[31mter\u{1b}c2\u{1b}[0m", &["hunter2"], "***");
+        check("on one line", &["on\n\tone  line"], "***");
+    }
+
+    #[test]
+    fn the_work_of_hiding_is_bounded_whatever_the_secrets_are() {
+        let text = "exec: \"no-such-command\": executable file not found in $PATH".repeat(20);
+        let lines = |line: fn(usize) -> String| (0..300_000).map(line).collect::<Vec<_>>().join("\n");
+        // What does not stand in the text costs a look at its ends.
+        let harmless = lines(|n| format!("{n}-canary"));
+        assert_eq!(shapes_in(&text, &[&harmless]).len(), 0);
+        assert!(without_secrets(&text, &[&harmless]) == text);
+        let hostile = lines(|n| format!("exec{n}PATH"));
+        assert!(shapes_in(&text, &[&hostile]).len() > 250_000);
+        assert!(without_secrets(&text, &[&hostile]) == TOO_MANY_SECRETS);
+        // The same one, however often.
+        let same = lines(|_| "no-such-command".to_owned());
+        assert_eq!(shapes_in(&text, &[&same]).len(), 1);
+        assert!(!without_secrets(&text, &[&same]).contains("no-such"));
     }
 
     #[test]

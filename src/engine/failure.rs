@@ -33,7 +33,9 @@ pub(super) fn of(job: &Job, call: &str, finished: &Finished) -> Failure {
     let bare = error_text::without_secrets(&error, &secrets);
     // Docker's advice on a name that is taken would stand where the cause does, and the name is the agent's to free.
     let cause = bare.split(" You have to remove (or rename) that container").next().unwrap_or_default();
-    let said = error_text::one_line(&error_text::cause_last(cause));
+    // Unquoted and on one line it may show what it did not before; cut, half of it.
+    let line = error_text::unbroken(&error_text::cause_last(cause));
+    let said = error_text::shortened(error_text::without_secrets(&line, &secrets));
     let ours = |text: String| if said.is_empty() { text } else { format!("{text}: {said}") };
     let seconds = finished.took.as_secs();
     match finished.ended {
@@ -73,8 +75,9 @@ pub(super) fn whole_text(job: &Job, result: &Result<Finished, Error>) -> Option<
     let text = String::from_utf8_lossy(&finished.stderr);
     // Half a secret at the beginning could not be recognised.
     let text = if finished.stderr_cut { text.split_once('\n').map_or("", |(_, whole)| whole) } else { &text };
-    Some(error_text::unbroken(&error_text::without_secrets(text, &secrets(job))))
-        .filter(|text| !text.is_empty())
+    let secrets = secrets(job);
+    let line = error_text::unbroken(&error_text::without_secrets(text, &secrets));
+    Some(error_text::without_secrets(&line, &secrets)).filter(|text| !text.is_empty())
 }
 
 fn kind(job: &Job, error: &str) -> FailureKind {

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use super::orphans::{self, Call, Leak, Process};
+use super::orphans::{self, Caller, Leak, Process};
 use super::{addresses, logs};
 use crate::core::{Cleanup, LeftoverCall};
 use crate::types::ContainerId;
@@ -26,6 +26,8 @@ const END_WITHIN: Duration = Duration::from_secs(5);
 pub struct Settings {
     /// Where /proc and /var are.
     pub root: PathBuf,
+    /// Whose calls count as an earlier process's.
+    pub caller: Caller,
     /// The folder of log files, if the shims write any.
     pub logs: Option<PathBuf>,
     /// The most bytes of one of them.
@@ -111,19 +113,15 @@ fn work(
 
 /// The calls of an earlier process, by deploy; `None`: /proc cannot be read, and nothing may be concluded.
 fn find_calls(settings: &Settings) -> Option<BTreeMap<String, LeftoverCall>> {
-    let run = |call| match call {
-        Call::Run(deploy, call) => Some((deploy, call)),
-        Call::Other(_) => None,
-    };
-    let calls = orphans::calls(&settings.root).map_err(|error| {
+    let calls = orphans::calls(&settings.root, &settings.caller).map_err(|error| {
         log::warn!("cannot look for calls of an earlier process: {error}; mount /proc");
     });
-    Some(calls.ok()?.into_iter().filter_map(|orphan| run(orphan.call)).collect())
+    Some(calls.ok()?.into_iter().map(|orphan| (orphan.deploy, orphan.call)).collect())
 }
 
 fn end_calls(settings: &Settings, deploy: &str) {
-    for orphan in orphans::calls(&settings.root).unwrap_or_default() {
-        if matches!(&orphan.call, Call::Run(of, _) if of == deploy) {
+    for orphan in orphans::calls(&settings.root, &settings.caller).unwrap_or_default() {
+        if orphan.deploy == deploy {
             log::warn!(
                 "ending the call (pid {}) of an earlier process for deploy {deploy}",
                 orphan.process.pid

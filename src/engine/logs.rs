@@ -3,27 +3,33 @@
 //! The shim has its file open for appending and never opens it again, so a file is bounded by copying it aside and
 //! truncating it in place; what is written between the two is lost. A container has `<deploy>.log` and, once it grew
 //! too long, `<deploy>.log.1`.
+//!
+//! The folder is looked at anew each time ([`trust::folder`]), and no link in it is followed.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 
 use super::cli::log_file;
 use super::parse::{LOG_MAX, last_lines};
 use crate::core::job::is_deploy_id;
+use crate::trust;
 
 /// The last `most` lines of a deploy's output, and whether some were left out for their length.
 ///
 /// # Errors
 /// The file's, when there is none or it cannot be read.
 pub fn tail(dir: &Path, deploy: &str, most: u32) -> io::Result<(Vec<String>, bool)> {
-    let path = log_file(dir, deploy).ok_or(io::ErrorKind::InvalidInput)?;
-    let (mut bytes, mut more) = end_of(&path)?;
+    let folder = trust::folder(dir)?;
+    let name = file_name(deploy)?;
+    let (mut bytes, mut more) = end_of(&folder, &name)?;
     if !more {
         // The older part, if there is one.
-        if let Ok((older, older_more)) = end_of(&aside(&path)) {
+        if let Ok((older, older_more)) = end_of(&folder, &aside(&name)) {
             bytes.splice(0..0, older);
             more = older_more;
         }
@@ -36,31 +42,45 @@ pub fn tail(dir: &Path, deploy: &str, most: u32) -> io::Result<(Vec<String>, boo
     Ok((lines, cut || (more && short)))
 }
 
+/// The log of a deploy, opened for reading.
+///
+/// # Errors
+/// The file's, when there is none or it cannot be read.
+pub fn open_log(dir: &Path, deploy: &str) -> io::Result<File> {
+    open(&trust::folder(dir)?, &file_name(deploy)?, OFlags::RDONLY)
+}
+
 /// Bounds each file in `dir` to `max` bytes, and with its older part to twice that. Returns what could not be done.
 pub fn bound(dir: &Path, max: u64) -> Vec<(PathBuf, io::Error)> {
-    let mut failed = Vec::new();
-    for path in log_files(dir, ".log") {
-        if let Err(error) = bound_one(&path, max) {
-            failed.push((path, error));
-        }
-    }
-    failed
+    let folder = match trust::folder(dir) {
+        Ok(folder) => folder,
+        Err(error) => return vec![(dir.to_owned(), error)],
+    };
+    let bound = |name: String| bound_one(&folder, &name, max).err().map(|error| (dir.join(name), error));
+    log_files(&folder, ".log").into_iter().filter_map(bound).collect()
 }
 
 /// Removes the files of every deploy that is not in `keep`. The caller must have seen a whole list of containers.
 pub fn remove_others(dir: &Path, keep: &BTreeSet<String>) {
-    for path in log_files(dir, ".log").into_iter().chain(log_files(dir, ".log.1")) {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let deploy = name.strip_suffix(".1").unwrap_or(name).strip_suffix(".log").unwrap_or(name);
+    let Ok(folder) = trust::folder(dir) else { return };
+    for name in log_files(&folder, ".log").into_iter().chain(log_files(&folder, ".log.1")) {
+        let deploy = name.strip_suffix(".1").unwrap_or(&name).strip_suffix(".log").unwrap_or(&name);
         if !keep.contains(deploy) {
             // It will be tried again.
-            let _ = fs::remove_file(&path);
+            let _ = rustix::fs::unlinkat(&folder, &name, AtFlags::empty());
         }
     }
 }
 
-fn end_of(path: &Path) -> io::Result<(Vec<u8>, bool)> {
-    let mut file = File::open(path)?;
+fn open(folder: &OwnedFd, name: &str, flags: OFlags) -> io::Result<File> {
+    // Non-blocking: a pipe in the file's place must not block.
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(folder, name, flags, Mode::RUSR | Mode::WUSR)?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+}
+
+fn end_of(folder: &OwnedFd, name: &str) -> io::Result<(Vec<u8>, bool)> {
+    let mut file = open(folder, name, OFlags::RDONLY)?;
     let size = file.metadata()?.len();
     let from = size.saturating_sub(2 * LOG_MAX as u64);
     file.seek(SeekFrom::Start(from))?;
@@ -69,35 +89,41 @@ fn end_of(path: &Path) -> io::Result<(Vec<u8>, bool)> {
     Ok((bytes, from > 0))
 }
 
-fn bound_one(path: &Path, max: u64) -> io::Result<()> {
-    let size = fs::symlink_metadata(path)?.len();
+fn bound_one(folder: &OwnedFd, name: &str, max: u64) -> io::Result<()> {
+    let mut from = open(folder, name, OFlags::RDWR)?;
+    let size = from.metadata()?.len();
     if size <= max {
         return Ok(());
     }
-    let mut from = File::open(path)?;
     from.seek(SeekFrom::Start(size.saturating_sub(max)))?;
-    let mut to = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(aside(path))?;
-    let copied = io::copy(&mut from.take(max), &mut to);
+    let mut to = open(folder, &aside(name), OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?;
+    let copied = io::copy(&mut (&from).take(max), &mut to);
     // Truncated even where the copy failed (a full disk): else nothing would ever free it.
-    OpenOptions::new().write(true).open(path)?.set_len(0)?;
+    from.set_len(0)?;
     copied.map(|_| ())
 }
 
-fn aside(path: &Path) -> PathBuf {
-    path.with_extension("log.1")
+fn file_name(deploy: &str) -> io::Result<String> {
+    let path = log_file(Path::new(""), deploy).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+fn aside(name: &str) -> String {
+    format!("{name}.1")
 }
 
 /// The files that are named after a deploy: whatever else is in the folder belongs to somebody else.
-fn log_files(dir: &Path, ending: &str) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    let deploy = |name: &str| name.strip_suffix(ending).is_some_and(is_deploy_id);
-    let ours = |path: &PathBuf| path.file_name().and_then(|n| n.to_str()).is_some_and(deploy);
-    entries.flatten().map(|entry| entry.path()).filter(ours).collect()
+fn log_files(folder: &OwnedFd, ending: &str) -> Vec<String> {
+    let Ok(entries) = Dir::read_from(folder) else { return Vec::new() };
+    let name = |entry: rustix::fs::DirEntry| entry.file_name().to_str().ok().map(str::to_owned);
+    let ours = |name: &String| name.strip_suffix(ending).is_some_and(is_deploy_id);
+    entries.flatten().filter_map(name).filter(ours).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::{self, OpenOptions};
     use std::io::Write;
 
     fn folder(name: &str) -> PathBuf {
@@ -116,7 +142,8 @@ mod tests {
             writeln!(shim, "line {i:04}").unwrap();
         }
         assert!(bound(&dir, 505).is_empty());
-        assert_eq!((fs::metadata(&path).unwrap().len(), fs::metadata(aside(&path)).unwrap().len()), (0, 505));
+        let older = path.with_extension("log.1");
+        assert_eq!((fs::metadata(&path).unwrap().len(), fs::metadata(&older).unwrap().len()), (0, 505));
         // The shim goes on at the file's new beginning.
         writeln!(shim, "line 0100").unwrap();
         assert_eq!(tail(&dir, first, 2).unwrap(), (vec!["line 0099".into(), "line 0100".into()], false));
@@ -141,6 +168,32 @@ mod tests {
         expected.push(own);
         expected.sort();
         assert_eq!(left, expected);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn links_are_neither_read_nor_written_through() {
+        let dir = folder("links");
+        let (precious, deploy) = (dir.join("precious"), "00000000000000d1");
+        let log = dir.join(format!("{deploy}.log"));
+        let untouched = || assert_eq!(fs::metadata(&precious).unwrap().len(), 1000);
+        fs::write(&precious, "x".repeat(1000)).unwrap();
+        std::os::unix::fs::symlink(&precious, &log).unwrap();
+        assert_eq!(bound(&dir, 10).len(), 1);
+        assert!(tail(&dir, deploy, 1).is_err() && open_log(&dir, deploy).is_err());
+        untouched();
+        // In the place of the older part.
+        fs::remove_file(&log).unwrap();
+        fs::write(&log, "y".repeat(1000)).unwrap();
+        std::os::unix::fs::symlink(&precious, log.with_extension("log.1")).unwrap();
+        assert_eq!(bound(&dir, 10).len(), 1);
+        untouched();
+        // In the folder's.
+        let link = dir.join("link");
+        std::os::unix::fs::symlink(&dir, &link).unwrap();
+        assert_eq!(bound(&link, 10).len(), 1);
+        remove_others(&link, &BTreeSet::new());
+        assert!(tail(&link, deploy, 1).is_err() && log.exists());
         fs::remove_dir_all(dir).unwrap();
     }
 

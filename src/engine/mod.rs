@@ -446,6 +446,7 @@ mod tests {
                     log: LogChoice::File { dir: dir.join("logs") },
                     search_path: DEFAULT_PATH.into(),
                     home: dir.clone().into(),
+                    docker_config: dir.join("no-logins"),
                 },
                 deploys: 1,
                 stops: 1,

@@ -1,10 +1,8 @@
 //! Processes that a dead agent left: calls of the CLI that are still at work, and helpers of containers that are gone.
 //!
-//! How a call is recognised: a `run` by the label `vectorlay.deploy=…` on its argv, which says whose it is; every
-//! other call by the variable `VECTORLAY_CHILD` in its environment. A run does not carry that variable, because the
-//! CLI writes its whole environment into the container's OCI hooks, and their programs would then look like calls of
-//! ours; the other calls start no container, so there it goes nowhere. Neither mark holds a secret: argv is readable
-//! by all, and /proc/PID/environ by root.
+//! How a call is recognised: it is the container CLI's `run`, root's own (any user could start a process whose argv is
+//! the same), with the labels on its argv that say which deploy of which node it is for. Calls that start no container
+//! need not be known. Argv is readable by all, and so holds no secret.
 //!
 //! A process is named by its number and its start time together, and is signalled through a pidfd that was opened
 //! before the start time was compared: a number that has a new owner is never hit. Nothing is ended that is not a
@@ -20,9 +18,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::cli::MARK;
+use super::cli::Flavour;
 use crate::core::LeftoverCall;
-use crate::core::job::{LABEL_DEPLOY, LABEL_GPUS, LABEL_REPLICA};
+use crate::core::job::{LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE, LABEL_REPLICA};
+use crate::trust;
 use crate::types::{ContainerId, PciAddress, ReplicaId};
 use crate::wait::poll_until;
 
@@ -45,22 +44,27 @@ pub struct Process {
     pub started: u64,
 }
 
-/// A call of the CLI that a dead agent left.
+/// A run of the CLI that a dead agent left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Orphan {
     /// The process.
     pub process: Process,
-    /// What it does.
-    pub call: Call,
+    /// The deploy that it is for (its label).
+    pub deploy: String,
+    /// What it is at work on.
+    pub call: LeftoverCall,
 }
 
-/// What an orphaned call does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Call {
-    /// `run`, for the deploy of this ID (its label).
-    Run(String, LeftoverCall),
-    /// Another one: the verb (`pull`, `stop`, `rm`, `ps`, …).
-    Other(String),
+/// Whose calls are looked for.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// The CLI's path.
+    pub cli: PathBuf,
+    /// Its vocabulary.
+    pub flavour: Flavour,
+    /// The node's ID as it stands in labels; `None`: the agent started without one, and cannot tell its own calls from
+    /// those of another agent that died.
+    pub node: Option<String>,
 }
 
 /// A helper of a container that is gone.
@@ -74,12 +78,12 @@ pub struct Leak {
     pub name: String,
 }
 
-/// The calls that a dead agent left, from /proc under `root`. Those of an agent that lives, this one included, are
-/// left out.
+/// The runs that a dead agent of `caller` left, from /proc under `root`. Those of an agent that lives, this one
+/// included, are left out.
 ///
 /// # Errors
 /// The kernel's, when /proc cannot be read: then nothing may be concluded.
-pub fn calls(root: &Path) -> io::Result<Vec<Orphan>> {
+pub fn calls(root: &Path, caller: &Caller) -> io::Result<Vec<Orphan>> {
     let proc = root.join("proc");
     let mut found = Vec::new();
     // A container's process can have any arguments; but it is in another PID namespace than a call of ours.
@@ -87,15 +91,15 @@ pub fn calls(root: &Path) -> io::Result<Vec<Orphan>> {
     let ours = namespace(proc.join("self"));
     for pid in pids(&proc)? {
         let dir = proc.join(pid.to_string());
-        if namespace(dir.clone()) != ours {
+        let cmdline = read(&dir.join("cmdline"));
+        let Some((deploy, call)) = run_of(&cmdline, caller.node.as_deref()) else { continue };
+        if namespace(dir.clone()) != ours || !is_roots(&read(&dir.join("status"))) {
             continue;
         }
-        let Some(call) = call_of(&read(&dir.join("cmdline")), || read(&dir.join("environ"))) else {
-            continue;
-        };
+        let executable = fs::read_link(dir.join("exe")).unwrap_or_default();
         let Some(process) = process(&proc, pid) else { continue };
-        if !has_living_agent(&proc, pid) {
-            found.push(Orphan { process, call });
+        if is_cli(caller, &cmdline, &executable) && !has_living_agent(&proc, pid) {
+            found.push(Orphan { process, deploy, call });
         }
     }
     Ok(found)
@@ -168,23 +172,33 @@ fn open(target: Process) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// What call of ours a process is, from its argv and its environment (both with a NUL after each string).
-fn call_of(cmdline: &[u8], environ: impl FnOnce() -> Vec<u8>) -> Option<Call> {
+/// The deploy and the replica of a `run` of ours, from its argv (with a NUL after each string). A run's labels stand before
+/// the image; a tenant's command behind it that looks like one changes nothing.
+fn run_of(cmdline: &[u8], node: Option<&str>) -> Option<(String, LeftoverCall)> {
     let label = |name: &str| starting_with(cmdline, &format!("--label={name}="));
-    let mark = format!("{MARK}=");
-    // A kernel thread, or a zombie.
-    if cmdline.is_empty() {
+    let (deploy, replica) = (label(LABEL_DEPLOY)?, ReplicaId::new(&label(LABEL_REPLICA)?).ok()?);
+    if node.is_some_and(|node| label(LABEL_NODE).as_deref() != Some(node)) {
         return None;
     }
-    // A run's labels stand before the image; a tenant's command behind it that looks like one changes nothing.
-    if let (Some(deploy), Some(replica)) = (label(LABEL_DEPLOY), label(LABEL_REPLICA))
-        && let Ok(replica) = ReplicaId::new(&replica)
-    {
-        let gpus = label(LABEL_GPUS).unwrap_or_default();
-        let gpus = gpus.split('+').filter_map(|gpu| PciAddress::parse(gpu).ok()).collect();
-        return Some(Call::Run(deploy, LeftoverCall { replica, gpus }));
-    }
-    starting_with(&environ(), &mark).map(Call::Other)
+    let gpus = label(LABEL_GPUS).unwrap_or_default();
+    let gpus = gpus.split('+').filter_map(|gpu| PciAddress::parse(gpu).ok()).collect();
+    Some((deploy, LeftoverCall { replica, gpus }))
+}
+
+/// Whether a process is root's, or this process's user's, in each of its four user IDs (proc_pid_status(5)). The owner of
+/// /proc/PID does not tell: it is root for whatever process asked for that (PR_SET_DUMPABLE).
+fn is_roots(status: &[u8]) -> bool {
+    let status = String::from_utf8_lossy(status);
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    uids.is_some_and(|uids| uids.split_whitespace().all(|uid| uid.parse().is_ok_and(trust::is_ours)))
+}
+
+/// Whether a process runs the CLI: by its path, also as a script behind its interpreter, or where a wrapper of the owner's
+/// has started another one, by the executable's name.
+fn is_cli(caller: &Caller, cmdline: &[u8], executable: &Path) -> bool {
+    let path = caller.cli.as_os_str().as_encoded_bytes();
+    cmdline.split(|b| *b == 0).take(2).any(|arg| arg == path)
+        || Flavour::of_file(executable) == Some(caller.flavour)
 }
 
 /// Which container a process helps, by an executable's name and the ID on its argv; for a logger (`nerdctl
@@ -271,48 +285,52 @@ mod tests {
         list.iter().flat_map(|s| s.bytes().chain([0])).collect()
     }
 
+    fn caller() -> Caller {
+        Caller { cli: "/opt/cli".into(), flavour: Flavour::Nerdctl, node: Some("n1".into()) }
+    }
+
+    const LABELS: [&str; 3] =
+        ["--label=vectorlay.replica=r", "--label=vectorlay.deploy=d1", "--label=vectorlay.node=n1"];
+
     #[test]
-    fn calls_are_known_by_label_or_mark() {
-        let check = |argv: &[&str], env: &[&str], call: Option<Call>| {
-            assert_eq!(call_of(&strings(argv), || strings(env)), call, "{argv:?}");
+    fn runs_are_known_by_their_labels() {
+        let check = |node: Option<&str>, argv: &[&str], gpus: Option<&[&str]>| {
+            let found = run_of(&strings(argv), node);
+            let call = gpus.map(|gpus| {
+                let gpus = gpus.iter().map(|gpu| PciAddress::parse(gpu).unwrap()).collect();
+                ("d1".to_owned(), LeftoverCall { replica: ReplicaId::new("r").unwrap(), gpus })
+            });
+            assert_eq!(found, call, "{argv:?}");
         };
-        let run = |gpus: &[&str]| {
-            let gpus = gpus.iter().map(|gpu| PciAddress::parse(gpu).unwrap()).collect();
-            Some(Call::Run("d1".into(), LeftoverCall { replica: ReplicaId::new("r").unwrap(), gpus }))
-        };
-        check(
-            &["nerdctl", "run", "--label=vectorlay.replica=r", "--label=vectorlay.deploy=d1", "bb:1"],
-            &["PATH=x"],
-            run(&[]),
-        );
-        check(
-            &[
-                "nerdctl",
-                "--label=vectorlay.replica=r",
-                "--label=vectorlay.deploy=d1",
-                "--label=vectorlay.gpus=0000:41:00.0+0000:c1:00.0",
-            ],
-            &[],
-            run(&["41:00.0", "c1:00.0"]),
-        );
-        check(
-            &[
-                "nerdctl",
-                "--label=vectorlay.replica=r",
-                "--label=vectorlay.deploy=d1",
-                "--label=vectorlay.gpus=none",
-            ],
-            &[],
-            run(&[]),
-        );
-        check(
-            &["/bin/sh", "/x/nerdctl", "pull", "bb:1"],
-            &["A=b", "VECTORLAY_CHILD=pull"],
-            Some(Call::Other("pull".into())),
-        );
-        check(&["nerdctl", "pull", "bb:1"], &["A=VECTORLAY_CHILD=pull"], None);
-        check(&["nerdctl", "ps", "--filter", "label=vectorlay.deploy=d1"], &[], None);
-        check(&[], &["VECTORLAY_CHILD=pull"], None);
+        let run = |more: &[&'static str]| [&["nerdctl", "run"], &LABELS[..], more].concat();
+        check(Some("n1"), &run(&["bb:1"]), Some(&[]));
+        let gpus = "--label=vectorlay.gpus=0000:41:00.0+0000:c1:00.0";
+        check(Some("n1"), &run(&[gpus]), Some(&["41:00.0", "c1:00.0"]));
+        check(Some("n1"), &run(&["--label=vectorlay.gpus=none"]), Some(&[]));
+        // Another node's, and one whose labels do not tell.
+        check(Some("n2"), &run(&[]), None);
+        check(None, &run(&[]), Some(&[]));
+        check(None, &["nerdctl", "--label=vectorlay.replica=r", "--label=vectorlay.deploy=d1"], Some(&[]));
+        check(Some("n1"), &["nerdctl", "--label=vectorlay.replica=r", "--label=vectorlay.deploy=d1"], None);
+        check(None, &["nerdctl", "ps", "--filter", "label=vectorlay.deploy=d1"], None);
+        check(None, &[], None);
+    }
+
+    #[test]
+    fn only_the_cli_counts_and_only_as_root() {
+        let is = |argv: &[&str], executable: &str| is_cli(&caller(), &strings(argv), Path::new(executable));
+        assert!(is(&["/opt/cli", "run"], "/usr/bin/python3"));
+        assert!(is(&["/bin/sh", "/opt/cli", "run"], "/bin/dash"));
+        assert!(is(&["x"], "/usr/local/bin/nerdctl (deleted)"));
+        assert!(!is(&["nerdctl", "run"], "/bin/dash"));
+        assert!(!is(&["nerdctl", "run"], "/usr/bin/docker"));
+        assert!(!is(&["a", "b", "/opt/cli"], ""));
+        let roots = |uids: &str| is_roots(format!("Name:\tx\nUid:\t{uids}\nGid:\t5\n").as_bytes());
+        assert!(roots("0\t0\t0\t0"));
+        for foreign in ["1234567\t1234567\t1234567\t1234567", "1234567\t0\t0\t0", "0\t1234567\t0\t0", "x"] {
+            assert!(!roots(foreign), "{foreign}");
+        }
+        assert!(!is_roots(b""));
     }
 
     #[test]
@@ -350,20 +368,38 @@ mod tests {
         check(&["containerd-shim-runc-v2", "-id", &format!("{id}0")], &[], None);
     }
 
+    /// Starts a script at `cli` that sleeps, with the labels of a run for `deploy`, and gives the command that did.
+    fn sleeper(name: &str) -> (PathBuf, Caller, Command) {
+        let dir = std::env::temp_dir().join(format!("vectorlay-orphans-{name}-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let caller = Caller { cli: dir.join("cli"), ..caller() };
+        let mut command = Command::new("/bin/sh");
+        // An interpreter that is given the script: a file just written could not be executed while another test forks.
+        fs::write(&caller.cli, "read never <\"$0.fifo\"").unwrap();
+        let fifo = caller.cli.with_extension("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .unwrap();
+        command.arg(&caller.cli).arg("run").args(LABELS);
+        (dir, caller, command)
+    }
+
     #[test]
     fn real_ones_are_found_ended_and_waited_for() {
+        let (dir, caller, command) = sleeper("real");
         // As if its agent were dead: the parent is init (or whoever adopts orphans), not this process.
-        let mark = format!("t{}", std::process::id());
-        let script = "sleep 600 </dev/null >/dev/null 2>&1 &";
-        assert!(Command::new("/bin/sh").args(["-c", script]).env(MARK, &mark).status().unwrap().success());
-        let mine = |orphans: Vec<Orphan>| orphans.into_iter().find(|o| o.call == Call::Other(mark.clone()));
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "\"$@\" </dev/null >/dev/null 2>&1 &", "sh"]).arg(command.get_program());
+        assert!(shell.args(command.get_args()).status().unwrap().success());
         let until = Instant::now() + Duration::from_secs(60);
         let orphan = loop {
-            if let Some(orphan) = mine(calls(Path::new("/")).unwrap()) {
+            if let Some(orphan) = calls(Path::new("/"), &caller).unwrap().pop() {
                 break orphan;
             }
             assert!(Instant::now() < until, "not found");
         };
+        assert_eq!((orphan.deploy.as_str(), orphan.call.replica.as_str()), ("d1", "r"));
+        assert_eq!(calls(Path::new("/"), &Caller { node: Some("n2".into()), ..caller.clone() }).unwrap(), []);
+        assert_eq!(calls(Path::new("/"), &Caller { cli: "/opt/cli".into(), ..caller.clone() }).unwrap(), []);
         assert!(!wait(orphan.process, Duration::from_millis(50)).unwrap());
         // A process with the same number that started at another time is not touched.
         let other = Process { started: orphan.process.started + 1, ..orphan.process };
@@ -371,22 +407,51 @@ mod tests {
         assert!(end(orphan.process, false).unwrap());
         assert!(wait(orphan.process, Duration::from_secs(60)).unwrap());
         assert!(!end(orphan.process, true).unwrap());
-        assert_eq!(mine(calls(Path::new("/")).unwrap()), None);
+        assert_eq!(calls(Path::new("/"), &caller).unwrap(), []);
+        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn children_of_a_living_agent_are_no_orphans() {
-        let mark = format!("c{}", std::process::id());
-        let mut child = Command::new("/bin/sleep").arg("600").env(MARK, &mark).spawn().unwrap();
-        let found = calls(Path::new("/")).unwrap();
-        assert!(!found.iter().any(|orphan| orphan.call == Call::Other(mark.clone())));
+        let (dir, caller, mut command) = sleeper("living");
+        let mut child = command.spawn().unwrap();
+        assert_eq!(calls(Path::new("/"), &caller).unwrap(), []);
         child.kill().unwrap();
         child.wait().unwrap();
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn another_users_process_is_none_whatever_it_says() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let (dir, caller, command) = sleeper("foreign");
+        fs::set_permissions(
+            caller.cli.with_extension("fifo"),
+            std::os::unix::fs::PermissionsExt::from_mode(0o644),
+        )
+        .unwrap();
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "\"$@\" </dev/null >/dev/null 2>&1 & echo $!", "sh", "setpriv", "--reuid=65534"]);
+        shell.args(["--clear-groups"]).arg(command.get_program()).args(command.get_args());
+        let pid: i32 = String::from_utf8(shell.output().unwrap().stdout).unwrap().trim().parse().unwrap();
+        let proc = Path::new("/proc");
+        let there = || run_of(&read(&proc.join(format!("{pid}/cmdline"))), Some("n1")).is_some();
+        let started =
+            || fs::read_to_string(proc.join(format!("{pid}/comm"))).is_ok_and(|name| name.trim() == "sh");
+        let until = Instant::now() + Duration::from_secs(60);
+        while !(there() && started()) {
+            assert!(Instant::now() < until, "it did not start");
+        }
+        assert_eq!(calls(Path::new("/"), &caller).unwrap(), []);
+        assert!(end(process(proc, pid).unwrap(), true).unwrap());
+        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
     fn no_proc_is_no_answer() {
-        assert!(calls(Path::new("/no/such")).is_err());
+        assert!(calls(Path::new("/no/such"), &caller()).is_err());
         assert!(
             leaks(Path::new("/no/such"), &BTreeSet::from([ContainerId::new(&"ab".repeat(32)).unwrap()]))
                 .is_err()

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use super::identity;
 use crate::core::identity::Identity;
 use crate::core::persistence::{RecordFile, STATE_MAX, STATE_VERSION};
+use crate::trust;
 use crate::types::Secret;
 
 /// Bytes of `node.json` at most.
@@ -305,8 +306,14 @@ impl Directory {
         // Non-blocking: a pipe in the file's place must not block.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened = File::from(rustix::fs::openat(&self.handle, file.name(), flags, Mode::empty())?);
-        if !opened.metadata()?.is_file() {
+        let found = opened.metadata()?;
+        if !found.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        // In a folder of ours it can have come with its owner kept (cp -p, tar); that one knows, and may change, it.
+        if !trust::is_ours(found.uid()) {
+            let why = format!("it belongs to user {}, not to root", found.uid());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
         let mut bytes = Vec::new();
         opened.take(most as u64 + 1).read_to_end(&mut bytes)?;

@@ -20,6 +20,7 @@ mod flood;
 mod frozen_shim;
 mod gpus;
 mod half_open;
+mod hardening;
 mod heartbeat;
 mod hostile;
 mod identity;

@@ -55,6 +55,7 @@ fn bench(test: &str, change: impl FnOnce(&mut Cli)) -> Option<Bench> {
         log: LogChoice::JsonFile { max_mib: 1, files: 2 },
         search_path: DEFAULT_PATH.into(),
         home: "/root".into(),
+        docker_config: "/run/vectorlay/no-logins".into(),
     };
     change(&mut cli);
     let scratch = std::env::temp_dir().join(format!("vectorlay-real-{test}-{}", std::process::id()));

@@ -7,16 +7,22 @@ use std::path::{Path, PathBuf};
 /// What has no edge at all: pure.
 const PURE: [&str; 4] = ["types", "hmac", "protocol", "core"];
 /// What touches the world. None of them knows another but [`EDGES_MAY`].
-const EDGES: [&str; 8] = ["control", "engine", "host", "link", "process", "sampler", "store", "wait"];
+const EDGES: [&str; 10] =
+    ["control", "engine", "hardening", "host", "link", "process", "sampler", "store", "trust", "wait"];
 /// Who may know what besides itself and [`PURE`]: programs are started by `process` for everyone, whoever waits for
-/// descriptors does it by `wait`, and the sampler's threads do nothing but call a room that may hang.
-const EDGES_MAY: [(&str, &str); 6] = [
+/// descriptors does it by `wait`, whose a file is tells `trust`, and the sampler's threads do nothing but call a room that may
+/// hang.
+const EDGES_MAY: [(&str, &str); 10] = [
+    ("control", "trust"),
     ("engine", "process"),
+    ("engine", "trust"),
     ("engine", "wait"),
     ("host", "process"),
     ("link", "wait"),
+    ("process", "trust"),
     ("process", "wait"),
     ("sampler", "host"),
+    ("store", "trust"),
 ];
 /// What chooses and shows. Nothing below knows them.
 const TOP: [&str; 6] = ["agent", "cli", "commands", "config", "logging", "setup"];

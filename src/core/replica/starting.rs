@@ -9,7 +9,7 @@ use super::warnings::warnings;
 use crate::core::gpus::Claimed;
 use crate::core::job::{
     Failure, FailureKind, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_IMAGE, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC,
-    PullJob, RunJob, container_name,
+    PullJob, RunJob, container_name, label_value,
 };
 use crate::core::private_images::First;
 use crate::protocol::Pull;
@@ -132,9 +132,4 @@ impl Replica {
 /// The ID of the container that holds a name, in the engine's message about it.
 fn name_holder(message: &str) -> Option<ContainerId> {
     message.split(|c: char| !c.is_ascii_alphanumeric()).find_map(|word| ContainerId::new(word).ok())
-}
-
-/// `text` with what a label's value may not have replaced.
-fn label_value(text: &str) -> String {
-    text.chars().map(|c| if matches!(c, ',' | '=' | '\n' | '"') { '_' } else { c }).collect()
 }

@@ -167,6 +167,14 @@ fn failures_by_kind() {
     // What a tenant wrote decides nothing, and what he keeps secret does not come out.
     let tenants = "exec: \\\"dial unix image not available\\\" hunter2: no such file";
     check(&run(), &fatal(tenants), Refused, "exec: \"dial unix image not available\" ***: no such file");
+    // An escape in the middle, plain or in Go's quoting, also in a log that lies inside another one.
+    for split in
+        ["bad hun\u{1b}[1mter2", &fatal("bad hun\\x1b[1mter2"), &fatal("bad hun\\x1b[1m\\x1b[0mter2")]
+    {
+        check(&run(), split, Refused, "bad ***");
+    }
+    let inner = fatal("bad hun\\x1b[1mter2").replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "");
+    check(&run(), &fatal(&format!("hook failed, stderr: {inner}")), Refused, "hook failed: bad ***");
     check(&pull(), "unauthorized: hunter2", PullRefused(PullCause::Unauthorized), "unauthorized: ***");
     check(&stop, "", Refused, "the engine's stop ended with status 1 and said nothing; see the engine's log");
 }

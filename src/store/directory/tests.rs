@@ -461,3 +461,18 @@ fn a_newer_versions_state_is_kept_untouched() {
     directory.save(RecordFile::State, &state("{}")).unwrap();
     assert_eq!(fs::read(place.0.join(kept)).unwrap(), newer.as_bytes());
 }
+
+#[test]
+fn an_identity_of_another_users_is_not_taken() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let place = Place::new("owner");
+    let mut directory = Directory::open(&place.0).unwrap();
+    let file = place.0.join("node.json");
+    std::fs::write(&file, r#"{"node_id":"a"}"#).unwrap();
+    std::os::unix::fs::chown(&file, Some(65_534), None).unwrap();
+    let error = directory.load_identity().unwrap_err();
+    assert!(error.contains("node.json") && error.contains("belongs to user 65534"), "{error}");
+    assert!(file.exists());
+}
