@@ -61,6 +61,41 @@ macro_rules! checked_string {
     };
 }
 
+/// Declares an enum whose variants stand for words on the wire or in a file.
+macro_rules! word_enum {
+    (
+        $(#[$meta:meta])*
+        $vis:vis enum $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $word:literal,)+ }
+    ) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        $vis enum $name {
+            $($(#[$variant_meta])* $variant,)+
+        }
+
+        impl $name {
+            /// Its word.
+            $vis const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)+
+                }
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = ();
+
+            fn from_str(word: &str) -> Result<Self, ()> {
+                match word {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(()),
+                }
+            }
+        }
+    };
+}
+pub(crate) use word_enum;
+
 checked_string! {
     /// A replica's ID, as the control plane names it. Fit to be a part of a container's name:
     /// `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, at most [`REPLICA_ID_MAX`] bytes (nerdctl's and Docker's rule for names).

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::inventory::GpuUse;
-use crate::types::{ContainerId, ImageRef, PciAddress, RegistryAuth, ReplicaId, Spec};
+use crate::types::{ContainerId, ImageRef, PciAddress, RegistryAuth, ReplicaId, Spec, word_enum};
 
 /// The label that makes a container ours; its value is the replica's ID.
 pub const LABEL_REPLICA: &str = "vectorlay.replica";
@@ -295,34 +295,21 @@ pub enum FailureKind {
     Refused,
 }
 
-/// Why an image could not be pulled: the wire's `detail_code`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PullCause {
-    /// The registry has no such image.
-    NotFound,
-    /// The registry wants other credentials.
-    Unauthorized,
-    /// The registry has been asked too often.
-    RateLimited,
-    /// The registry does not answer, or its name is not known.
-    Unreachable,
-    /// The registry's certificate is not trusted, or it does not speak TLS.
-    Tls,
-    /// The disk is full.
-    NoSpace,
-}
-
-impl PullCause {
-    /// The wire's word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NotFound => "not_found",
-            Self::Unauthorized => "unauthorized",
-            Self::RateLimited => "rate_limited",
-            Self::Unreachable => "unreachable",
-            Self::Tls => "tls",
-            Self::NoSpace => "no_space",
-        }
+word_enum! {
+    /// Why an image could not be pulled: the wire's `detail_code`.
+    pub enum PullCause {
+        /// The registry has no such image.
+        NotFound = "not_found",
+        /// The registry wants other credentials.
+        Unauthorized = "unauthorized",
+        /// The registry has been asked too often.
+        RateLimited = "rate_limited",
+        /// The registry does not answer, or its name is not known.
+        Unreachable = "unreachable",
+        /// The registry's certificate is not trusted, or it does not speak TLS.
+        Tls = "tls",
+        /// The disk is full.
+        NoSpace = "no_space",
     }
 }
 

@@ -1,7 +1,6 @@
 //! The node itself: what is wanted of it, how well its dependencies are, and the state that follows.
 
 use std::collections::BTreeMap;
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -13,6 +12,7 @@ use super::poll::Poll;
 use super::replica::{Code, Refusal};
 use super::timers::Timer;
 use super::{Action, Sample};
+use crate::types::word_enum;
 
 /// The dependencies, by their names on the wire; one that has not answered yet is reported as such.
 const DEPENDENCIES: [&str; 7] = ["containerd", "nerdctl", "cni", "kata-runtime", "virtiofsd", "kvm", "vfio"];
@@ -21,37 +21,16 @@ const MICROVM_CHECK: &str = "kata-runtime";
 /// How soon the dependencies are checked again when one that is required does not work.
 const CHECKS_RETRY: Duration = Duration::from_secs(30);
 
-/// What the operator or the control plane wants of the node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Mode {
-    /// Work.
-    #[default]
-    Online,
-    /// Finish what was accepted, take no new deploys.
-    Draining,
-    /// Take no new deploys.
-    Maintenance,
-}
-
-impl Mode {
-    /// The word in the state file and on the wire.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Online => "online",
-            Self::Draining => "draining",
-            Self::Maintenance => "maintenance",
-        }
-    }
-}
-
-impl FromStr for Mode {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        [Self::Online, Self::Draining, Self::Maintenance]
-            .into_iter()
-            .find(|mode| mode.as_str() == text)
-            .ok_or(())
+word_enum! {
+    /// What the operator or the control plane wants of the node: the word in the state file and on the wire.
+    #[derive(Default)]
+    pub enum Mode {
+        #[default]
+        Online = "online",
+        /// Finish what was accepted, take no new deploys.
+        Draining = "draining",
+        /// Take no new deploys.
+        Maintenance = "maintenance",
     }
 }
 

@@ -5,41 +5,20 @@
 //! answered in order). What is unproved when a connection ends is sent again on the next one, in order.
 
 use std::collections::VecDeque;
-use std::str::FromStr;
 
 use serde_json::{Map, Value};
 
 use super::link_api::LinkId;
 use super::persistence::DurableBarrier;
-use crate::types::{ReplicaId, RequestId};
+use crate::types::{ReplicaId, RequestId, word_enum};
 
-/// Which message a result is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ResultKind {
-    /// `deploy_result`.
-    Deploy,
-    /// `stop_result`.
-    Stop,
-    /// `replica_status` of an exit.
-    Exit,
-}
-
-impl ResultKind {
-    /// The message's type.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Deploy => "deploy_result",
-            Self::Stop => "stop_result",
-            Self::Exit => "replica_status",
-        }
-    }
-}
-
-impl FromStr for ResultKind {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        [Self::Deploy, Self::Stop, Self::Exit].into_iter().find(|kind| kind.as_str() == text).ok_or(())
+word_enum! {
+    /// Which message a result is, by the message's type.
+    pub(crate) enum ResultKind {
+        Deploy = "deploy_result",
+        Stop = "stop_result",
+        /// Of an exit.
+        Exit = "replica_status",
     }
 }
 

@@ -318,7 +318,8 @@ fn log_outcome(cx: &mut Cx, kind: ResultKind, id: &ReplicaId, payload: &Map<Stri
     }
 }
 
-fn millis(time: Duration) -> Value {
+/// A duration in a message or a record, in milliseconds.
+pub(crate) fn millis(time: Duration) -> Value {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX).into()
 }
 

@@ -14,6 +14,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use crate::types::word_enum;
+
 /// Size at which the file is set aside, in bytes; both together are at most twice that.
 pub const FILE_MAX: u64 = 512 * 1024;
 /// Entries that wait for the thread.
@@ -21,30 +23,16 @@ const WAITING_MAX: usize = 256;
 /// The longest reason, in characters.
 const REASON_CHARS: usize = 300;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    None,
-    Network,
-    ControlPlane,
-    Engine,
-    Host,
-    HostReboot,
-    Agent,
-    Operator,
-}
-
-impl Cause {
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "",
-            Self::Network => "network",
-            Self::ControlPlane => "control plane",
-            Self::Engine => "engine",
-            Self::Host => "host",
-            Self::HostReboot => "host reboot",
-            Self::Agent => "agent",
-            Self::Operator => "operator",
-        }
+word_enum! {
+    pub enum Cause {
+        None = "",
+        Network = "network",
+        ControlPlane = "control plane",
+        Engine = "engine",
+        Host = "host",
+        HostReboot = "host reboot",
+        Agent = "agent",
+        Operator = "operator",
     }
 }
 

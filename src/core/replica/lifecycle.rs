@@ -197,22 +197,12 @@ impl Replica {
         match meaning {
             OnStop::Gone => {}
             OnStop::Cancel => {
-                if let Some(deploy) = &mut self.deploy {
-                    deploy.work = None;
-                    deploy.failure = Some((Refusal::cancelled(), now));
-                }
-                match self.state {
-                    ReplicaState::Queued => s.effect(Effect::Gone),
-                    // Pulling leaves nothing of the container behind; a `run` may as well finish and be removed.
-                    ReplicaState::Pulling(job) => s.cx.act(Action::CancelJob(job)),
-                    ReplicaState::Unverified(_)
-                    | ReplicaState::AwaitingLeftoverCall(_)
-                    | ReplicaState::Starting(_)
-                    | ReplicaState::ResolvingNameConflict(..)
-                    | ReplicaState::Running(..)
-                    | ReplicaState::Exited(..)
-                    | ReplicaState::Stopping(..)
-                    | ReplicaState::Removing(_) => {}
+                self.fail(now, Refusal::cancelled());
+                if let ReplicaState::Pulling(job) = self.state {
+                    // It leaves nothing of the container behind. A `run` may as well finish and be removed.
+                    s.cx.act(Action::CancelJob(job));
+                } else if self.state == ReplicaState::Queued {
+                    s.effect(Effect::Gone);
                 }
             }
             OnStop::Stop => {
@@ -319,17 +309,16 @@ impl Replica {
                 let late = "no place to start it came free before its deadline";
                 self.not_started(s, Refusal::new(Code::Timeout, late));
             }
-            ReplicaState::Running(container, ExitWatch::InspectAt(_)) => {
+            ReplicaState::Running(
+                container,
+                watch @ (ExitWatch::InspectAt(_) | ExitWatch::ConfirmAt(..) | ExitWatch::NoTaskAt(_)),
+            ) => {
                 let job = s.job(&self.id, Job::Inspect(container));
-                self.watch(ExitWatch::Inspecting(job));
-            }
-            ReplicaState::Running(container, ExitWatch::ConfirmAt(_, tries)) => {
-                let job = s.job(&self.id, Job::Inspect(container));
-                self.watch(ExitWatch::Confirming(job, tries));
-            }
-            ReplicaState::Running(container, ExitWatch::NoTaskAt(_)) => {
-                let job = s.job(&self.id, Job::Inspect(container));
-                self.watch(ExitWatch::ConfirmingNoTask(job));
+                self.watch(match watch {
+                    ExitWatch::ConfirmAt(_, tries) => ExitWatch::Confirming(job, tries),
+                    ExitWatch::NoTaskAt(_) => ExitWatch::ConfirmingNoTask(job),
+                    _ => ExitWatch::Inspecting(job),
+                });
             }
             ReplicaState::Stopping(container, StopCall::RetryAt(_)) => self.call_stop(s, container),
             ReplicaState::Exited(..) => {
@@ -425,7 +414,8 @@ impl Replica {
         }
     }
 
-    fn fail(&mut self, now: Instant, refusal: Refusal) {
+    /// It is to go. If a deploy of it is pending, that failed for this reason.
+    pub(super) fn fail(&mut self, now: Instant, refusal: Refusal) {
         if let Some(deploy) = &mut self.deploy {
             deploy.work = None;
             deploy.failure = Some((refusal, now));

@@ -1,99 +1,47 @@
 //! Outcomes of commands and of containers, as they are reported.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use crate::core::job::{Failure, FailureKind, PullCause};
-use crate::types::{ContainerId, HostPort, PciAddress, ReplicaId, RequestId};
+use crate::types::{ContainerId, HostPort, PciAddress, ReplicaId, RequestId, word_enum};
 
-/// Why a command failed: the stable word on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Code {
-    /// The command cannot be carried out as it stands.
-    Invalid,
-    /// The host does not permit it: a port that it is to publish is in use.
-    NotAllowed,
-    /// The image's configuration would steer the host.
-    ImageRefused,
-    /// A limit of the node is reached.
-    Busy,
-    /// Not as many GPUs are free.
-    NoGpu,
-    /// Less memory is free.
-    NoMemory,
-    /// The host has fewer CPUs.
-    NoCpu,
-    /// Too little space for images.
-    NoDisk,
-    /// The node does not know its containers yet.
-    NotReady,
-    /// The node takes no deploys.
-    Draining,
-    /// The replica exists with another specification.
-    Conflict,
-    /// The image could not be pulled.
-    PullFailed,
-    /// The container could not be started.
-    StartFailed,
-    /// The deadline passed.
-    Timeout,
-    /// A stop overtook it.
-    Cancelled,
-    /// The agent ended meanwhile.
-    Interrupted,
-    /// The engine does not answer.
-    RuntimeUnavailable,
-}
-
-impl Code {
-    const ALL: [Self; 17] = [
-        Self::Invalid,
-        Self::NotAllowed,
-        Self::ImageRefused,
-        Self::Busy,
-        Self::NoGpu,
-        Self::NoMemory,
-        Self::NoCpu,
-        Self::NoDisk,
-        Self::NotReady,
-        Self::Draining,
-        Self::Conflict,
-        Self::PullFailed,
-        Self::StartFailed,
-        Self::Timeout,
-        Self::Cancelled,
-        Self::Interrupted,
-        Self::RuntimeUnavailable,
-    ];
-
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Invalid => "invalid",
-            Self::NotAllowed => "not_allowed",
-            Self::ImageRefused => "image_refused",
-            Self::Busy => "busy",
-            Self::NoGpu => "no_gpu",
-            Self::NoMemory => "no_memory",
-            Self::NoCpu => "no_cpu",
-            Self::NoDisk => "no_disk",
-            Self::NotReady => "not_ready",
-            Self::Draining => "draining",
-            Self::Conflict => "conflict",
-            Self::PullFailed => "pull_failed",
-            Self::StartFailed => "start_failed",
-            Self::Timeout => "timeout",
-            Self::Cancelled => "cancelled",
-            Self::Interrupted => "interrupted",
-            Self::RuntimeUnavailable => "runtime_unavailable",
-        }
-    }
-}
-
-impl FromStr for Code {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        Self::ALL.into_iter().find(|code| code.as_str() == text).ok_or(())
+word_enum! {
+    /// Why a command failed: the stable word on the wire.
+    pub(crate) enum Code {
+        /// The command cannot be carried out as it stands.
+        Invalid = "invalid",
+        /// The host does not permit it: a port that it is to publish is in use.
+        NotAllowed = "not_allowed",
+        /// The image's configuration would steer the host.
+        ImageRefused = "image_refused",
+        /// A limit of the node is reached.
+        Busy = "busy",
+        /// Not as many GPUs are free.
+        NoGpu = "no_gpu",
+        /// Less memory is free.
+        NoMemory = "no_memory",
+        /// The host has fewer CPUs.
+        NoCpu = "no_cpu",
+        /// Too little space for images.
+        NoDisk = "no_disk",
+        /// The node does not know its containers yet.
+        NotReady = "not_ready",
+        /// The node takes no deploys.
+        Draining = "draining",
+        /// The replica exists with another specification.
+        Conflict = "conflict",
+        /// The image could not be pulled.
+        PullFailed = "pull_failed",
+        /// The container could not be started.
+        StartFailed = "start_failed",
+        /// The deadline passed.
+        Timeout = "timeout",
+        /// A stop overtook it.
+        Cancelled = "cancelled",
+        /// The agent ended meanwhile.
+        Interrupted = "interrupted",
+        /// The engine does not answer.
+        RuntimeUnavailable = "runtime_unavailable",
     }
 }
 
@@ -209,17 +157,4 @@ pub(crate) enum Report {
     Exited(Exit),
     /// A container that ran is no more, and nobody here removed it.
     Vanished,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn codes_are_the_words_on_the_wire() {
-        for code in Code::ALL {
-            assert_eq!(code.as_str().parse(), Ok(code));
-        }
-        assert_eq!("other".parse::<Code>(), Err(()));
-    }
 }

@@ -117,28 +117,12 @@ pub(crate) fn on_recovery(intent: Intent, found: Found) -> Recovery {
         (Intent::Start, Found::Up) => Recovery::ConfirmStarted,
         (Intent::Start, Found::OtherUpAndUnclear | Found::Unclear) => Recovery::AwaitEngine,
         (Intent::Start, Found::OtherUp | Found::Exited | Found::Nothing) => Recovery::FailDeploy,
-        (
-            Intent::Fail,
-            Found::Up
-            | Found::OtherUp
-            | Found::OtherUpAndUnclear
-            | Found::Unclear
-            | Found::Exited
-            | Found::Nothing,
-        ) => Recovery::FailDeploy,
+        (Intent::Fail, _) => Recovery::FailDeploy,
         (Intent::Stop, Found::Up | Found::OtherUp | Found::OtherUpAndUnclear | Found::Unclear) => {
             Recovery::Stop
         }
         (Intent::Stop, Found::Exited | Found::Nothing) => Recovery::Remove,
-        (
-            Intent::Remove,
-            Found::Up
-            | Found::OtherUp
-            | Found::OtherUpAndUnclear
-            | Found::Unclear
-            | Found::Exited
-            | Found::Nothing,
-        ) => Recovery::Remove,
+        (Intent::Remove, _) => Recovery::Remove,
     }
 }
 
@@ -208,18 +192,11 @@ impl Replica {
 
     /// The first look at what an earlier process left: whether what is there is newer than the record.
     pub(super) fn on_recovered(&mut self, s: &mut Step<'_>, shown: &Shown<'_>) {
-        match on_recovery(self.intent(), self.found(shown)) {
-            Recovery::TakeUpSuccessor => s.effect(Effect::Gone),
-            Recovery::Supersede => self.supersede(s),
-            Recovery::AwaitCall
-            | Recovery::Adopt
-            | Recovery::AwaitEngine
-            | Recovery::AdoptExited
-            | Recovery::Vanished
-            | Recovery::ConfirmStarted
-            | Recovery::FailDeploy
-            | Recovery::Stop
-            | Recovery::Remove => {}
+        let recovery = on_recovery(self.intent(), self.found(shown));
+        if recovery == Recovery::TakeUpSuccessor {
+            s.effect(Effect::Gone);
+        } else if recovery == Recovery::Supersede {
+            self.supersede(s);
         }
     }
 
@@ -228,12 +205,11 @@ impl Replica {
         self.desired = Desired::Present;
         self.reported = Reported::Nothing;
         let now = s.cx.now;
-        if let Some(deploy) = self.deploy.take() {
-            let recorded = deploy.failure.as_ref().map(|(refusal, _)| refusal.clone());
-            s.report(deploy.failed(now, recorded.unwrap_or_else(Refusal::interrupted)));
+        if let Some(deploy) = &mut self.deploy {
+            deploy.failure.get_or_insert_with(|| (Refusal::interrupted(), now));
         }
-        if let Some(stop) = self.stop.take() {
-            s.report(Report::Stopped { requests: stop.requests, refusal: None });
+        for report in self.last_reports(now) {
+            s.report(report);
         }
         s.effect(Effect::Save);
     }
@@ -274,15 +250,13 @@ impl Replica {
                     );
                 }
             }
-            ReplicaState::Removing(removal) => match removal.step {
-                RemovalStep::AwaitingListing(needs) | RemovalStep::Proving(needs) if needs <= shown.began => {
+            ReplicaState::Removing(removal) => {
+                if let RemovalStep::AwaitingListing(needs) | RemovalStep::Proving(needs) = removal.step
+                    && needs <= shown.began
+                {
                     self.remove_listed(s, shown, removal);
                 }
-                RemovalStep::AwaitingListing(_)
-                | RemovalStep::Proving(_)
-                | RemovalStep::Called(_)
-                | RemovalStep::PauseUntil(_) => {}
-            },
+            }
             ReplicaState::AwaitingLeftoverCall(_)
             | ReplicaState::Queued
             | ReplicaState::Pulling(_)
@@ -348,11 +322,9 @@ impl Replica {
                 s.effect(Effect::Save);
             }
             (Recovery::FailDeploy, ..) => {
-                if let Some(deploy) = &mut self.deploy {
-                    deploy.work = None;
-                    deploy.failure.get_or_insert_with(|| (Refusal::interrupted(), now));
+                if self.failure().is_none() {
+                    self.fail(now, Refusal::interrupted());
                 }
-                self.desired = Desired::Absent;
                 self.remove(s);
                 s.effect(Effect::Save);
             }

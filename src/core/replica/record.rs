@@ -9,6 +9,7 @@ use super::outcome::{Code, Refusal};
 use super::state::{Deploy, Desired, Removal, RemovalStep, Replica, ReplicaState, Reported, Stop, StopCall};
 use super::{DEPLOY_TIMEOUT, STOP_TIMEOUT};
 use crate::core::persistence::DurableBarrier;
+use crate::core::results::millis;
 use crate::types::{ContainerId, PciAddress, ReplicaId, RequestId};
 
 impl Replica {
@@ -119,10 +120,6 @@ impl Replica {
         });
         replica
     }
-}
-
-fn millis(time: Duration) -> Value {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).into()
 }
 
 fn duration(record: &Value, name: &str) -> Option<Duration> {

@@ -354,17 +354,13 @@ impl Replica {
 
     /// The container that a log can be read from.
     pub(crate) fn container(&self) -> Option<&ContainerId> {
-        match &self.state {
-            ReplicaState::Running(container, _)
-            | ReplicaState::Exited(container, ..)
-            | ReplicaState::Stopping(container, _) => Some(container),
-            ReplicaState::Unverified(_)
-            | ReplicaState::AwaitingLeftoverCall(_)
-            | ReplicaState::Queued
-            | ReplicaState::Pulling(_)
-            | ReplicaState::Starting(_)
-            | ReplicaState::ResolvingNameConflict(..)
-            | ReplicaState::Removing(_) => None,
+        if let ReplicaState::Running(container, _)
+        | ReplicaState::Exited(container, ..)
+        | ReplicaState::Stopping(container, _) = &self.state
+        {
+            Some(container)
+        } else {
+            None
         }
     }
 
@@ -433,26 +429,17 @@ impl Replica {
     /// What the command tables tell apart.
     pub(crate) fn class(&self) -> CommandClass {
         let leaving = CommandClass::Leaving { successor: self.successor.is_some() };
+        if self.desired == Desired::Absent {
+            return leaving;
+        }
         match &self.state {
-            ReplicaState::Stopping(..) | ReplicaState::Removing(_) => leaving,
-            ReplicaState::Unverified(_)
-            | ReplicaState::AwaitingLeftoverCall(_)
-            | ReplicaState::Queued
-            | ReplicaState::Pulling(_)
-            | ReplicaState::Starting(_)
-            | ReplicaState::ResolvingNameConflict(..)
-            | ReplicaState::Running(..)
-            | ReplicaState::Exited(..)
-                if self.desired == Desired::Absent =>
-            {
-                leaving
-            }
             ReplicaState::Queued
             | ReplicaState::Pulling(_)
             | ReplicaState::Starting(_)
             | ReplicaState::ResolvingNameConflict(..) => CommandClass::Coming,
             ReplicaState::Running(..) => CommandClass::Running,
             ReplicaState::Exited(..) => CommandClass::Exited,
+            ReplicaState::Stopping(..) | ReplicaState::Removing(_) => leaving,
             ReplicaState::Unverified(_) | ReplicaState::AwaitingLeftoverCall(_) if self.deploy.is_some() => {
                 CommandClass::Coming
             }
