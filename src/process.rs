@@ -10,7 +10,6 @@
 //! another user could have put there.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -35,7 +34,7 @@ const LAST_PUMP: usize = 1024 * 1024;
 /// How long a program may take to die of SIGKILL before it is left to [`STUCK`]. Only one that the kernel holds in an
 /// uninterruptible wait takes longer.
 const KILL_WAIT: Duration = Duration::from_secs(2);
-/// Most programs that SIGKILL did not end; with as many, no other is started.
+/// Refuse to start programs once this many survive SIGKILL.
 const STUCK_MAX: usize = 64;
 
 /// Programs that SIGKILL has not ended yet. Each call reaps those that have ended meanwhile.
@@ -98,102 +97,9 @@ pub struct Finished {
     pub took: Duration,
 }
 
-/// Why a program could not be run. A program that fails is no error: see [`Finished::ended`].
-#[derive(Debug)]
-pub enum Error {
-    /// There is no such file, or a script's interpreter is missing.
-    NotFound {
-        /// What was to be started.
-        path: PathBuf,
-    },
-    /// The path is not absolute.
-    NotAbsolute {
-        /// What was to be started.
-        path: PathBuf,
-    },
-    /// Others could have changed it.
-    Untrusted {
-        /// What they can change, and what to do.
-        why: String,
-    },
-    /// The kernel refused to start it.
-    Start {
-        /// What was to be started.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Its input could not be put into a file in memory.
-    Input {
-        /// Why.
-        source: io::Error,
-    },
-    /// It was started but could not be watched, and was killed.
-    Watch {
-        /// What was started.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// As many programs as may be do not even die of SIGKILL.
-    TooManyStuck,
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotFound { path } => {
-                write!(
-                    f,
-                    "cannot start {}: there is no such program; install it or correct its path",
-                    path.display()
-                )
-            }
-            Self::NotAbsolute { path } => {
-                write!(f, "cannot start {}: give its absolute path", path.display())
-            }
-            Self::Untrusted { why } => write!(f, "cannot start a program: {why}"),
-            Self::Start { path, source } => {
-                write!(f, "cannot start {}: {source}; see that it may be executed here", path.display())
-            }
-            Self::Input { source } => {
-                write!(f, "cannot keep a program's input in memory: {source}; free memory or descriptors")
-            }
-            Self::Watch { path, source }
-                if source.raw_os_error() == Some(rustix::io::Errno::NOSYS.raw_os_error()) =>
-            {
-                write!(
-                    f,
-                    "cannot watch {}: this kernel has no pidfd_open; use Linux 5.3 or later",
-                    path.display()
-                )
-            }
-            Self::Watch { path, source } => {
-                write!(
-                    f,
-                    "cannot watch {}, so it was killed: {source}; free memory or descriptors",
-                    path.display()
-                )
-            }
-            Self::TooManyStuck => write!(
-                f,
-                "{STUCK_MAX} programs hang in the kernel and not even SIGKILL ends them; look at the kernel's log and reboot"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Start { source, .. } | Self::Input { source } | Self::Watch { source, .. } => Some(source),
-            Self::NotFound { .. }
-            | Self::NotAbsolute { .. }
-            | Self::Untrusted { .. }
-            | Self::TooManyStuck => None,
-        }
-    }
-}
+/// Why a program could not be run, with what to do about it. A program that fails is not an error: see
+/// [`Finished::ended`].
+pub type Error = String;
 
 /// A flag that ends a program from another thread. Clones are the same flag; once raised it stays so.
 #[derive(Debug, Clone)]
@@ -203,9 +109,9 @@ impl Cancel {
     /// A flag that is not raised.
     ///
     /// # Errors
-    /// [`Error::Input`] without a free descriptor.
-    pub fn new() -> Result<Self, Error> {
-        Wakeup::new().map(Self).map_err(|source| Error::Input { source })
+    /// The kernel's, without a free descriptor.
+    pub fn new() -> io::Result<Self> {
+        Wakeup::new().map(Self)
     }
 
     /// Raises the flag; never blocks.
@@ -221,19 +127,26 @@ impl Cancel {
 /// [`Error`] when it could not be started or watched.
 pub fn run(program: &Program, bounds: &Bounds, cancel: Option<&Cancel>) -> Result<Finished, Error> {
     if !program.path.is_absolute() {
-        return Err(Error::NotAbsolute { path: program.path.clone() });
+        return Err(format!("cannot start {}: give its absolute path", program.path.display()));
     }
-    trust::program(&program.path).map_err(|why| Error::Untrusted { why })?;
+    trust::program(&program.path).map_err(|why| format!("cannot start a program: {why}"))?;
     if reap_stuck() >= STUCK_MAX {
-        return Err(Error::TooManyStuck);
+        return Err(format!(
+            "{STUCK_MAX} programs hang in the kernel and not even SIGKILL ends them; look at the kernel's log and reboot"
+        ));
     }
     let mut child = start(program)?;
     let started = Instant::now();
     let watched = Streams::new(&mut child, bounds)
         .and_then(|streams| Ok((pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?, streams)));
-    let failed = |child, source| {
+    let failed = |child, source: io::Error| {
         give_up(child);
-        Err(Error::Watch { path: program.path.clone(), source })
+        let path = program.path.display();
+        Err(if source.raw_os_error() == Some(rustix::io::Errno::NOSYS.raw_os_error()) {
+            format!("cannot watch {path}: this kernel has no pidfd_open; use Linux 5.3 or later")
+        } else {
+            format!("cannot watch {path}, so it was killed: {source}; free memory or descriptors")
+        })
     };
     let (pidfd, mut streams) = match watched {
         Ok(both) => both,
@@ -288,7 +201,9 @@ pub fn find(name: &str, dirs: &[&Path]) -> Option<PathBuf> {
 fn start(program: &Program) -> Result<Child, Error> {
     let input = match &program.input {
         None => Stdio::null(),
-        Some(bytes) => Stdio::from(sealed(bytes).map_err(|source| Error::Input { source })?),
+        Some(bytes) => Stdio::from(sealed(bytes).map_err(|error| {
+            format!("cannot keep a program's input in memory: {error}; free memory or descriptors")
+        })?),
     };
     // Whatever is added here must keep std on posix_spawn: a fork would copy the agent's page tables, and between fork
     // and exec nothing but async-signal-safe code may run. So no pre_exec, no uid, no PATH look-up.
@@ -302,9 +217,14 @@ fn start(program: &Program) -> Result<Child, Error> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => Error::NotFound { path: program.path.clone() },
-            _ => Error::Start { path: program.path.clone(), source },
+        .map_err(|error| {
+            let path = program.path.display();
+            match error.kind() {
+                io::ErrorKind::NotFound => {
+                    format!("cannot start {path}: there is no such program; install it or correct its path")
+                }
+                _ => format!("cannot start {path}: {error}; see that it may be executed here"),
+            }
         })
 }
 

@@ -4,7 +4,6 @@
 //! sample of use, memory, storage and GPUs do not hide each other either. A kind that hangs sends nothing: the
 //! receiver goes on with the last sample, and knows its age.
 
-use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,28 +43,6 @@ pub struct Sources {
     pub utilization: ReadUtilization,
 }
 
-/// Why the sampler could not be started.
-#[derive(Debug)]
-pub struct Error {
-    source: io::Error,
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "cannot start a thread that looks at the host: {}; raise the limit of tasks (TasksMax=) or free memory",
-            self.source
-        )
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.source)
-    }
-}
-
 /// The threads. They end when this is dropped and what they read has come back.
 #[derive(Debug)]
 pub struct Sampler {
@@ -78,12 +55,8 @@ impl Sampler {
     /// Starts the threads; nothing is looked at before the first order.
     ///
     /// # Errors
-    /// [`Error`] when a thread cannot be started.
-    pub fn start(sources: Sources, emit: Emit) -> Result<Self, Error> {
-        Self::start_threads(sources, emit).map_err(|source| Error { source })
-    }
-
-    fn start_threads(sources: Sources, emit: Emit) -> io::Result<Self> {
+    /// The kernel's, when it gives no thread.
+    pub fn start(sources: Sources, emit: Emit) -> io::Result<Self> {
         let Sources { root, instance, data_path, checks, gpus, utilization } = sources;
         let mut usage = UsageReader {
             root: root.clone(),

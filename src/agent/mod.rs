@@ -60,12 +60,8 @@ const QUERIES: usize = 4;
 /// Why the agent cannot run, or stopped running.
 #[derive(Debug)]
 pub enum Error {
-    /// The settings do not do: what is wrong.
-    Settings(String),
-    /// The state directory: what is wrong.
-    State(String),
-    /// There is no identity, and no way to get one: why.
-    NoIdentity(String),
+    /// The settings or the state directory have to be corrected, or a token given: what is wrong.
+    Configuration(String),
     /// The organisation token is refused.
     TokenRefused(String),
     /// A thread or descriptor could not be had: what for, and the kernel's words.
@@ -75,9 +71,7 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Settings(why) | Self::State(why) | Self::NoIdentity(why) | Self::TokenRefused(why) => {
-                f.write_str(why)
-            }
+            Self::Configuration(why) | Self::TokenRefused(why) => f.write_str(why),
             Self::Start(what, why) => {
                 write!(f, "cannot start {what}: {why}; free memory or raise the limits of tasks and files")
             }
@@ -97,8 +91,8 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
     timers::signals(events.clone(), Duration::from_secs(config.grace_s))
         .map_err(|e| Error::Start("the signals' thread", e.to_string()))?;
     let link = link_settings(config)?;
-    let _machine =
-        machine::lock(Path::new(machine::FOLDER), config.instance.as_deref()).map_err(Error::State)?;
+    let _machine = machine::lock(Path::new(machine::FOLDER), config.instance.as_deref())
+        .map_err(Error::Configuration)?;
     let (directory, origin) = origin::open(config)?;
     log::info!(
         "vectorlay-agent {VERSION}: url {}, settings {}, state {}, node {}",
@@ -134,7 +128,7 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
                 records.record(&mut observer);
                 return match end {
                     End::Clean => Ok(()),
-                    End::NoIdentity(why) => Err(Error::NoIdentity(why)),
+                    End::NoIdentity(why) => Err(Error::Configuration(why)),
                     End::TokenRefused(why) => Err(Error::TokenRefused(why)),
                 };
             }
@@ -215,8 +209,9 @@ fn core_settings(config: &Config) -> core::Settings {
 }
 
 fn link_settings(config: &Config) -> Result<link::Settings, Error> {
-    let wrong = |setting: &str, why: &dyn fmt::Display| Error::Settings(format!("setting {setting}: {why}"));
-    let url = config.required_url().map_err(Error::Settings)?;
+    let wrong =
+        |setting: &str, why: &dyn fmt::Display| Error::Configuration(format!("setting {setting}: {why}"));
+    let url = config.required_url().map_err(Error::Configuration)?;
     let url = Url::websocket(url, config.allow_insecure).map_err(|e| wrong("url", &e))?;
     let register_url = match &config.register_url {
         Some(text) => Url::http(text, config.allow_insecure).map_err(|e| wrong("register_url", &e))?,

@@ -19,31 +19,31 @@ const FINGERPRINT_WITHIN: Duration = Duration::from_secs(10);
 
 /// Takes the state directory's lock and reads its files.
 pub(super) fn open(config: &Config) -> Result<(Directory, Origin), Error> {
-    let mut directory = Directory::open(&config.state_dir).map_err(Error::State)?;
+    let mut directory = Directory::open(&config.state_dir).map_err(Error::Configuration)?;
     let file = config.state_dir.join(RecordFile::Node.name());
     let advice = format!(
         "restore {} from a backup, or give an organisation token (VECTORLAY_TOKEN, or a file named by token_file) to \
          register this node as a new one",
         file.display()
     );
-    let identity = match directory.load_identity().map_err(Error::State)? {
+    let identity = match directory.load_identity().map_err(Error::Configuration)? {
         Found::Good(identity) => Some(identity),
         Found::Absent if config.token.is_none() => {
-            return Err(Error::NoIdentity(format!("this node has no identity: {advice}")));
+            return Err(Error::Configuration(format!("this node has no identity: {advice}")));
         }
         Found::Absent => None,
         Found::Damaged(what) | Found::Newer(what) if config.token.is_none() => {
-            return Err(Error::NoIdentity(format!("this node's identity is unusable: {what}; {advice}")));
+            return Err(Error::Configuration(format!("this node's identity is unusable: {what}; {advice}")));
         }
         Found::Damaged(what) | Found::Newer(what) => {
             log::error!("this node's identity is unusable: {what}; registering as a new node");
             None
         }
     };
-    let found = directory.load_state().map_err(Error::State)?;
+    let found = directory.load_state().map_err(Error::Configuration)?;
     let record = record(found, directory.last_mode());
-    let seed = store::random_bytes().map_err(Error::State)?;
-    let fresh_key = store::random_bytes().map_err(Error::State)?;
+    let seed = store::random_bytes().map_err(Error::Configuration)?;
+    let fresh_key = store::random_bytes().map_err(Error::Configuration)?;
     let seed = seed.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte));
     // A known node is recognised by its ID; only a new one must be sure of its fingerprint before it registers.
     let machine_id =

@@ -80,17 +80,8 @@ fn version(check: &Check) -> String {
 
 /// `ready` and `checks` as in the `dependencies` of `system_info`, and the notes in a list for each topic.
 fn render_json(checks: &[Check], notes: &[Note]) -> String {
-    let mut checks_by_name = Map::new();
-    for check in checks {
-        let mut fields = Map::new();
-        fields.insert("installed".into(), check.installed.into());
-        fields.insert("required".into(), check.required.into());
-        fields.insert("ok".into(), check.ok.into());
-        fields.insert("detail".into(), check.detail.as_str().into());
-        fields.extend(check.version.as_deref().map(|version| ("version".to_owned(), version.into())));
-        fields.extend(check.modules.map(|modules| ("modules".to_owned(), modules.into())));
-        checks_by_name.insert(check.name.to_owned(), Value::Object(fields));
-    }
+    let checks_by_name: Map<String, Value> =
+        checks.iter().map(|check| (check.name.to_owned(), check.described())).collect();
     let mut notes_by_topic = Map::new();
     for note in notes {
         let of_topic = notes_by_topic.entry(note.topic.clone()).or_insert_with(|| json!([]));

@@ -42,28 +42,10 @@ fn render_text(hardware: &Hardware, storage: Option<&Storage>) -> String {
 
 /// The hardware's fields of `system_info`.
 fn render_json(hardware: &Hardware, storage: Option<&Storage>) -> String {
-    let storage = storage.map(|s| {
-        json!({
-            "path": s.path,
-            "total_gb": s.total_gb,
-            "used_gb": s.used_gb,
-            "usage_percent": s.usage_percent,
-        })
-    });
-    let value = json!({
-        "hostname": hardware.hostname,
-        "cpuModel": hardware.cpu_model,
-        "cpuCores": hardware.cpu_cores,
-        "ramGb": hardware.ram_gib,
-        "gpuInfo": hardware.gpus.iter().map(|gpu| gpu.line.as_str()).collect::<Vec<_>>(),
-        "storage": storage,
-        "arch": hardware.arch,
-        "kernel": hardware.kernel,
-        "machine_id": hardware.machine_id,
-        "boot_id": hardware.boot_id,
-        "gpus": hardware.gpus.iter().map(gpu_json).collect::<Vec<_>>(),
-    });
-    format!("{value:#}\n")
+    let mut value = hardware.described();
+    value.insert("storage".into(), json!(storage.map(Storage::described)));
+    value.insert("gpus".into(), hardware.gpus.iter().map(gpu_json).collect());
+    format!("{:#}\n", Value::Object(value))
 }
 
 fn gpu_json(gpu: &Gpu) -> Value {

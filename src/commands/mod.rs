@@ -139,9 +139,7 @@ fn run_agent(config: &Config, file: Option<&Path>) -> u8 {
         Err(error) => {
             log::error!("{error}");
             match error {
-                agent::Error::Settings(_) | agent::Error::State(_) | agent::Error::NoIdentity(_) => {
-                    CONFIGURATION
-                }
+                agent::Error::Configuration(_) => CONFIGURATION,
                 agent::Error::TokenRefused(_) => TOKEN_REFUSED,
                 agent::Error::Start(..) => FAILED,
             }

@@ -30,6 +30,28 @@ pub struct Hardware {
     pub gpus: Vec<Gpu>,
 }
 
+impl Hardware {
+    /// What it is, in the names of `system_info`.
+    pub fn described(&self) -> Map<String, Value> {
+        let lines: Vec<&str> = self.gpus.iter().map(|gpu| gpu.line.as_str()).collect();
+        object([
+            ("hostname", json!(self.hostname)),
+            ("cpuModel", json!(self.cpu_model)),
+            ("cpuCores", json!(self.cpu_cores)),
+            ("ramGb", json!(self.ram_gib)),
+            ("gpuInfo", json!(lines)),
+            ("arch", json!(self.arch)),
+            ("kernel", json!(self.kernel)),
+            ("machine_id", json!(self.machine_id)),
+            ("boot_id", json!(self.boot_id)),
+        ])
+    }
+}
+
+fn object<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
+    fields.map(|(name, value)| (name.to_owned(), value)).into_iter().collect()
+}
+
 /// One GPU, seen without a driver.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gpu {
@@ -84,7 +106,7 @@ impl Gpu {
 
     /// What it is, in the wire's names: every description of a GPU begins with it.
     pub fn described(&self) -> Map<String, Value> {
-        let fields = [
+        object([
             ("pci_address", self.address.to_string().into()),
             ("vendor_id", format!("{:04x}", self.vendor_id).into()),
             ("device_id", format!("{:04x}", self.device_id).into()),
@@ -94,10 +116,7 @@ impl Gpu {
             ("iommu_group", json!(self.iommu_group)),
             ("numa_node", json!(self.numa_node)),
             ("health", self.health.as_str().into()),
-        ];
-        let mut map = Map::new();
-        map.extend(fields.map(|(name, value): (&str, Value)| (name.to_owned(), value)));
-        map
+        ])
     }
 
     /// [`Gpu::judgement`] in a line for a person: `assignable as /dev/vfio/18`, `assignable as …, but suspect: …`,
@@ -225,6 +244,21 @@ pub struct Check {
     pub detail: String,
 }
 
+impl Check {
+    /// As `system_info` and `vectorlay-agent check` show it.
+    pub fn described(&self) -> Value {
+        let mut map = object([
+            ("installed", self.installed.into()),
+            ("required", self.required.into()),
+            ("ok", self.ok.into()),
+            ("detail", self.detail.as_str().into()),
+        ]);
+        map.extend(self.version.as_deref().map(|version| ("version".to_owned(), version.into())));
+        map.extend(self.modules.map(|modules| ("modules".to_owned(), modules.into())));
+        map.into()
+    }
+}
+
 /// The microVMs that a runtime makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MicroVm {
@@ -268,4 +302,16 @@ pub struct Storage {
     pub used_gb: u64,
     /// What `df` prints as `Use%`: used / (used + available), rounded up.
     pub usage_percent: u8,
+}
+
+impl Storage {
+    /// As messages and `vectorlay-agent info` show it.
+    pub fn described(&self) -> Value {
+        json!({
+            "path": self.path,
+            "total_gb": self.total_gb,
+            "used_gb": self.used_gb,
+            "usage_percent": self.usage_percent,
+        })
+    }
 }

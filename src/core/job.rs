@@ -112,9 +112,7 @@ pub enum Vendor {
 /// `run -d`: everything that it needs.
 #[derive(Debug, Clone)]
 pub struct RunJob {
-    /// The replica.
-    pub replica: ReplicaId,
-    /// The container's name (`replica-<id>`, with a suffix where that name is taken by a ghost).
+    /// The container's name, by [`container_name`].
     pub name: String,
     /// What to run.
     pub spec: Spec,

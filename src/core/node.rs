@@ -193,9 +193,7 @@ impl Node {
     /// The data path's file system, as messages show it.
     pub(crate) fn storage(&self) -> Value {
         let storage = self.usage.as_ref().and_then(|usage| usage.storage.as_ref());
-        storage.map_or(Value::Null, |Storage { path, total_gb, used_gb, usage_percent }| {
-            json!({ "path": path, "total_gb": total_gb, "used_gb": used_gb, "usage_percent": usage_percent })
-        })
+        storage.map_or(Value::Null, Storage::described)
     }
 
     /// Whether containers run in microVMs: as the check of their runtime found, before that as the runtime's name says.
@@ -214,31 +212,13 @@ impl Node {
         for name in DEPENDENCIES {
             let value = match self.checks.get(name) {
                 None => json!({ "installed": false, "ok": false, "detail": "has not answered yet" }),
-                Some(check) => described(check),
+                Some(check) => check.described(),
             };
             checks.insert(name.to_owned(), value);
         }
         let ready = self.is_checked() && self.checks.values().all(|check| check.ok || !check.required);
         json!({ "ready": ready, "checks": checks })
     }
-}
-
-fn described(check: &Check) -> Value {
-    let mut value = json!({
-        "installed": check.installed,
-        "required": check.required,
-        "ok": check.ok,
-        "detail": check.detail,
-    });
-    if let Some(map) = value.as_object_mut() {
-        if let Some(version) = &check.version {
-            map.insert("version".into(), version.as_str().into());
-        }
-        if let Some(modules) = check.modules {
-            map.insert("modules".into(), modules.into());
-        }
-    }
-    value
 }
 
 #[cfg(test)]

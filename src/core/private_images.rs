@@ -110,17 +110,7 @@ mod tests {
             username: "u".into(),
             password: Secret::new("hunter2".into()),
         };
-        let spec = Spec {
-            image: ImageRef::new(image).unwrap(),
-            gpu_count: 0,
-            env: vec![],
-            command: vec![],
-            millicpus: None,
-            memory_mib: None,
-            shm_mib: None,
-            pids_limit: None,
-            ports: vec![],
-        };
+        let spec = Spec::new(ImageRef::new(image).unwrap());
         Work { spec, auth: with_auth.then_some(auth), pull, gpus: Vec::new() }
     }
 

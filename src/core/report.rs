@@ -49,30 +49,20 @@ impl View<'_> {
     /// The payload of `system_info`.
     pub(crate) fn system_info(&self) -> Value {
         let unknown = Hardware::default();
-        let hardware = self.gpus.hardware().unwrap_or(&unknown);
-        let lines: Vec<&str> = hardware.gpus.iter().map(|gpu| gpu.line.as_str()).collect();
-        let mut info = json!({
-            "hostname": hardware.hostname,
-            "cpuModel": hardware.cpu_model,
-            "cpuCores": hardware.cpu_cores,
-            "ramGb": hardware.ram_gib,
-            "gpuInfo": lines,
-            "storage": self.node.storage(),
-            "dependencies": self.node.dependencies(),
-            "agent_version": self.settings.version,
-            "protocol_version": PROTOCOL_VERSION,
-            "machine_id": self.gpus.machine_id(),
-            "boot_id": hardware.boot_id,
-            "arch": hardware.arch,
-            "kernel": hardware.kernel,
-            "state": self.state().0,
-            "runtime": self.settings.runtime,
-            "gpus": self.gpu_list(),
-        });
-        if let (Some(node), Some(map)) = (self.session.node(), info.as_object_mut()) {
-            map.insert("node_id".into(), node.as_str().into());
-        }
-        info
+        let mut info = self.gpus.hardware().unwrap_or(&unknown).described();
+        let more = [
+            ("storage", self.node.storage()),
+            ("dependencies", self.node.dependencies()),
+            ("agent_version", self.settings.version.into()),
+            ("protocol_version", PROTOCOL_VERSION.into()),
+            ("machine_id", self.gpus.machine_id().into()),
+            ("state", self.state().0.into()),
+            ("runtime", self.settings.runtime.as_str().into()),
+            ("gpus", self.gpu_list().into()),
+        ];
+        info.extend(more.map(|(name, value): (&str, Value)| (name.to_owned(), value)));
+        info.extend(self.session.node().map(|node| ("node_id".to_owned(), node.as_str().into())));
+        info.into()
     }
 
     /// The body of a registration over HTTP.
@@ -177,12 +167,7 @@ fn container(replica: &Replica) -> Value {
     let mut value = json!({ "replica_id": replica.id().as_str(), "status": replica.status() });
     if let Some(map) = value.as_object_mut() {
         if let Some(exit) = replica.exit().filter(|exit| !exit.microvm_ended) {
-            if let Some(code) = exit.code {
-                map.insert("exit_code".into(), code.into());
-            }
-            if let Some(oom) = exit.oom {
-                map.insert("oom_killed".into(), oom.into());
-            }
+            exit.describe(map);
         }
         if !replica.gpus().is_empty() {
             let gpus: Vec<String> = replica.gpus().iter().map(ToString::to_string).collect();

@@ -117,12 +117,7 @@ impl Results {
 
     fn keep_exit(&mut self, cx: &mut Cx, id: &ReplicaId, status: &str, exit: Exit, barrier: DurableBarrier) {
         let mut payload = payload(id, status);
-        if let Some(code) = exit.code {
-            payload.insert("exit_code".into(), code.into());
-        }
-        if let Some(oom) = exit.oom {
-            payload.insert("oom_killed".into(), oom.into());
-        }
+        exit.describe(&mut payload);
         if exit.microvm_ended {
             payload.insert("reason".into(), MICROVM_ENDED.into());
         } else if status == "failed" {

@@ -527,7 +527,7 @@ fn joined(flag: &str, value: &OsStr) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{EnvName, ImageRef, PciAddress, Port, ReplicaId, Secret, Spec};
+    use crate::types::{EnvName, ImageRef, PciAddress, Port, Secret, Spec};
 
     fn cli(flavour: Flavour) -> Cli {
         Cli {
@@ -549,19 +549,8 @@ mod tests {
 
     fn job() -> RunJob {
         RunJob {
-            replica: ReplicaId::new("r").unwrap(),
             name: "replica-r".into(),
-            spec: Spec {
-                image: ImageRef::new("bb:1").unwrap(),
-                gpu_count: 0,
-                env: vec![],
-                command: vec![],
-                millicpus: None,
-                memory_mib: None,
-                shm_mib: None,
-                pids_limit: None,
-                ports: vec![],
-            },
+            spec: Spec::new(ImageRef::new("bb:1").unwrap()),
             labels: vec![(LABEL_REPLICA, "r".into()), (LABEL_DEPLOY, "d1".into())],
             gpus: vec![],
             deadline: Duration::from_secs(900),

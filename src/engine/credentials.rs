@@ -4,9 +4,8 @@
 //! The folder is private (0700), on a tmpfs where the caller's is one, and gone when the value is dropped. One that a
 //! killed agent left is removed at the next start. What it lies in must be root's, and no link.
 
-use std::fmt;
 use std::fs::{DirBuilder, OpenOptions, read_dir, remove_dir_all};
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -21,30 +20,6 @@ const PREFIX: &str = "pull-";
 /// Docker Hub's entry: both CLIs look for it under the address of its first version.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 
-/// The credentials could not be put down. `Display` says where and what to do.
-#[derive(Debug)]
-pub struct Error {
-    path: PathBuf,
-    source: io::Error,
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = self.path.display();
-        write!(
-            f,
-            "cannot write registry credentials to {path}: {}; see that it is writable and not full",
-            self.source
-        )
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.source)
-    }
-}
-
 /// A folder with credentials; dropping it removes it.
 #[derive(Debug)]
 pub struct Credentials {
@@ -55,24 +30,26 @@ impl Credentials {
     /// Puts `auth` into a new folder in `scratch`, which is made when it is missing.
     ///
     /// # Errors
-    /// [`Error`] when something cannot be written; nothing is left then.
-    pub fn new(scratch: &Path, job: JobId, auth: &RegistryAuth) -> Result<Self, Error> {
+    /// What cannot be written, and what to do; nothing is left then.
+    pub fn new(scratch: &Path, job: JobId, auth: &RegistryAuth) -> Result<Self, String> {
         let dir = scratch.join(format!("{PREFIX}{}", job.0));
-        let failed = |source| Error { path: dir.clone(), source };
+        let failed = |error: std::io::Error| {
+            let dir = dir.display();
+            format!(
+                "cannot write registry credentials to {dir}: {error}; see that it is writable and not full"
+            )
+        };
         trust::make_folder(scratch).map_err(failed)?;
         DirBuilder::new().mode(0o700).create(&dir).map_err(failed)?;
-        let credentials = Self { dir };
-        let path = credentials.dir.join("config.json");
-        let written = OpenOptions::new()
+        let credentials = Self { dir: dir.clone() };
+        OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(&path)
-            .and_then(|mut file| file.write_all(config(auth).as_bytes()));
-        match written {
-            Ok(()) => Ok(credentials),
-            Err(source) => Err(Error { path, source }),
-        }
+            .open(dir.join("config.json"))
+            .and_then(|mut file| file.write_all(config(auth).as_bytes()))
+            .map_err(failed)?;
+        Ok(credentials)
     }
 
     /// The folder, for DOCKER_CONFIG.

@@ -182,7 +182,7 @@ fn secrets(job: &Job) -> Vec<&str> {
 
 /// What a call left no answer for: the CLI could not be started, or not be read.
 pub(super) fn no_call(error: &Error) -> Failure {
-    Failure { kind: FailureKind::Unavailable, message: error.to_string() }
+    Failure { kind: FailureKind::Unavailable, message: error.clone() }
 }
 
 /// A call that succeeded and printed something else than what its version was known to print.

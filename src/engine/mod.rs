@@ -374,8 +374,7 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
             program.env.push(("DOCKER_CONFIG".into(), credentials.dir().into()));
             Some(credentials)
         }
-        Some(Err(error)) => {
-            let message = error.to_string();
+        Some(Err(message)) => {
             return parse::failed(job, Failure { kind: FailureKind::Refused, message });
         }
     };
@@ -403,7 +402,7 @@ mod tests {
     use crate::core::inventory::Handover;
     use crate::core::job::{ListedStatus, PullJob};
     use crate::process::{Bounds, Program};
-    use crate::types::{ContainerId, RegistryAuth, ReplicaId, Secret, Spec};
+    use crate::types::{ContainerId, RegistryAuth, Secret, Spec};
     use cli::{DEFAULT_PATH, Flavour};
     use std::sync::mpsc::SyncSender;
     use std::sync::mpsc::sync_channel;
@@ -624,20 +623,9 @@ mod tests {
             esac";
         let bench = Bench::new("look", script, LONG);
         let job = || {
-            let spec = Spec {
-                image: ImageRef::new("bb:1").unwrap(),
-                gpu_count: 0,
-                env: vec![],
-                command: vec![],
-                millicpus: None,
-                memory_mib: None,
-                shm_mib: None,
-                pids_limit: None,
-                ports: vec![],
-            };
-            let replica = ReplicaId::new("r").unwrap();
+            let spec = Spec::new(ImageRef::new("bb:1").unwrap());
             let name = "replica-r".to_owned();
-            Job::Run(Box::new(RunJob { replica, name, spec, labels: vec![], gpus: vec![], deadline: LONG }))
+            Job::Run(Box::new(RunJob { name, spec, labels: vec![], gpus: vec![], deadline: LONG }))
         };
         let ask = |id, job| {
             bench.submit(id, job);

@@ -11,7 +11,7 @@ use super::holders::{self, Holders};
 use super::iommu::{self, Iommu};
 use super::kernel_log;
 use super::lspci::{self, Named};
-use super::pci::{self, Function, Unreadable};
+use super::pci::{self, Function};
 use crate::core::inventory::Gpu;
 use crate::types::PciAddress;
 
@@ -85,12 +85,12 @@ impl Watch {
     /// when a GPU has no name yet.
     ///
     /// # Errors
-    /// [`Unreadable`] when the PCI bus cannot be listed: then nothing is known about any GPU.
+    /// When the PCI bus cannot be listed: then nothing is known about any GPU.
     pub fn read(
         &mut self,
         now: Instant,
         lspci: &mut dyn FnMut() -> Option<String>,
-    ) -> Result<Inventory, Unreadable> {
+    ) -> Result<Inventory, String> {
         let functions = pci::functions(&self.root)?;
         let iommu = Iommu::read(&self.root);
         let gpus: Vec<&Function> = functions.iter().filter(|f| f.is_gpu()).collect();

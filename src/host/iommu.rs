@@ -138,98 +138,6 @@ pub fn vfio_nodes(of: &Function) -> impl Iterator<Item = String> {
     group.into_iter().chain(of.vfio_device.as_ref().map(|name| format!("/dev/vfio/devices/{name}")))
 }
 
-/// What stands between a GPU and a microVM.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Obstacle {
-    /// The IOMMU is off.
-    Off {
-        /// What turns it on.
-        advice: String,
-    },
-    /// The IOMMU is on, but not for this device.
-    NoGroup,
-    /// Its group is one of VFIO's "no IOMMU" mode.
-    NoIsolation,
-    /// It is the boot display, and a driver of the host's or none has it.
-    BootDisplay,
-    /// Its virtual functions are on.
-    VirtualFunctions {
-        /// How many.
-        on: u32,
-    },
-    /// It has no driver.
-    Unbound,
-    /// A driver of the host's has it.
-    Driver(String),
-    /// A driver of the host's has another member of its group.
-    Companion {
-        /// The member.
-        label: String,
-        /// Its driver.
-        driver: String,
-    },
-    /// Its group has no node in /dev.
-    NoNode,
-    /// [`BACKEND`] is not loaded.
-    NoBackend,
-}
-
-/// An obstacle together with the device, as text.
-struct DescribedObstacle<'a>(&'a Function, &'a Obstacle);
-
-impl fmt::Display for DescribedObstacle<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = self.0.address;
-        let group = self.0.group.unwrap_or_default();
-        match self.1 {
-            Obstacle::Off { advice } => {
-                write!(f, "the IOMMU is off, so {address} cannot be isolated; {advice}")
-            }
-            Obstacle::NoGroup => write!(
-                f,
-                "{address} is behind no IOMMU although there is one; turn on what the firmware calls VT-d, AMD-Vi \
-                 or SMMU for its slot, or move the card"
-            ),
-            Obstacle::NoIsolation => write!(
-                f,
-                "group {group} of {address} is in VFIO's no-IOMMU mode, which isolates nothing; take \
-                 vfio.enable_unsafe_noiommu_mode off the kernel's command line and turn the IOMMU on"
-            ),
-            Obstacle::BootDisplay => write!(
-                f,
-                "{address} is the boot display; make another one the primary display in the firmware, or take it \
-                 with `vectorlay-agent vfio bind --force {address}`"
-            ),
-            Obstacle::VirtualFunctions { on } => write!(
-                f,
-                "{address} has {on} virtual functions switched on; {}",
-                virtual_functions_advice(self.0)
-            ),
-            Obstacle::Unbound => {
-                write!(f, "{address} has no driver; run `vectorlay-agent vfio bind {address}`")
-            }
-            Obstacle::Driver(driver) => {
-                write!(f, "{address} is bound to {driver}; run `vectorlay-agent vfio bind {address}`")
-            }
-            Obstacle::Companion { label, driver } => write!(
-                f,
-                "{label}, in the same IOMMU group {group} as {address}, is bound to {driver}; run `vectorlay-agent \
-                 vfio bind {address}`, which binds the whole group"
-            ),
-            Obstacle::NoNode => write!(
-                f,
-                "{address} is bound, but /dev/vfio/{group} does not exist; see that the vfio module is loaded and that \
-                 /dev is a devtmpfs"
-            ),
-            Obstacle::NoBackend => write!(
-                f,
-                "{address} is bound, but the module {BACKEND}, which maps memory for it, is not loaded; run `modprobe \
-                 {BACKEND}`"
-            ),
-        }
-    }
-}
-
 /// What to do about virtual functions that are on. NVIDIA's are vGPUs, which need NVIDIA's driver on the host.
 pub fn virtual_functions_advice(of: &Function) -> &'static str {
     if of.vendor == NVIDIA {
@@ -250,7 +158,7 @@ pub fn verdict(
     holders: &Holders,
 ) -> Verdict {
     if let Some(obstacle) = obstacle(root, iommu, of, members, node) {
-        return Verdict::Obstructed(DescribedObstacle(of, &obstacle).to_string());
+        return Verdict::Obstructed(obstacle);
     }
     let nodes = std::iter::once(of).chain(members).flat_map(vfio_nodes);
     match nodes.filter_map(|n| Some((holders.of(&n)?, n))).next() {
@@ -259,38 +167,67 @@ pub fn verdict(
     }
 }
 
-/// The first obstacle, from the machine's to the device's.
-pub fn obstacle(
+/// The first obstacle between a GPU and a microVM, from the machine's to the device's, and what to do about it.
+fn obstacle(
     root: &Path,
     iommu: &Iommu,
     of: &Function,
     members: &[Function],
     node: Option<&str>,
-) -> Option<Obstacle> {
-    match of.group {
-        Some(group) if is_noiommu(root, group) => return Some(Obstacle::NoIsolation),
-        Some(_) if iommu.on => {}
-        None if iommu.on => return Some(Obstacle::NoGroup),
-        _ => return Some(Obstacle::Off { advice: iommu.advice.to_string() }),
-    }
+) -> Option<String> {
+    let address = of.address;
+    let group = match of.group {
+        Some(group) if is_noiommu(root, group) => {
+            return Some(format!(
+                "group {group} of {address} is in VFIO's no-IOMMU mode, which isolates nothing; take \
+                 vfio.enable_unsafe_noiommu_mode off the kernel's command line and turn the IOMMU on"
+            ));
+        }
+        Some(group) if iommu.on => group,
+        None if iommu.on => {
+            return Some(format!(
+                "{address} is behind no IOMMU although there is one; turn on what the firmware calls VT-d, AMD-Vi or \
+                 SMMU for its slot, or move the card"
+            ));
+        }
+        _ => return Some(format!("the IOMMU is off, so {address} cannot be isolated; {}", iommu.advice)),
+    };
     if let Some(sriov) = of.sriov.filter(|s| s.on > 0) {
-        return Some(Obstacle::VirtualFunctions { on: sriov.on });
+        let advice = virtual_functions_advice(of);
+        return Some(format!("{address} has {} virtual functions switched on; {advice}", sriov.on));
     }
     if !of.has_vfio_driver() {
         return Some(match &of.driver {
-            _ if of.boot_display => Obstacle::BootDisplay,
-            Some(driver) => Obstacle::Driver(driver.clone()),
-            None => Obstacle::Unbound,
+            _ if of.boot_display => format!(
+                "{address} is the boot display; make another one the primary display in the firmware, or take it with \
+                 `vectorlay-agent vfio bind --force {address}`"
+            ),
+            Some(driver) => {
+                format!("{address} is bound to {driver}; run `vectorlay-agent vfio bind {address}`")
+            }
+            None => format!("{address} has no driver; run `vectorlay-agent vfio bind {address}`"),
         });
     }
     if let Some(member) = members.iter().find(|m| !leaves_group_viable(m)) {
-        let driver = member.driver.clone().unwrap_or_default();
-        return Some(Obstacle::Companion { label: member.label(), driver });
+        return Some(format!(
+            "{}, in the same IOMMU group {group} as {address}, is bound to {}; run `vectorlay-agent vfio bind \
+             {address}`, which binds the whole group",
+            member.label(),
+            member.driver.as_deref().unwrap_or_default()
+        ));
     }
-    match node {
-        None => Some(Obstacle::NoNode),
-        Some(_) => (!has_backend(root)).then_some(Obstacle::NoBackend),
+    if node.is_none() {
+        return Some(format!(
+            "{address} is bound, but /dev/vfio/{group} does not exist; see that the vfio module is loaded and that \
+             /dev is a devtmpfs"
+        ));
     }
+    (!has_backend(root)).then(|| {
+        format!(
+            "{address} is bound, but the module {BACKEND}, which maps memory for it, is not loaded; run `modprobe \
+             {BACKEND}`"
+        )
+    })
 }
 
 /// The kernel's rule for one member.

@@ -3,7 +3,6 @@
 //! It reads only, and nothing that wakes or touches a device: kernel documentation
 //! `Documentation/ABI/testing/sysfs-bus-pci` names each attribute.
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -101,26 +100,6 @@ pub fn is_vfio_driver(driver: &str) -> bool {
     driver.ends_with("vfio-pci") || driver.ends_with("vfio_pci")
 }
 
-/// The PCI bus could not be listed.
-#[derive(Debug)]
-pub struct Unreadable {
-    path: PathBuf,
-    source: io::Error,
-}
-
-impl fmt::Display for Unreadable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (path, source) = (self.path.display(), &self.source);
-        write!(f, "cannot list the PCI devices in {path}: {source}; see that /sys is mounted and readable")
-    }
-}
-
-impl std::error::Error for Unreadable {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.source)
-    }
-}
-
 /// The folder of one function's attributes.
 pub fn folder(root: &Path, address: PciAddress) -> PathBuf {
     root.join("sys/bus/pci/devices").join(address.to_string())
@@ -130,19 +109,23 @@ pub fn folder(root: &Path, address: PciAddress) -> PathBuf {
 /// all has none.
 ///
 /// # Errors
-/// [`Unreadable`] when the bus cannot be listed: then nothing is known, which is not the same as no device.
-pub fn functions(root: &Path) -> Result<Vec<Function>, Unreadable> {
+/// When the bus cannot be listed: then nothing is known, which is not the same as no device.
+pub fn functions(root: &Path) -> Result<Vec<Function>, String> {
     let path = root.join("sys/bus/pci/devices");
+    let failed = |error: io::Error| {
+        let path = path.display();
+        format!("cannot list the PCI devices in {path}: {error}; see that /sys is mounted and readable")
+    };
     let entries = match fs::read_dir(&path) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound && root.join("sys/bus").is_dir() => {
             return Ok(Vec::new());
         }
-        Err(source) => return Err(Unreadable { path, source }),
+        Err(error) => return Err(failed(error)),
     };
     let mut functions = Vec::new();
     for entry in entries.take(FUNCTIONS_MAX) {
-        let entry = entry.map_err(|source| Unreadable { path: path.clone(), source })?;
+        let entry = entry.map_err(failed)?;
         functions.extend(read(&entry.path()));
     }
     functions.sort_by_key(|function| function.address);

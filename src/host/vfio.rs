@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::files;
 use super::handover;
-use super::holders::{self, Holder};
+use super::holders;
 use super::iommu::{self, Iommu};
 use super::pci::{self, Function};
 use crate::types::PciAddress;
@@ -95,133 +95,27 @@ impl fmt::Display for Step {
     }
 }
 
-/// Why nothing is done.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// No such device.
-    Missing(PciAddress),
-    /// The IOMMU is off.
-    NoIommu {
-        /// What turns it on.
-        advice: String,
-    },
-    /// The device is in no group, or in one that isolates nothing.
-    NoGroup(PciAddress),
-    /// The boot display is in the group.
-    BootDisplay {
-        /// The boot display.
-        device: PciAddress,
-    },
-    /// The host's disk or network hangs on a device in the group, such as a USB controller.
-    Behind {
-        /// The device.
-        label: String,
-        /// What hangs on it (`the disk sda`).
-        what: String,
-        /// The group.
-        group: u32,
-    },
-    /// Something that the host lives on is in the group: a disk's or a network's controller.
-    HostDevice {
-        /// Which.
-        label: String,
-        /// Its driver.
-        driver: String,
-        /// The group.
-        group: u32,
-    },
-    /// Virtual functions are on.
-    VirtualFunctions {
-        /// The physical function.
-        device: PciAddress,
-        /// What to do.
-        advice: &'static str,
-    },
-    /// A process has one of the group's devices open.
-    Held {
-        /// By which node.
-        node: String,
-        /// Which process.
-        holder: Holder,
-    },
-    /// A device that vfio-pci has is switched on, so a process has opened it, but none was found.
-    Opened {
-        /// The device.
-        device: PciAddress,
-    },
-    /// Not every process could be looked at.
-    Unseen,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing(device) => {
-                write!(f, "there is no PCI device {device}; `vectorlay-agent vfio status` lists the GPUs")
-            }
-            Self::NoIommu { advice } => write!(f, "the IOMMU is off; {advice}, then reboot"),
-            Self::NoGroup(device) => write!(
-                f,
-                "{device} is in no IOMMU group that isolates it; `vectorlay-agent vfio status` says what is missing"
-            ),
-            Self::BootDisplay { device } => write!(
-                f,
-                "{device} is the boot display: without it the console goes dark; make another one primary in the \
-                 firmware, or add --force (and boot with video=efifb:off, since Linux 5.15 with \
-                 initcall_blacklist=sysfb_init)"
-            ),
-            Self::HostDevice { label, driver, group } => write!(
-                f,
-                "{label} ({driver}) is in the same IOMMU group {group}, and the host would lose it; move the card to \
-                 another slot, or add --force"
-            ),
-            Self::Behind { label, what, group } => write!(
-                f,
-                "{label} is in the same IOMMU group {group}, and the host would lose {what}, which hangs on it; plug that \
-                 in elsewhere, move the card to another slot, or add --force"
-            ),
-            Self::VirtualFunctions { device, advice } => {
-                write!(f, "{device} has virtual functions switched on; {advice}")
-            }
-            Self::Held { node, holder } => {
-                write!(
-                    f,
-                    "{node} is open in {holder}, and the kernel would wait for it; stop that process first"
-                )
-            }
-            Self::Opened { device } => write!(
-                f,
-                "{device} seems to be open in a process that cannot be found (its `enable` is not 0), and the kernel \
-                 would wait for it; stop what uses it, or add --force"
-            ),
-            Self::Unseen => f.write_str(
-                "cannot see which processes have the devices open; run this as root, outside of containers",
-            ),
-        }
-    }
-}
-
-impl std::error::Error for Refusal {}
-
 /// The steps that bind `wanted` and all else in their groups to vfio-pci, or to the variant of it that the kernel has for a
 /// device; none when they are bound already.
 /// `force` takes the boot display, and groups with devices that the host may live on, but never one that is in use.
 ///
 /// # Errors
-/// [`Refusal`]: then nothing is to be done for any of them.
+/// Why not, and what to do: then nothing is to be done for any of them.
 pub fn bind(
     root: &Path,
     all: &[Function],
     iommu: &Iommu,
     wanted: &[PciAddress],
     force: bool,
-) -> Result<Vec<Step>, Refusal> {
+) -> Result<Vec<Step>, String> {
     let groups = groups(all, wanted)?;
     if let Some(advice) = iommu.advice() {
-        return Err(Refusal::NoIommu { advice });
+        return Err(format!("the IOMMU is off; {advice}, then reboot"));
     }
     if let Some(device) = wanted.iter().find(|w| lacks_isolation(root, all, **w)) {
-        return Err(Refusal::NoGroup(*device));
+        return Err(format!(
+            "{device} is in no IOMMU group that isolates it; `vectorlay-agent vfio status` says what is missing"
+        ));
     }
     let devices: Vec<&Function> = members(all, &groups).filter(|f| !f.has_vfio_driver()).collect();
     for device in &devices {
@@ -262,18 +156,22 @@ pub fn bind(
 /// vfio-pci has none of them. `force` takes those that only seem to be in use.
 ///
 /// # Errors
-/// [`Refusal`]: then nothing is to be done for any of them.
+/// Why not, and what to do: then nothing is to be done for any of them.
 pub fn unbind(
     root: &Path,
     all: &[Function],
     wanted: &[PciAddress],
     force: bool,
-) -> Result<Vec<Step>, Refusal> {
+) -> Result<Vec<Step>, String> {
     let groups = groups(all, wanted)?;
     let devices: Vec<&Function> = members(all, &groups).collect();
     nobody_holds(root, &devices)?;
     if let Some(device) = devices.iter().find(|d| d.has_vfio_driver() && d.enabled && !force) {
-        return Err(Refusal::Opened { device: device.address });
+        return Err(format!(
+            "{} seems to be open in a process that cannot be found (its `enable` is not 0), and the kernel would wait \
+             for it; stop what uses it, or add --force",
+            device.address
+        ));
     }
     Ok(restore(root, &devices))
 }
@@ -318,10 +216,12 @@ fn probe(root: &Path, device: &Function) -> Step {
 }
 
 /// The groups of `wanted`.
-fn groups(all: &[Function], wanted: &[PciAddress]) -> Result<Vec<u32>, Refusal> {
+fn groups(all: &[Function], wanted: &[PciAddress]) -> Result<Vec<u32>, String> {
     let mut groups = Vec::new();
     for address in wanted {
-        let device = all.iter().find(|f| f.address == *address).ok_or(Refusal::Missing(*address))?;
+        let device = all.iter().find(|f| f.address == *address).ok_or_else(|| {
+            format!("there is no PCI device {address}; `vectorlay-agent vfio status` lists the GPUs")
+        })?;
         groups.extend(device.group);
     }
     groups.sort_unstable();
@@ -340,22 +240,30 @@ fn members<'a>(all: &'a [Function], groups: &'a [u32]) -> impl Iterator<Item = &
     all.iter().filter(|f| f.group.is_some_and(|g| groups.contains(&g))).filter(move |f| !bridge(f))
 }
 
-fn may_take(root: &Path, device: &Function, all: &[Function], force: bool) -> Result<(), Refusal> {
+fn may_take(root: &Path, device: &Function, all: &[Function], force: bool) -> Result<(), String> {
     if device.sriov.is_some_and(|s| s.on > 0) {
         let advice = iommu::virtual_functions_advice(device);
-        return Err(Refusal::VirtualFunctions { device: device.address, advice });
+        return Err(format!("{} has virtual functions switched on; {advice}", device.address));
     }
     if force {
         return Ok(());
     }
     if device.boot_display {
-        return Err(Refusal::BootDisplay { device: device.address });
+        return Err(format!(
+            "{} is the boot display: without it the console goes dark; make another one primary in the firmware, or \
+             add --force (and boot with video=efifb:off, since Linux 5.15 with initcall_blacklist=sysfb_init)",
+            device.address
+        ));
     }
     let Some(group) = device.group else { return Ok(()) };
     // Mass storage and network controllers.
     let lives_on = matches!(device.class >> 8, 0x01 | 0x02);
     if let Some(driver) = device.driver.as_ref().filter(|driver| lives_on && *driver != "pci-stub") {
-        return Err(Refusal::HostDevice { label: device.label(), driver: driver.clone(), group });
+        return Err(format!(
+            "{} ({driver}) is in the same IOMMU group {group}, and the host would lose it; move the card to another \
+             slot, or add --force",
+            device.label()
+        ));
     }
     // A GPU's own USB controller is part of the card that is asked for.
     let slot = |f: &Function| (f.address.domain, f.address.bus, f.address.device);
@@ -363,7 +271,11 @@ fn may_take(root: &Path, device: &Function, all: &[Function], force: bool) -> Re
         return Ok(());
     }
     match hangs_below(&pci::folder(root, device.address)) {
-        Some(what) => Err(Refusal::Behind { label: device.label(), what, group }),
+        Some(what) => Err(format!(
+            "{} is in the same IOMMU group {group}, and the host would lose {what}, which hangs on it; plug that in \
+             elsewhere, move the card to another slot, or add --force",
+            device.label()
+        )),
         None => Ok(()),
     }
 }
@@ -443,15 +355,20 @@ fn fits(pattern: &str, text: &str) -> bool {
     left.is_empty() || last.is_some_and(|part| part.is_empty() || text.ends_with(part))
 }
 
-fn nobody_holds(root: &Path, devices: &[&Function]) -> Result<(), Refusal> {
+fn nobody_holds(root: &Path, devices: &[&Function]) -> Result<(), String> {
     let mut nodes: Vec<_> =
         devices.iter().flat_map(|d| iommu::vfio_nodes(d).chain(host_nodes(root, d))).collect();
     nodes.sort_unstable();
     nodes.dedup();
     let holders = holders::find(root, &nodes);
-    match nodes.into_iter().find_map(|node| Some((holders.of(&node)?.clone(), node))) {
-        Some((holder, node)) => Err(Refusal::Held { node, holder }),
-        None if !holders.complete => Err(Refusal::Unseen),
+    match nodes.into_iter().find_map(|node| Some((holders.of(&node)?, node))) {
+        Some((holder, node)) => Err(format!(
+            "{node} is open in {holder}, and the kernel would wait for it; stop that process first"
+        )),
+        None if !holders.complete => {
+            Err("cannot see which processes have the devices open; run this as root, outside of containers"
+                .to_owned())
+        }
         None => Ok(()),
     }
 }

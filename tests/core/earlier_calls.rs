@@ -7,6 +7,7 @@ use serde_json::json;
 use vectorlay::core::LeftoverCall;
 use vectorlay::core::job::{FailureKind, Job, Outcome, RunJob};
 use vectorlay::core::operator::Request;
+use vectorlay::types::ReplicaId;
 
 use crate::engine::{Engine, Fault, Mode, failed};
 use crate::restart::waiting;
@@ -41,7 +42,11 @@ fn pending_with(more: &str) -> (Option<String>, RunJob) {
 /// What a process starts from while this call is still at work.
 fn at_work(record: Option<String>, run: &RunJob) -> Start {
     let gpus = run.gpus.iter().map(|(gpu, _)| *gpu).collect();
-    let orphans = [(run.labels[1].1.clone(), LeftoverCall { replica: run.replica.clone(), gpus })].into();
+    let orphans = [(
+        run.labels[1].1.clone(),
+        LeftoverCall { replica: ReplicaId::new(&run.labels[0].1).unwrap(), gpus },
+    )]
+    .into();
     Start { record, orphans, seed: 2, ..Start::default() }
 }
 

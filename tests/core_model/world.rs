@@ -11,7 +11,7 @@ use vectorlay::core::job::{FailureKind, Job, JobId, Outcome, RunJob};
 use vectorlay::core::link_api::{Down, DownReason, LinkCommand, LinkEvent, LinkId, Registration};
 use vectorlay::core::operator::{ControlId, Request};
 use vectorlay::core::{Action, Core, End, Event, LeftoverCall, Origin, Sample, Settings};
-use vectorlay::types::{ContainerId, NodeId, PciAddress, Secret};
+use vectorlay::types::{ContainerId, NodeId, PciAddress, ReplicaId, Secret};
 
 use crate::engine::{Engine, Fault, Mode, Status, failed};
 use crate::server::Server;
@@ -362,10 +362,10 @@ impl World {
             });
             let mut rivals = rivals.chain(self.orphans.iter().map(|(run, _)| run));
             if let Some(container) = in_container {
-                let why = format!("{} gets a GPU of a container of {}", run.replica, container.replica);
+                let why = format!("{} gets a GPU of a container of {}", run.name, container.replica);
                 self.breaks(why);
             } else if let Some(other) = rivals.find(|other| other.gpus.iter().any(|(gpu, _)| busy(gpu))) {
-                let why = format!("{} gets a GPU that a run of {} has", run.replica, other.replica);
+                let why = format!("{} gets a GPU that a run of {} has", run.name, other.name);
                 self.breaks(why);
             }
             self.check_memory(run);
@@ -659,7 +659,10 @@ impl World {
         if scan.is_none() {
             let name = |run: &RunJob| {
                 let gpus = run.gpus.iter().map(|(gpu, _)| *gpu).collect();
-                (run.labels[1].1.clone(), LeftoverCall { replica: run.replica.clone(), gpus })
+                (
+                    run.labels[1].1.clone(),
+                    LeftoverCall { replica: ReplicaId::new(&run.labels[0].1).unwrap(), gpus },
+                )
             };
             *scan = Some(self.orphans.iter().map(|(run, _)| name(run)).collect());
         } else if let Some(found) = self.scans.remove(0) {

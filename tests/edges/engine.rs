@@ -21,7 +21,7 @@ use vectorlay::engine::image_policy::Checked;
 use vectorlay::engine::watcher::{Event, Watcher};
 use vectorlay::engine::{OVERDUE, Pool, Settings};
 use vectorlay::process::{self, Bounds, Program};
-use vectorlay::types::{ContainerId, EnvName, ImageRef, PciAddress, RegistryAuth, ReplicaId, Secret, Spec};
+use vectorlay::types::{ContainerId, EnvName, ImageRef, PciAddress, RegistryAuth, Secret, Spec};
 
 const LONG: Duration = Duration::from_secs(120);
 
@@ -87,18 +87,10 @@ impl Bench {
 
     fn job(&self, replica: &str, command: &[&str]) -> RunJob {
         RunJob {
-            replica: ReplicaId::new(replica).unwrap(),
             name: format!("replica-{replica}"),
             spec: Spec {
-                image: self.image.clone(),
-                gpu_count: 0,
-                env: vec![],
                 command: command.iter().map(|arg| (*arg).to_owned()).collect(),
-                millicpus: None,
-                memory_mib: None,
-                shm_mib: None,
-                pids_limit: None,
-                ports: vec![],
+                ..Spec::new(self.image.clone())
             },
             labels: vec![(LABEL_REPLICA, replica.into()), (LABEL_DEPLOY, format!("deploy-{replica}"))],
             gpus: vec![],

@@ -1,4 +1,4 @@
-//! Links between the documents lead somewhere.
+//! Links between the documents lead somewhere, and so do the files and functions that they name.
 
 use std::path::{Path, PathBuf};
 
@@ -55,4 +55,45 @@ fn every_link_leads_somewhere() {
         }
     }
     assert!(tried > 10, "{tried}");
+}
+
+/// The file that `name` stands for: a path from the top, from src, or the end of one below src or tests.
+fn source(root: &Path, name: &str) -> Option<PathBuf> {
+    fn search(folder: &Path, name: &str) -> Option<PathBuf> {
+        std::fs::read_dir(folder).ok()?.find_map(|entry| {
+            let path = entry.ok()?.path();
+            if path.is_dir() { search(&path, name) } else { path.ends_with(name).then_some(path) }
+        })
+    }
+    let direct = [root.join(name), root.join("src").join(name)].into_iter().find(|path| path.exists());
+    direct.or_else(|| search(&root.join("src"), name)).or_else(|| search(&root.join("tests"), name))
+}
+
+#[test]
+fn every_file_and_function_that_the_design_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut files, mut functions) = (0, 0);
+    for document in ["src/design.md", "src/threat_model.md", ".github/CONTRIBUTING.md"] {
+        let text = prose(&std::fs::read_to_string(root.join(document)).unwrap());
+        let parts: Vec<&str> = text.split('`').collect();
+        for at in (1..parts.len()).step_by(2).filter(|at| parts[*at].ends_with(".rs")) {
+            let path = source(root, parts[at]).unwrap_or_else(|| panic!("{document}: no {}", parts[at]));
+            files += 1;
+            // `on_deploy` (`core/replica/commands.rs`), `on_deploy`, `on_stop` in `core/replica/commands.rs`
+            let mut named = at;
+            while named > 2
+                && matches!(parts[named - 1].trim(), "(" | "in" | ",")
+                && !parts[named - 2].contains('.')
+            {
+                named -= 2;
+                let function = format!("fn {}(", parts[named]);
+                assert!(
+                    std::fs::read_to_string(&path).unwrap().contains(&function),
+                    "{document}: {function}"
+                );
+                functions += 1;
+            }
+        }
+    }
+    assert!(files > 50 && functions > 5, "{files} {functions}");
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-use super::{Error, say};
+use super::say;
 use crate::cli::VfioTarget;
 use crate::host::gpus::Inventory;
 use crate::host::{files, pci};
@@ -20,16 +20,16 @@ pub(super) fn wanted(
     inventory: &Inventory,
     root: &Path,
     out: &mut dyn Write,
-) -> Result<Vec<PciAddress>, Error> {
+) -> Vec<PciAddress> {
     let all = || -> Vec<PciAddress> {
         let gpus = inventory.gpus.iter().map(|s| &s.function);
         gpus.filter(|f| !f.boot_display || f.has_vfio_driver()).map(|f| f.address).collect()
     };
     match what {
-        VfioTarget::These(addresses) => Ok(addresses.clone()),
-        VfioTarget::All => Ok(all()),
+        VfioTarget::These(addresses) => addresses.clone(),
+        VfioTarget::All => all(),
         VfioTarget::Saved => {
-            let mut wanted = saved(root, inventory, out)?;
+            let mut wanted = saved(root, inventory, out);
             match setting {
                 Some("all") => wanted.extend(all()),
                 Some(list) => {
@@ -46,13 +46,13 @@ pub(super) fn wanted(
             wanted.retain(|a| inventory.functions.iter().any(|f| f.address == *a));
             wanted.sort_unstable();
             wanted.dedup();
-            Ok(wanted)
+            wanted
         }
     }
 }
 
 /// The noted devices that still exist.
-fn saved(root: &Path, inventory: &Inventory, out: &mut dyn Write) -> Result<Vec<PciAddress>, Error> {
+fn saved(root: &Path, inventory: &Inventory, out: &mut dyn Write) -> Vec<PciAddress> {
     let mut found = Vec::new();
     let text = files::value(&root.join(SAVED)).unwrap_or_default();
     for line in text.lines().filter(|l| !l.trim_start().starts_with('#')) {
@@ -63,7 +63,7 @@ fn saved(root: &Path, inventory: &Inventory, out: &mut dyn Write) -> Result<Vec<
             None => say(out, &format!("{line}: no such device; skipped")),
         }
     }
-    Ok(found)
+    found
 }
 
 fn ids_of(f: &pci::Function) -> String {
@@ -75,10 +75,12 @@ pub(super) fn note(
     root: &Path,
     inventory: &Inventory,
     change: impl FnOnce(&mut Vec<PciAddress>),
-) -> Result<(), Error> {
+) -> Result<(), String> {
     let path = root.join(SAVED);
-    let failed = |source| Error::Note(path.clone(), source);
-    let mut noted = saved(root, inventory, &mut io::sink())?;
+    let failed = |error: io::Error| {
+        format!("cannot note the devices in {}: {error}; make it writable", path.display())
+    };
+    let mut noted = saved(root, inventory, &mut io::sink());
     change(&mut noted);
     let line = |a: &PciAddress| {
         let function = inventory.functions.iter().find(|f| f.address == *a)?;

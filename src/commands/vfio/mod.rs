@@ -23,7 +23,7 @@ use crate::cli::{Form, VfioChange, VfioTarget};
 use crate::config::Config;
 use crate::host::gpus::{Inventory, Watch};
 use crate::host::health::Limits;
-use crate::host::vfio::{self, Refusal, Step};
+use crate::host::vfio::{self, Step};
 use crate::host::{lspci, pci};
 use crate::process::{self, Bounds, Ended, Program};
 use crate::setup;
@@ -44,27 +44,6 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Kept of what a program says, in bytes.
 const OUTPUT_MAX: usize = 4096;
 
-/// Why the command failed.
-#[derive(Debug)]
-pub enum Error {
-    Unreadable(pci::Unreadable),
-    /// The host must not, or need not, be changed like this. Nothing was.
-    Refused(Refusal),
-    Step {
-        step: Step,
-        why: Failure,
-        /// What could not be undone, as shell lines; empty if everything was.
-        left: Vec<String>,
-    },
-    /// The devices are bound, but could not be noted in this file for the next boot.
-    Note(PathBuf, io::Error),
-    /// Some GPUs could not be bound; the others are. Which and why was printed.
-    LeftOut {
-        left_out: usize,
-        asked: usize,
-    },
-}
-
 /// Performs a step.
 pub type Perform<'a> = dyn FnMut(&Step) -> Result<(), Failure> + 'a;
 
@@ -73,11 +52,8 @@ pub type Perform<'a> = dyn FnMut(&Step) -> Result<(), Failure> + 'a;
 pub enum Failure {
     /// It did not end within this time.
     Hung(Duration),
-    /// The message of the kernel, or of the program that was run.
+    /// The message of the kernel, or of the program that was run, or why it could not be run.
     Said(String),
-    NoModprobe,
-    /// The program could not be run.
-    Program(process::Error),
 }
 
 impl fmt::Display for Failure {
@@ -88,31 +64,6 @@ impl fmt::Display for Failure {
                 write!(f, "not done within {seconds} s: the device is still in use; see the kernel's log")
             }
             Self::Said(text) => f.write_str(text),
-            Self::NoModprobe => f.write_str("modprobe is missing; install kmod, or load vfio-pci at boot"),
-            Self::Program(error) => error.fmt(f),
-        }
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreadable(error) => error.fmt(f),
-            Self::Refused(refusal) => refusal.fmt(f),
-            Self::LeftOut { left_out, asked } => {
-                write!(f, "{left_out} of {asked} GPUs are left out; see above for the reasons")
-            }
-            Self::Step { step, why, left } => {
-                write!(f, "`{step}` failed: {why}; ")?;
-                if left.is_empty() {
-                    f.write_str("earlier steps are undone")
-                } else {
-                    write!(f, "undo by hand: {}", left.join("; "))
-                }
-            }
-            Self::Note(path, error) => {
-                write!(f, "cannot note the devices in {}: {error}; make it writable", path.display())
-            }
         }
     }
 }
@@ -121,8 +72,8 @@ impl fmt::Display for Error {
 /// judges it.
 ///
 /// # Errors
-/// [`Error::Unreadable`].
-pub fn status(config: &Config, form: Form) -> Result<String, Error> {
+/// When the PCI bus cannot be read.
+pub fn status(config: &Config, form: Form) -> Result<String, String> {
     let mut inventory = inventory(&config.root, setup::health_limits(config))?;
     let mut judged = inventory.facts();
     setup::hand_over(config, &mut judged);
@@ -137,13 +88,13 @@ pub fn status(config: &Config, form: Form) -> Result<String, Error> {
 /// `vfio_bind`.
 ///
 /// # Errors
-/// [`Error`]; for a refusal nothing was changed.
+/// What to tell the operator; for a refusal nothing was changed.
 pub fn bind(
     change: &VfioChange,
     setting: Option<&str>,
     root: &Path,
     out: &mut dyn Write,
-) -> Result<(), Error> {
+) -> Result<(), String> {
     bind_with(change, setting, root, out, &mut perform)
 }
 
@@ -157,9 +108,9 @@ pub fn bind_with(
     root: &Path,
     out: &mut dyn Write,
     perform: &mut Perform<'_>,
-) -> Result<(), Error> {
+) -> Result<(), String> {
     let inventory = inventory(root, Limits::default())?;
-    let mut wanted = boot::wanted(&change.target, setting, &inventory, root, out)?;
+    let mut wanted = boot::wanted(&change.target, setting, &inventory, root, out);
     if wanted.is_empty() && matches!(change.target, VfioTarget::Saved) {
         // This runs at each boot of every host: without an IOMMU it is an error only where there is something to bind.
         say(out, "no GPUs to bind");
@@ -180,7 +131,7 @@ pub fn bind_with(
             }
         });
     }
-    let steps = plan(&wanted).map_err(Error::Refused)?;
+    let steps = plan(&wanted)?;
     carry_out(&steps, change.dry_run, root, out, perform)?;
     if change.persist && !change.dry_run && !wanted.is_empty() {
         boot::note(root, &inventory, |noted| noted.extend(&wanted))?;
@@ -188,7 +139,7 @@ pub fn bind_with(
     }
     match asked - wanted.len() {
         0 => Ok(()),
-        left_out => Err(Error::LeftOut { left_out, asked }),
+        left_out => Err(format!("{left_out} of {asked} GPUs are left out; see above for the reasons")),
     }
 }
 
@@ -196,7 +147,7 @@ pub fn bind_with(
 ///
 /// # Errors
 /// As [`bind`].
-pub fn unbind(change: &VfioChange, root: &Path, out: &mut dyn Write) -> Result<(), Error> {
+pub fn unbind(change: &VfioChange, root: &Path, out: &mut dyn Write) -> Result<(), String> {
     unbind_with(change, root, out, &mut perform)
 }
 
@@ -209,10 +160,10 @@ pub fn unbind_with(
     root: &Path,
     out: &mut dyn Write,
     perform: &mut Perform<'_>,
-) -> Result<(), Error> {
+) -> Result<(), String> {
     let inventory = inventory(root, Limits::default())?;
-    let wanted = boot::wanted(&change.target, None, &inventory, root, out)?;
-    let steps = vfio::unbind(root, &inventory.functions, &wanted, change.force).map_err(Error::Refused)?;
+    let wanted = boot::wanted(&change.target, None, &inventory, root, out);
+    let steps = vfio::unbind(root, &inventory.functions, &wanted, change.force)?;
     carry_out(&steps, change.dry_run, root, out, perform)?;
     if change.persist && !change.dry_run {
         boot::note(root, &inventory, |noted| noted.retain(|a| !wanted.contains(a)))?;
@@ -232,9 +183,9 @@ pub fn as_writer(arguments: &[OsString]) -> Option<io::Result<()>> {
     }
 }
 
-fn inventory(root: &Path, limits: Limits) -> Result<Inventory, Error> {
+fn inventory(root: &Path, limits: Limits) -> Result<Inventory, String> {
     let mut watch = Watch::new(root, limits);
-    watch.read(Instant::now(), &mut || lspci::run(root)).map_err(Error::Unreadable)
+    watch.read(Instant::now(), &mut || lspci::run(root))
 }
 
 /// Writes a line of progress. That it cannot be written must not leave a host half bound: the caller's `out` remembers.
@@ -249,7 +200,7 @@ fn carry_out(
     root: &Path,
     out: &mut dyn Write,
     perform: &mut Perform<'_>,
-) -> Result<(), Error> {
+) -> Result<(), String> {
     if steps.is_empty() {
         say(out, "nothing to do");
         return Ok(());
@@ -273,7 +224,12 @@ fn carry_out(
                 touched.retain(|t| t != device);
             }
             let left = take_back(root, &touched, perform);
-            return Err(Error::Step { step: step.clone(), why, left });
+            let undone = if left.is_empty() {
+                "earlier steps are undone".to_owned()
+            } else {
+                format!("undo by hand: {}", left.join("; "))
+            };
+            return Err(format!("`{step}` failed: {why}; {undone}"));
         }
     }
     Ok(())
@@ -295,7 +251,9 @@ fn perform(step: &Step) -> Result<(), Failure> {
     match step {
         Step::Load { module, .. } => {
             let dirs = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Path::new);
-            let path = process::find("modprobe", &dirs).ok_or(Failure::NoModprobe)?;
+            let path = process::find("modprobe", &dirs).ok_or_else(|| {
+                Failure::Said("modprobe is missing; install kmod, or load vfio-pci at boot".to_owned())
+            })?;
             start(path, vec![module.into()], LOAD_DEADLINE)
         }
         Step::Write { path, value, .. } => {
@@ -321,7 +279,7 @@ fn start(path: PathBuf, args: Vec<OsString>, deadline: Duration) -> Result<(), F
     let env = vec![("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into())];
     let program = Program { path, args, env, input: None };
     let bounds = Bounds { deadline, grace: GRACE, output: OUTPUT_MAX, tail: false };
-    let finished = process::run(&program, &bounds, None).map_err(Failure::Program)?;
+    let finished = process::run(&program, &bounds, None).map_err(Failure::Said)?;
     match finished.ended {
         Ended::Exit(0) => Ok(()),
         Ended::Deadline | Ended::Cancelled => Err(Failure::Hung(deadline)),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::{Map, Value};
+
 use crate::core::job::{Failure, FailureKind, PullCause};
 use crate::types::{ContainerId, HostPort, PciAddress, ReplicaId, RequestId, word_enum};
 
@@ -128,6 +130,14 @@ impl Exit {
     /// The program's own end.
     pub(crate) fn of_program(code: Option<i32>, oom: Option<bool>) -> Self {
         Self { code, oom, microvm_ended: false }
+    }
+}
+
+impl Exit {
+    /// Writes what is known of it into a message.
+    pub(crate) fn describe(self, message: &mut Map<String, Value>) {
+        message.extend(self.code.map(|code| ("exit_code".to_owned(), code.into())));
+        message.extend(self.oom.map(|oom| ("oom_killed".to_owned(), oom.into())));
     }
 }
 

@@ -111,7 +111,7 @@ impl Replica {
         }
         let name = container_name(&id, deploy.name_conflicts);
         let (spec, gpus) = (work.spec.clone(), work.gpus.clone());
-        let job = RunJob { replica: id.clone(), name, spec, labels, gpus, deadline };
+        let job = RunJob { name, spec, labels, gpus, deadline };
         let job = s.job(&id, Job::Run(Box::new(job)));
         self.enter(s.cx, ReplicaState::Starting(job));
         s.effect(Effect::Progress("starting"));

@@ -1,6 +1,6 @@
 use super::*;
 use crate::core::job::{PullCause, PullJob, RunJob};
-use crate::types::{EnvName, ImageRef, RegistryAuth, ReplicaId, Secret, Spec};
+use crate::types::{EnvName, ImageRef, RegistryAuth, Secret, Spec};
 use std::time::Duration;
 
 fn id() -> ContainerId {
@@ -9,18 +9,11 @@ fn id() -> ContainerId {
 
 fn run() -> Job {
     let spec = Spec {
-        image: ImageRef::new("bb:1").unwrap(),
-        gpu_count: 0,
         env: vec![(EnvName::new("A").unwrap(), Secret::new("hunter2".into()))],
         command: vec!["dial unix image not available".into()],
-        millicpus: None,
-        memory_mib: None,
-        shm_mib: None,
-        pids_limit: None,
-        ports: vec![],
+        ..Spec::new(ImageRef::new("bb:1").unwrap())
     };
     Job::Run(Box::new(RunJob {
-        replica: ReplicaId::new("r").unwrap(),
         name: "replica-r".into(),
         spec,
         labels: vec![],
@@ -188,7 +181,7 @@ fn ended_from_outside() {
     check(Ended::Deadline, FailureKind::Deadline, "the engine's pull did not finish within 7 s: layer 1");
     check(Ended::Cancelled, FailureKind::Deadline, "the engine's pull was cancelled after 7 s");
     check(Ended::Signal(9), FailureKind::Refused, "the engine's pull was ended by signal 9: layer 1");
-    let missing = outcome(&Job::List, &Err(Error::NotFound { path: "/x".into() }));
+    let missing = outcome(&Job::List, &Err("cannot start /x".into()));
     assert!(matches!(missing, Outcome::Listed(Err(Failure { kind: FailureKind::Unavailable, .. }))));
 }
 

@@ -51,17 +51,6 @@ pub enum Finding {
     },
 }
 
-impl Finding {
-    /// Whether Kata refuses every deploy with a GPU; if not, it is one that fails with large guests or many GPUs.
-    pub fn refuses_all(&self) -> bool {
-        match self {
-            Self::NoPort | Self::Hypervisor | Self::BothPlugs | Self::OnlyRootPort { .. } => true,
-            Self::TooFewPorts { ports, .. } => *ports == 0,
-            Self::TooManyDevices { .. } | Self::ShortStart { .. } | Self::ShortDial { .. } => false,
-        }
-    }
-}
-
 /// A finding, and the configuration that it is about.
 #[derive(Debug)]
 pub struct Described<'a>(pub &'a Finding, pub &'a Config);
@@ -248,7 +237,6 @@ mod tests {
         assert!(said(&ports).ends_with(
             "set pcie_root_port = 16 in [hypervisor.qemu] of /etc/kata-containers/configuration.toml"
         ));
-        assert!(!ports.refuses_all() && NoPort.refuses_all());
         assert!(said(&ShortStart { seconds: 30 }).contains("1200 in [agent.kata] of /etc/"));
         assert!(said(&ShortDial { milliseconds: 3_000 }).contains("waits 3.0 s"));
     }
