@@ -129,7 +129,7 @@ struct Inventory {
 }
 
 impl Inventory {
-    /// An inventory that fails leaves the last one standing: a bus that could not be listed is no bus without GPUs.
+    /// An inventory that fails leaves the last one standing: a bus that could not be listed is not a bus without GPUs.
     fn hardware(&mut self) -> Hardware {
         match (self.read)() {
             Some(gpus) => self.last = gpus,

@@ -81,7 +81,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Runs the agent until it is told to end. `file` is the configuration file, if there is one.
+/// Runs the agent until it is told to stop. `file` is the configuration file, if there is one.
 ///
 /// # Errors
 /// [`Error`] when it cannot start, or cannot go on.

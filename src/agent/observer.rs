@@ -34,7 +34,7 @@ pub(super) struct Observer {
     results: Vec<String>,
     deploys: BTreeMap<String, u64>,
     entries: Vec<Entry>,
-    /// The agent was told to end: what follows is no state of the node's any more.
+    /// The agent was told to stop: what follows is not recorded as the node's state.
     ending: bool,
 }
 
@@ -83,7 +83,7 @@ impl Observer {
                 self.entries.push(Entry::State {
                     state: "offline".to_owned(),
                     cause: Cause::Operator,
-                    reason: "the agent was told to end".to_owned(),
+                    reason: "the agent was told to stop".to_owned(),
                 });
             }
             _ => {}
@@ -127,7 +127,7 @@ impl Observer {
     pub(super) fn extend(&self, now: Instant, status: &mut Value) {
         let ago = |at: Instant| now.saturating_duration_since(at).as_secs();
         let Some(map) = status.as_object_mut() else { return };
-        // An answer that refuses a request is no status.
+        // An answer that refuses a request is not a status.
         if !map.contains_key("state") {
             return;
         }
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(seen(&mut observer, maintenance), [state("maintenance", Cause::Operator, "")]);
         observer.event(now, &Event::Terminate);
         observer.event(now, &lost(DownReason::Closed(1000)));
-        let ended = [state("offline", Cause::Operator, "the agent was told to end")];
+        let ended = [state("offline", Cause::Operator, "the agent was told to stop")];
         assert_eq!(seen(&mut observer, json!({"state": "online"})), ended);
     }
 

@@ -80,7 +80,7 @@ fn record(found: Found<String>, last_mode: Option<String>) -> Option<String> {
     Some(json!({ "version": STATE_VERSION, "mode": mode.as_str() }).to_string())
 }
 
-/// The machine's fingerprint, read by itself and first: the rest of the hardware can take as long as its slowest driver,
+/// The machine's fingerprint, read before everything else: the rest of the hardware can take as long as its slowest driver,
 /// and a node that registered without a fingerprint could not be found again.
 fn fingerprint(root: &Path, instance: Option<&str>) -> Option<String> {
     let (answer, answered) = channel();

@@ -1,4 +1,4 @@
-//! What happens by itself: the heartbeat's time, and signals.
+//! Events that no edge reports: the heartbeat's time, and signals.
 
 use std::io;
 use std::sync::Arc;

@@ -245,7 +245,7 @@ fn print(text: &str, code: u8) -> u8 {
     }
 }
 
-/// A reader that does not read to the end (`… | head`) is no error.
+/// A reader that does not read to the end (`… | head`) is not an error.
 fn print_to(out: &mut dyn Write, text: &str) -> io::Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -220,7 +220,7 @@ impl Sources<'_> {
         Ok(())
     }
 
-    /// Takes the token from `token_file`, else from systemd's credentials. A missing file is no error: a registered node
+    /// Takes the token from `token_file`, else from systemd's credentials. A missing file is not an error: a registered node
     /// needs no token, and the file may be removed then. Returns why a file is unusable; most commands need no token.
     fn find_token(
         &self,

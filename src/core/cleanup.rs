@@ -1,4 +1,4 @@
-//! What may be deleted after a complete listing: logs of containers that are gone, and the helpers of such.
+//! What may be deleted after a complete listing: logs and helper processes of containers that are gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-/// How often one kind is logged at most, and the time over which a flood is counted.
+/// At most one line per kind in this time, over which a flood is counted as well.
 pub(super) const PERIOD: Duration = Duration::from_secs(60);
 /// The most messages that cannot be acted on in a [`PERIOD`].
 pub(super) const MESSAGES_MAX: u32 = 1000;

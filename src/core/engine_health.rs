@@ -21,7 +21,7 @@ const LIST_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct EngineHealth {
-    /// Why it counts as away.
+    /// Why it counts as unavailable.
     down: Option<String>,
     /// When an outcome last said anything about it.
     heard: Instant,
@@ -39,7 +39,7 @@ pub(crate) struct EngineHealth {
 enum Sign {
     Answers,
     Silent,
-    /// Nothing: it may be anybody's fault.
+    /// Nothing: the fault may be anywhere.
     None,
 }
 
@@ -57,7 +57,7 @@ impl EngineHealth {
         }
     }
 
-    /// Why it counts as away, or why the containers cannot be listed, for the node's state.
+    /// Why it counts as unavailable, or why the containers cannot be listed, for the node's state.
     pub(crate) fn trouble(&self) -> Option<String> {
         let down =
             self.down.as_ref().map(|message| format!("the container engine does not answer: {message}"));
@@ -126,8 +126,8 @@ impl EngineHealth {
         self.listing.failed(now, pause.min(LIST_PAUSE_MAX));
     }
 
-    /// Notes what a job's outcome says about the engine. Gives whether it went away or came back: then the dependencies
-    /// are to be checked.
+    /// Notes what a job's outcome says about the engine. Says whether it became unavailable or came back: then the
+    /// dependencies are to be checked.
     pub(crate) fn on_outcome(&mut self, now: Instant, outcome: &Outcome) -> bool {
         if matches!(outcome, Outcome::Probed(_)) {
             self.probing = false;
@@ -160,7 +160,7 @@ fn sign(outcome: &Outcome) -> (Sign, &str) {
         Outcome::Inspected(result) => (result.as_ref().err(), false),
         Outcome::Probed(result) => (result.as_ref().err(), true),
         Outcome::Pulled(result) | Outcome::Stopped(result) => (result.as_ref().err(), false),
-        // `rm -f` says 0 whatever happens: its success is no sign of life.
+        // `rm -f` exits with 0 whatever happens: its success proves nothing about the engine.
         Outcome::Removed(Ok(())) => return (Sign::None, ""),
         Outcome::Removed(Err(failure)) => (Some(failure), false),
         Outcome::Logs(_) | Outcome::Images(_) | Outcome::ImageRemoved(_) | Outcome::GuestUse(_) => {

@@ -82,11 +82,11 @@ pub enum Action {
     Link(LinkCommand),
     /// For the pool.
     Job(JobId, Job),
-    /// Give a job up, if that does no harm.
+    /// Cancel a job, if that does no harm.
     CancelJob(JobId),
     /// Watch the process that stands for a container, and no other for it.
     Watch(ContainerId, i32),
-    /// Watch it no longer.
+    /// Stop watching it.
     Unwatch(ContainerId),
     /// Look for CLI calls of an earlier process.
     FindLeftoverCalls,
@@ -113,7 +113,7 @@ pub enum Action {
 /// How the process ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// As it was told to.
+    /// It was told to stop.
     Clean,
     /// There is no identity, and no way to get one: why.
     NoIdentity(String),
@@ -154,7 +154,7 @@ impl fmt::Display for Event {
             Self::IdentitySaved => f.write_str("identity saved"),
             Self::IdentityFailed(why) => write!(f, "identity not saved: {why}"),
             Self::Control(..) => f.write_str("operator's request"),
-            Self::Terminate => f.write_str("told to end"),
+            Self::Terminate => f.write_str("told to stop"),
             Self::Reload => f.write_str("told to check again"),
         }
     }

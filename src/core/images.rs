@@ -9,7 +9,7 @@ use super::job::{Job, JobId, Outcome};
 use super::{Action, Sample};
 use crate::types::ImageRef;
 
-/// How long after a round that did not make enough room the next one begins.
+/// The pause after a round that did not make enough room.
 const ROUND_PAUSE: Duration = Duration::from_secs(600);
 
 /// See the module.

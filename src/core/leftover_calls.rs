@@ -75,7 +75,7 @@ impl LeftoverCalls {
         before.into_values().map(|call| call.replica).filter(|id| !self.is_at_work_on(id)).collect()
     }
 
-    /// Whether it is known which there are.
+    /// Whether a search has found out which there are.
     pub(crate) fn are_known(&self) -> bool {
         self.known
     }

@@ -61,7 +61,7 @@ impl Listing {
         }
     }
 
-    /// The replicas that a container or a call is there of, with the GPUs that they carry.
+    /// The replicas that have a container or a call, with the GPUs in their labels.
     pub(crate) fn labelled(&self) -> impl Iterator<Item = (&ReplicaId, &BTreeSet<PciAddress>)> {
         self.labelled.iter()
     }

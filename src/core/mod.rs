@@ -29,7 +29,7 @@
 //! 4. `Event::Job` brings the container's ID. The engine's health is noted, the replica enters `Running`, and reports.
 //!    The report becomes a result in the outbox, behind a barrier of its own; its process is asked for, to be watched.
 //! 5. `Event::Saved` again: the result is sent, and a ping behind it. The pong (`Event::Link`) with the ping's number
-//!    proves that it arrived; it is owed no more.
+//!    proves that it arrived; it is no longer owed.
 //!
 //! # A heartbeat
 //!
@@ -257,7 +257,7 @@ impl Core {
         }
     }
 
-    /// Does what is due and what follows from the state, until nothing more is due now.
+    /// Does what is due and what follows from the state, until nothing is due.
     fn settle(&mut self) {
         let now = self.cx.now;
         let most = 1000 + 4 * self.replicas.len();
@@ -363,7 +363,7 @@ impl Core {
         for id in self.replicas.durable_stops(&self.persistence) {
             self.apply(&id, Input::Durable);
         }
-        // What one takes or gives up changes what the others get.
+        // GPUs that one deploy takes or gives up change what the others get.
         while self.admit() {}
         if !self.replicas.awaiting_listing().is_empty() {
             self.engine.need_listing(now);
@@ -383,7 +383,7 @@ impl Core {
         self.end();
     }
 
-    /// Goes on with the end of the process, as far as what it waits for has come about.
+    /// Continues the shutdown as far as its conditions are met.
     fn end(&mut self) {
         let progress = Progress {
             idle: self.is_idle(),
@@ -403,7 +403,7 @@ impl Core {
         }
     }
 
-    /// Says on the connection what is to be said first, and then the results that may be sent.
+    /// Sends what must go first on a connection, and then the results that may be sent.
     fn speak(&mut self) {
         let complete = self.gpus.hardware().is_some() && self.node.checks_are_complete();
         if complete && self.session.is_gathering() {
@@ -459,12 +459,12 @@ impl Core {
         }
     }
 
-    /// Whether nothing that was accepted is still to be done.
+    /// Whether everything that was accepted is done.
     fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.replicas.owed() == 0
     }
 
-    /// Hands a replica an input and carries out what follows.
+    /// Hands a replica an input and carries out its effects.
     fn apply(&mut self, id: &ReplicaId, input: Input<'_>) {
         let too_little_space = self.node.too_little_space(self.cx.settings.min_free_bytes);
         let around = Surroundings {
@@ -554,7 +554,7 @@ impl Core {
         self.replicas.queue().len() < before
     }
 
-    /// Something came from the server.
+    /// The server sent something.
     fn arrived(&mut self, arrived: Arrived) {
         match arrived {
             Arrived::Message(command) => self.command(command),
@@ -793,7 +793,7 @@ impl Core {
         };
         self.engine.listed(now);
         if began < self.leftovers.ended() {
-            // It may have missed what a call of an earlier process made meanwhile.
+            // It may have missed a container that a call of an earlier process made meanwhile.
             self.engine.want_listing(now);
             return;
         }
@@ -845,7 +845,7 @@ impl Core {
         if self.leftovers.are_known() {
             self.engine.allow_listing(now);
         }
-        // What a call that is over has made is in a listing that begins now; an earlier one may miss it.
+        // A listing that begins now shows what the finished calls have made; an earlier one may miss it.
         if self.leftovers.ended() == self.cx.tick {
             self.engine.want_listing(now);
         }

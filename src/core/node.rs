@@ -1,4 +1,4 @@
-//! The node itself: what is wanted of it, how well its dependencies are, and the state that follows.
+//! The node itself: its mode, its dependencies, and the state that follows from both.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -70,7 +70,7 @@ impl Node {
         change
     }
 
-    /// Nothing that was accepted is left to be done: a node that drains is drained. Says whether it is one.
+    /// Everything that was accepted is done: a node that drains is drained. Says whether it was draining.
     pub(crate) fn on_idle(&mut self) -> bool {
         self.mode == Mode::Draining && self.set_mode(Mode::Maintenance)
     }

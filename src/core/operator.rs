@@ -17,7 +17,6 @@ impl fmt::Display for ControlId {
 /// The requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
-    /// Tell how the node is.
     Status,
     /// Finish what was accepted, take no new deploys, then go to maintenance.
     Drain,
@@ -25,9 +24,9 @@ pub enum Request {
     Maintenance,
     /// Take deploys again.
     Resume,
-    /// Hand this GPU out no more.
+    /// Stop allocating this GPU.
     GpuHold(PciAddress),
-    /// Hand this GPU out again.
+    /// Resume allocating this GPU.
     GpuRelease(PciAddress),
     /// Check the dependencies now and send `system_info` again.
     Recheck,

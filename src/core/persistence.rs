@@ -76,16 +76,16 @@ impl fmt::Display for StoreEvent {
     }
 }
 
-/// How long something waits for its record to be on disk before it goes on all the same: a bad disk is reported, it
-/// does not stop the work.
+/// How long something waits for its record to be on disk before it goes on without: a bad disk is reported and does not
+/// stop the work.
 pub(crate) const BARRIER_PATIENCE: Duration = Duration::from_secs(2);
 /// How long after a failed save the next one is tried.
 const SAVE_RETRY: Duration = Duration::from_secs(10);
 /// A save that takes longer than this counts as a bad disk.
 const SAVE_SLOW: Duration = Duration::from_secs(5);
 
-/// Something waits here until what stood when it was made is on disk, or the waiting is given up. Barriers open in
-/// the order in which they were made, and stay open.
+/// What waits at a barrier goes on when all that stood when the barrier was made is on disk, or after a time. Barriers
+/// open in the order in which they were made, and stay open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct DurableBarrier(u64);
 

@@ -77,7 +77,7 @@ impl<T> Poll<T> {
         self.last = Some((now, answer));
     }
 
-    /// It did not come about: wanted again after `pause`.
+    /// It failed: wanted again after `pause`.
     pub(crate) fn failed(&mut self, now: Instant, pause: Duration) {
         self.started = None;
         self.slow = false;

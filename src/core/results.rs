@@ -1,5 +1,6 @@
 //! What is owed to the peer: results that are kept until they have arrived, and answers that are given again to
-//! requests that are asked again. Refusals and outcomes go the same way; what there is no room to keep is sent once.
+//! requests that are asked again. Refusals and outcomes take the same path; a result that there is no room to keep is
+//! sent once.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -258,7 +259,7 @@ impl Results {
         }
     }
 
-    /// A pong arrived: what it proves to have arrived is owed no more.
+    /// A pong arrived: the results that it proves to have arrived are no longer owed.
     pub(crate) fn confirm(&mut self, link: LinkId, pong: u64) {
         let arrived = self.outbox.confirm(link, pong);
         self.unsaved |= arrived.iter().any(|entry| entry.recorded);

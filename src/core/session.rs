@@ -36,10 +36,9 @@ const SPREAD_PERCENT: u32 = 20;
 const PING_EVERY: Duration = Duration::from_secs(5);
 /// A connection on which nothing arrives for this long is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
-/// A connection that lived this long makes the failures before it forgotten.
+/// A connection that lasted this long resets the count of failures.
 const GOOD_LIFE: Duration = Duration::from_secs(60);
-/// How long after the upgrade `system_info` waits for what is not known yet, and the first heartbeat for the first
-/// listing.
+/// How long after the upgrade `system_info` waits for missing readings, and the first heartbeat for the first listing.
 const INFO_WAIT: Duration = Duration::from_secs(2);
 /// How long a registration over the socket may take.
 const NAMED_WITHIN: Duration = Duration::from_secs(30);
@@ -108,7 +107,7 @@ struct Connection {
     ping_at: Instant,
     pings: u64,
     info: InfoSent,
-    /// When what is not known yet is waited for no longer; `None`: that was so long ago.
+    /// Until when `system_info` waits for readings that are missing; `None`: that time is over.
     info_deadline: Option<Instant>,
     established: bool,
     /// When the server must have named the node, if it has to.
@@ -136,7 +135,7 @@ pub(crate) enum Arrived {
     NewIdentity,
 }
 
-/// What the session needs from the others when its time has come.
+/// What the session needs from the other machines when one of its timers is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SessionNeeds {
     Nothing,
@@ -495,7 +494,7 @@ impl Session {
         self.try_later(cx, slowest, down.retry_after, &down.detail);
     }
 
-    /// A connection that lived long enough makes the failures before it forgotten.
+    /// A connection that lasted long enough resets the count of failures.
     fn failures_of(&mut self, since: Instant, now: Instant) {
         if now.saturating_duration_since(since) >= GOOD_LIFE {
             self.failures = 0;

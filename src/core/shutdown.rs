@@ -58,7 +58,7 @@ impl Shutdown {
         [(Timer::Shutdown, at)]
     }
 
-    /// Its time is over: what it waits for is waited for no longer.
+    /// Its time is over: goes on without what it waits for.
     pub(crate) fn on_timer(&mut self, now: Instant) -> Step {
         match *self {
             Self::Finishing(_) => {
@@ -77,7 +77,7 @@ impl Shutdown {
         }
     }
 
-    /// Goes on as far as what it waits for has come about.
+    /// Goes on as far as what it waits for has happened.
     pub(crate) fn advance(&mut self, now: Instant, progress: Progress) -> Step {
         match *self {
             Self::Finishing(_) if progress.idle => {

@@ -1,4 +1,4 @@
-//! The timer table: every point in time at which the core does something by itself.
+//! The timer table: every point in time at which the core acts without an event.
 //!
 //! Each has a named slot. Machines keep their points in time as part of their state and say them with a function of
 //! their own (`timers`); one place writes these into the table after each change ([`super::Core`] for its machines,

@@ -20,11 +20,11 @@ use crate::types::{ContainerId, ImageRef};
 
 /// The PATH of the CLI where no other is configured.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// What a label of ours holds where there is nothing to say. It is always written: a container inherits the labels of
+/// The value of a label of ours that has nothing to say. It is always written: a container inherits the labels of
 /// its image, which a tenant makes, and the CLIs drop an empty value, but one on the command line wins.
 /// No value of ours has this form; the word `none` would be one (a replica, or a node, may be called so).
 pub const LABEL_NONE: &str = "-";
-/// What stood there until release 0.1.0, in the labels that no tenant names.
+/// The same until release 0.1.0, in the labels whose values tenants do not choose.
 const LABEL_NONE_BEFORE: &str = "none";
 
 /// Whether a label for a deploy, a specification or GPUs says that there is none.
@@ -37,7 +37,7 @@ const DEFAULT_NAMESPACE: &str = "default";
 /// The labels that every container of ours is given.
 pub const LABELS: [&str; 6] = [LABEL_REPLICA, LABEL_DEPLOY, LABEL_SPEC, LABEL_GPUS, LABEL_NODE, LABEL_IMAGE];
 
-/// How long a look (list, inspect, logs) may take. The CLI itself gives up on a silent engine after 10 s.
+/// How long a query (list, inspect, logs) may take. The CLI itself gives up on a silent engine after 10 s.
 const LOOK_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a container may take to say how busy its GPUs are.
 const GUEST_DEADLINE: Duration = Duration::from_secs(10);
@@ -47,7 +47,7 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 const STOP_EXTRA: Duration = Duration::from_secs(30);
 /// How long a removal may take. Ending one leaks the shim, so it is long.
 const REMOVE_DEADLINE: Duration = Duration::from_secs(120);
-/// From SIGTERM until SIGKILL: neither CLI does anything useful with it.
+/// From SIGTERM until SIGKILL. Neither CLI uses the time.
 const GRACE: Duration = Duration::from_secs(3);
 /// Size at which json-file changes its file where nothing is configured, in MiB.
 pub const DEFAULT_LOG_MIB: u32 = 10;
@@ -94,9 +94,10 @@ impl Flavour {
     }
 }
 
-/// How a container is asked: what an `exec` that is given up has started would stay in it.
+/// How a container is queried. `timeout`, because a process that an abandoned `exec` has started stays in the
+/// container.
 const ASK: &str = "command -v timeout >/dev/null && exec timeout -s KILL 8 sh -c \"$0\"; exec sh -c \"$0\"";
-/// What it is asked about GPUs by NVIDIA.
+/// The query for NVIDIA's GPUs.
 const NVIDIA_USE: &str =
     "nvidia-smi --query-gpu=utilization.gpu,memory.used,memory.total --format=csv,noheader,nounits";
 /// Prints of each of amdgpu's cards what nvidia-smi prints, its memory in bytes.
@@ -111,7 +112,7 @@ pub enum LogChoice {
         /// The folder, an absolute path.
         dir: PathBuf,
     },
-    /// The engine's json-file, bounded by itself.
+    /// The engine's json-file, which the engine itself keeps within bounds.
     JsonFile {
         /// Size at which a file is changed, in MiB.
         max_mib: u32,

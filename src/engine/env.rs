@@ -83,7 +83,7 @@ pub struct Split {
 /// Splits `env`.
 ///
 /// # Errors
-/// [`FailureKind::Impossible`] that names the variable (names are no secrets) and says why: a NUL in its value, too
+/// [`FailureKind::Impossible`] that names the variable (names are not secrets) and says why: a NUL in its value, too
 /// long, or one that only the CLI's environment could carry under a name that steers host programs.
 pub fn split(env: &[(EnvName, Secret)], command: &[String]) -> Result<Split, Failure> {
     let mut file = Vec::new();

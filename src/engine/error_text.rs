@@ -23,8 +23,8 @@ const TOO_MANY_SECRETS: &str =
 
 /// The error in a CLI's standard error: the message of the last line of logrus' level `fatal`, else of its level
 /// `error` (`nerdctl rm -f` has nothing worse), else the last line that says something. Escapes of Go's quoting are
-/// undone, so the text may have several lines. `cut`: the beginning of `stderr` is missing, so its first line is no
-/// whole one (half a secret could not be recognised).
+/// undone, so the text may have several lines. `cut`: the beginning of `stderr` is missing, so its first line is
+/// not whole (half a secret could not be recognised).
 pub fn last_error(stderr: &[u8], cut: bool) -> String {
     let text = String::from_utf8_lossy(stderr);
     let mut lines: Vec<&str> = text.split(['\n', '\r']).collect();

@@ -35,7 +35,7 @@ pub fn tail(dir: &Path, deploy: &str, most: u32) -> io::Result<(Vec<String>, boo
         }
     }
     let text = String::from_utf8_lossy(&bytes);
-    // Where the beginning is missing, the first line is no whole one.
+    // Where the beginning is missing, the first line is not whole.
     let lines: Vec<&str> = text.lines().skip(usize::from(more)).collect();
     let (lines, cut) = last_lines(&lines, most);
     let short = (lines.len() as u64) < u64::from(most);

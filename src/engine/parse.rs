@@ -65,7 +65,7 @@ pub fn failed(job: &Job, failure: Failure) -> Outcome {
 pub fn deploy_of(job: &Job, result: &Result<Finished, Error>) -> Result<String, Failure> {
     let finished = succeeded(job, result)?;
     let label: Option<String> = serde_json::from_slice(&finished.stdout).ok();
-    label.ok_or_else(|| unreadable("inspect", "a label is no JSON string"))
+    label.ok_or_else(|| unreadable("inspect", "a label is not a JSON string"))
 }
 
 /// What matters of the image of a run, from what the look at it printed.
@@ -128,7 +128,7 @@ fn succeeded<'a>(job: &Job, result: &'a Result<Finished, Error>) -> Result<&'a F
 fn ran(finished: &Finished) -> Result<ContainerId, Failure> {
     let text = String::from_utf8_lossy(&finished.stdout);
     let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("");
-    ContainerId::new(line.trim()).map_err(|_| unreadable("run", "its last line is no container ID"))
+    ContainerId::new(line.trim()).map_err(|_| unreadable("run", "its last line is not a container ID"))
 }
 
 /// Lines of the time of making, repository, tag and digest, with tabs between them: names, the oldest first. The engines
@@ -197,14 +197,15 @@ pub fn list(job: &Job, result: &Result<Finished, Error>) -> Result<Vec<Listed>, 
 /// The IDs that `ctr containers list --quiet` printed.
 ///
 /// # Errors
-/// The call's failure, or that a line is no ID.
+/// The call's failure, or that a line is not an ID.
 pub fn container_ids(result: &Result<Finished, Error>) -> Result<Vec<ContainerId>, Failure> {
     let finished = succeeded(&Job::List, result)?;
     if finished.stdout_cut {
         return Err(unreadable("ctr", "the list is too long"));
     }
     let text = String::from_utf8_lossy(&finished.stdout);
-    let id = |line: &str| ContainerId::new(line).map_err(|_| unreadable("ctr", "a line is no container ID"));
+    let id =
+        |line: &str| ContainerId::new(line).map_err(|_| unreadable("ctr", "a line is not a container ID"));
     text.lines().filter(|line| !line.is_empty()).map(id).collect()
 }
 
@@ -219,7 +220,7 @@ pub fn labelled(result: &Result<Finished, Error>, id: &ContainerId) -> Result<Op
         Err(failure) => return Err(failure),
     };
     let info: Value =
-        serde_json::from_slice(&finished.stdout).map_err(|_| unreadable("ctr", "it is no JSON"))?;
+        serde_json::from_slice(&finished.stdout).map_err(|_| unreadable("ctr", "it is not JSON"))?;
     let label = |name: &str| info["Labels"][name].as_str().unwrap_or_default();
     container(
         id.clone(),
@@ -247,8 +248,9 @@ fn listed_line(line: &str) -> Result<Listed, Failure> {
     let id =
         ContainerId::new(id).map_err(|_| unreadable("ps", "a line does not begin with a container ID"))?;
     let label = |field: &str| -> Result<String, Failure> {
-        serde_json::from_str(field)
-            .map_err(|_| unreadable("ps", &format!("a label of container {} is no JSON string", id.short())))
+        serde_json::from_str(field).map_err(|_| {
+            unreadable("ps", &format!("a label of container {} is not a JSON string", id.short()))
+        })
     };
     let others = [label(deploy)?, label(spec)?, label(gpus)?];
     container(id.clone(), &label(replica)?, others.each_ref().map(String::as_str), listed_status(status))
@@ -267,7 +269,7 @@ fn container(
     for address in gpus.split('+').filter(|part| !part.is_empty()) {
         // To leave out a GPU that cannot be read would be to hand it out twice.
         addresses.push(PciAddress::parse(address).map_err(|_| {
-            unreadable("ps", &format!("the GPUs of container {} are no PCI addresses", id.short()))
+            unreadable("ps", &format!("the GPUs of container {} are not PCI addresses", id.short()))
         })?);
     }
     Ok(Listed {
@@ -306,7 +308,7 @@ fn listed_status(status: &str) -> ListedStatus {
 /// does not answer makes it `unknown`.
 fn inspected(finished: &Finished) -> Result<Inspected, Failure> {
     let state: Value =
-        serde_json::from_slice(&finished.stdout).map_err(|_| unreadable("inspect", "it is no JSON"))?;
+        serde_json::from_slice(&finished.stdout).map_err(|_| unreadable("inspect", "it is not JSON"))?;
     let Some(status) = state["Status"].as_str() else {
         return Err(unreadable("inspect", "it has no status"));
     };

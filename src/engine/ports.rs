@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(said(&[port(53, true)]), in_use("53/udp"));
         std::fs::write(root.join("proc/net/tcp6"), TCP6).unwrap();
         assert_eq!(said(&[port(443, false)]), in_use("443/tcp"));
-        // A table that cannot be read is no proof that the port is free.
+        // A table that cannot be read does not prove that the port is free.
         std::fs::remove_file(root.join("proc/net/udp")).unwrap();
         std::fs::create_dir(root.join("proc/net/udp")).unwrap();
         assert_eq!(said(&[port(54, true)]).unwrap_err().0, FailureKind::Refused);

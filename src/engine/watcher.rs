@@ -59,7 +59,7 @@ impl Watcher {
         self.order(Order::Watch(container, pid));
     }
 
-    /// Watches it no more. An event that is already on its way still arrives.
+    /// Stops watching it. An event that is already on its way still arrives.
     pub fn unwatch(&self, container: ContainerId) {
         self.order(Order::Unwatch(container));
     }
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(seen.recv_timeout(LONG).unwrap(), Event::Exited(id(3)));
         end(one);
         assert_eq!(seen.recv_timeout(LONG).unwrap(), Event::Exited(id(1)));
-        // A pid that is no process any more.
+        // A pid whose process has ended.
         let gone = sleeper();
         let pid = gone.id() as i32;
         end(gone);

@@ -52,7 +52,7 @@ pub struct Inventory {
 /// One GPU with all that was seen of it.
 #[derive(Debug)]
 pub struct Seen {
-    /// What the core is told.
+    /// What the core gets to know.
     pub gpu: Gpu,
     /// Its PCI function.
     pub function: Function,
@@ -63,7 +63,7 @@ pub struct Seen {
 }
 
 impl Inventory {
-    /// What the core is told.
+    /// What the core gets to know.
     pub fn facts(&self) -> Vec<Gpu> {
         self.gpus.iter().map(|s| s.gpu.clone()).collect()
     }

@@ -126,7 +126,7 @@ fn is_serial(text: &str) -> bool {
 }
 
 /// `uninitialized` (machine-id(5): the first boot has not come so far) and everything else that is not 32 hexadecimal
-/// digits is no ID.
+/// digits is not an ID.
 fn os_machine_id(root: &Path) -> Option<String> {
     let id = files::value(&files::under(root, "/etc/machine-id"))?.to_ascii_lowercase();
     let formed = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());

@@ -28,9 +28,9 @@ pub struct Iommu {
 enum Advice {
     /// A kernel parameter turns it off: this one has to go.
     Remove(String),
-    /// Intel: the kernel has to be told.
+    /// Intel: the kernel needs a parameter.
     Intel,
-    /// Intel, and the kernel was told already.
+    /// Intel, and the kernel has the parameter already.
     IntelFirmware,
     /// AMD: on by default when the firmware offers it.
     AmdFirmware,
@@ -48,7 +48,7 @@ impl fmt::Display for Advice {
                 "turn VT-d on in the firmware and add intel_iommu=on iommu=pt to the kernel's command line",
             ),
             Self::IntelFirmware => {
-                f.write_str("the kernel was told intel_iommu=on: turn VT-d on in the firmware")
+                f.write_str("the kernel already has intel_iommu=on: turn VT-d on in the firmware")
             }
             Self::AmdFirmware => f.write_str("turn AMD-Vi (IOMMU) on in the firmware"),
             Self::Firmware => f.write_str("turn the SMMU on in the firmware"),

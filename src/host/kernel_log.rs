@@ -121,7 +121,7 @@ fn judge(said: &str) -> Option<Finding> {
     Some(Finding { address, weight, text })
 }
 
-/// Not every device can sleep: `from D0 to D3hot` is no fault. One that does not wake up (`from D3hot to D0`, and before
+/// Not every device can sleep: `from D0 to D3hot` is not a fault. One that does not wake up (`from D3hot to D0`, and before
 /// Linux 5.6 `, currently in D3`) did not come back.
 fn refused(states: &str) -> Option<Weight> {
     let states = states.trim();

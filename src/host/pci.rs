@@ -42,7 +42,7 @@ pub struct Function {
     pub group: Option<u32>,
     /// The NUMA node; `None` where the kernel says -1.
     pub numa_node: Option<u32>,
-    /// Whether the console is on it: the firmware chose it as the boot display, or it drives a screen and is no VGA
+    /// Whether the console is on it: the firmware chose it as the boot display, or it drives a screen and is not a VGA
     /// controller, of which the firmware's choice is not known.
     pub boot_display: bool,
     /// Virtual functions that are switched on and that it could have at most; `None` when it has no SR-IOV.

@@ -101,7 +101,7 @@ fn take(line: &[u8], block: &mut Block, devices: &[(u16, u16)], classes: &[u16],
     }
 }
 
-/// The number of tabs, the key and the name of a line; `None` for comments, empty lines and what is no text.
+/// The number of tabs, the key and the name of a line; `None` for comments, empty lines and lines that are not UTF-8.
 fn split(line: &[u8]) -> Option<(usize, &str, String)> {
     let text = std::str::from_utf8(line).ok()?.trim_end();
     let body = text.trim_start_matches('\t');

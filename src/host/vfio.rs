@@ -191,7 +191,7 @@ fn restore(root: &Path, devices: &[&Function]) -> Vec<Step> {
         let path = pci::folder(root, device.address).join("driver_override");
         let overridden = files::value(&path).is_some_and(|t| pci::is_vfio_driver(&t));
         if overridden {
-            // A newline resets it: an empty write is no write.
+            // A newline resets it: an empty write does nothing.
             steps.push(write_to(root, device, "driver_override", "\n"));
         }
         if device.has_vfio_driver() {

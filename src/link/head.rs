@@ -27,7 +27,7 @@ pub(super) struct Head {
     fields: Vec<(String, String)>,
 }
 
-/// Why there is no head.
+/// Why a head could not be read.
 #[derive(Debug)]
 pub(super) enum HeadError {
     /// The connection failed.

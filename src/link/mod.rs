@@ -1,6 +1,6 @@
 //! The connection to the control plane: one thread that owns the socket.
 //!
-//! It makes one attempt when it is told to, reports each thing that happens, and never tries again by itself: when to
+//! It makes one attempt when it is told to, reports each thing that happens, and never tries again on its own: when to
 //! dial, how long to wait, and when a silent peer is dead is the core's business. It never looks into a text frame.
 //!
 //! ```text

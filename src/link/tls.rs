@@ -93,7 +93,7 @@ fn read(path: &Path) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&pem).into_owned())
 }
 
-/// The certificates of a PEM file, each read by itself: rustls's own iterator takes one without an end together with
+/// The certificates of a PEM file, each read on its own: rustls's own iterator takes one without an end together with
 /// the next one.
 fn certificates(pem: &str) -> impl Iterator<Item = Result<CertificateDer<'static>, String>> {
     const BEGIN: &str = "-----BEGIN CERTIFICATE-----";

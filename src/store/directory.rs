@@ -61,7 +61,7 @@ const MODE_MAX: u64 = 64;
 
 impl Directory {
     /// Makes the directory if it is missing (mode 0700), takes its lock, and removes files that a power cut left half
-    /// written. A full or read-only disk is no error.
+    /// written. A full or read-only disk is not an error.
     ///
     /// # Errors
     /// When it cannot be made or opened, belongs to another user, or another process holds the lock.
@@ -164,7 +164,7 @@ impl Directory {
         Some(text.trim().to_owned())
     }
 
-    /// Writes the mode of the state that was just saved. That this fails is no reason to fail the save.
+    /// Writes the mode of the state that was just saved. A failure here does not fail the save.
     fn save_mode(&mut self, state: &str) {
         let Some(mode) = serde_json::from_str::<Head>(state).ok().and_then(|head| head.mode) else { return };
         if self.saved_mode.as_ref() == Some(&mode) {

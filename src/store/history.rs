@@ -169,7 +169,7 @@ fn begin(path: &Path, boot_id: &str, now: u64) -> io::Result<()> {
     {
         let (cause, reason) = match last_boot {
             Some(boot) if boot != boot_id => (Cause::HostReboot, "the host was restarted"),
-            _ => (Cause::Agent, "the agent ended without being told to"),
+            _ => (Cause::Agent, "the agent ended unexpectedly"),
         };
         let ended = Entry::State { state: "offline".to_owned(), cause, reason: reason.to_owned() };
         append(path, &ended.line(alive.min(now)))?;

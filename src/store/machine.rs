@@ -105,7 +105,7 @@ mod tests {
         drop((first, other));
         drop(lock(&folder, None).unwrap());
         std::fs::remove_dir_all(&folder).unwrap();
-        // Where there is no such folder, nobody is kept from starting.
+        // A missing folder keeps no agent from starting.
         assert!(lock(&folder, None).is_ok());
     }
 }

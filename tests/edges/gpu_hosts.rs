@@ -275,7 +275,10 @@ fn an_integrated_gpu_and_a_discrete_one() {
 fn without_an_iommu_the_parameter_is_named() {
     let cases = [
         ("cpu GenuineIntel\ncmdline quiet", "turn VT-d on in the firmware and add intel_iommu=on iommu=pt"),
-        ("cpu GenuineIntel\ncmdline intel_iommu=on", "was told intel_iommu=on: turn VT-d on in the firmware"),
+        (
+            "cpu GenuineIntel\ncmdline intel_iommu=on",
+            "already has intel_iommu=on: turn VT-d on in the firmware",
+        ),
         ("cpu GenuineIntel\ncmdline intel_iommu=on intel_iommu=off", "take intel_iommu=off off the kernel's"),
         ("cpu AuthenticAMD\ncmdline quiet", "turn AMD-Vi (IOMMU) on in the firmware"),
         ("cpu AuthenticAMD\ncmdline amd_iommu=off", "take amd_iommu=off off"),

@@ -15,7 +15,7 @@ const FRESH: Duration = Duration::from_secs(90);
 const AMD: u16 = 0x1002;
 /// Concurrency limit: exit inspections share these workers.
 const AT_ONCE: usize = 2;
-/// How long one that did not answer is left alone: what it was asked with may still be at work in it.
+/// How long one that did not answer is not asked again: the query's process may still run in it.
 const PAUSE: Duration = Duration::from_secs(600);
 /// More memory than a GPU has, in MiB.
 const MEMORY_MAX_MIB: u64 = 4 * 1024 * 1024;
@@ -29,7 +29,7 @@ pub(crate) struct Guests {
     due: VecDeque<Guest>,
     /// Those that are being asked.
     asked: BTreeSet<ReplicaId>,
-    /// Those that did not answer, and until when they are left alone.
+    /// Those that did not answer, and until when they are not asked.
     silent: BTreeMap<ReplicaId, Instant>,
 }
 

@@ -224,7 +224,7 @@ impl GpuTable {
         let address = slot.gpu.address;
         let mut judgement = match self.held.get(&address) {
             None => slot.gpu.judgement(),
-            // A container of this node makes the host call it busy, which is no obstacle.
+            // A container of this node makes the host call it busy, which is not an obstacle.
             Some(_) => Gpu { verdict: Verdict::Assignable, ..slot.gpu.clone() }.judgement(),
         };
         if slot.missed > 0 {
@@ -273,7 +273,7 @@ fn group(gpu: &Gpu) -> Option<u32> {
     gpu.iommu_group.filter(|_| by_vfio(gpu))
 }
 
-/// Whether it is handed over by VFIO: that is told by its node, or by its driver where a CDI name stands for the node.
+/// Whether it is handed over by VFIO: its node shows that, or its driver where a CDI name stands for the node.
 fn by_vfio(gpu: &Gpu) -> bool {
     let Some(node) = &gpu.device_node else { return true };
     let bound = |driver: &String| driver.ends_with("vfio-pci") || driver.ends_with("vfio_pci");

@@ -21,7 +21,7 @@ use crate::core::private_images::First;
 use crate::core::timers::ReplicaTimer;
 use crate::types::{ContainerId, NodeId, PciAddress, ReplicaId, RequestId};
 
-/// How long after a failed question to the engine about one container it is asked again.
+/// How long after a failed query about one container the next one follows.
 pub(super) const INSPECT_RETRY: Duration = Duration::from_secs(5);
 
 /// What can happen to a replica.
@@ -63,7 +63,7 @@ pub(crate) enum Input<'a> {
     EngineSilent,
     /// No call of an earlier process is at work on it any more.
     LeftoverCallsOver,
-    /// The agent ends: what has not begun is not begun.
+    /// The agent stops: deploys that have not begun do not begin.
     Shutdown,
 }
 
@@ -86,7 +86,7 @@ pub(crate) enum Effect {
     ListAgain(Instant),
     /// Calls of an earlier process that are at work on it are to be ended.
     EndLeftoverCalls,
-    /// Everything of it is proven gone: it is no more.
+    /// Everything of it is proven gone.
     Gone,
 }
 
@@ -306,7 +306,7 @@ impl Replica {
     fn on_state_timer(&mut self, s: &mut Step<'_>) {
         match self.state.clone() {
             ReplicaState::Queued => {
-                let late = "no place to start it came free before its deadline";
+                let late = "no slot to start it came free before its deadline";
                 self.not_started(s, Refusal::new(Code::Timeout, late));
             }
             ReplicaState::Running(
@@ -384,7 +384,7 @@ impl Replica {
             (ReplicaState::Running(container, watch), Outcome::Inspected(result)) => {
                 self.inspected(s, container, watch, result);
             }
-            // Nothing can be removed either; the container still gets its time when the engine is back.
+            // A removal would fail as well; once the engine is back, the container still gets its time to end.
             (
                 ReplicaState::Stopping(container, _),
                 Outcome::Stopped(Err(Failure { kind: FailureKind::Unavailable, .. })),

@@ -40,9 +40,9 @@ pub(crate) use self::warnings::warnings;
 pub(crate) const DEPLOY_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// The same with GPUs: a large guest pins all of its memory first.
 pub(crate) const DEPLOY_TIMEOUT_GPU: Duration = Duration::from_secs(30 * 60);
-/// How long a container is given to end by itself, where neither the stop nor its deploy says.
+/// How long a container has to end after SIGTERM, where neither the stop nor its deploy says.
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many replicas that the engine cannot tell about are named in the node's reason.
+/// How many replicas whose state the engine cannot tell are named in the node's reason.
 const UNCLEAR_NAMED: usize = 3;
 /// Maximum number of requests that one outcome answers.
 pub(crate) const REQUESTS_MAX: usize = 64;
@@ -55,13 +55,13 @@ pub(crate) struct Replicas {
     /// Replicas that are to be started, in order.
     queue: VecDeque<ReplicaId>,
     sums: Sums,
-    /// Whose container runs.
+    /// The replica of each running container.
     by_container: BTreeMap<ContainerId, ReplicaId>,
-    /// Whose stops wait for their record, the oldest first.
+    /// Replicas whose stops wait for their record, the oldest first.
     awaiting_record: BTreeSet<(DurableBarrier, ReplicaId)>,
-    /// Who waits for a listing.
+    /// Replicas that wait for a listing.
     awaiting_listing: BTreeSet<ReplicaId>,
-    /// Replicas of whose container the engine cannot say how it is.
+    /// Replicas whose container's state the engine cannot tell.
     unclear: BTreeSet<ReplicaId>,
     /// Replicas whose containers a reboot ended, until their first removal has come back.
     ended_by_reboot: BTreeSet<ReplicaId>,
@@ -79,10 +79,10 @@ pub(crate) struct Promised {
     pub(crate) memory_mib: u64,
 }
 
-/// What the replicas come to together.
+/// Sums over all replicas.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Sums {
-    /// Places for starts at once that are taken.
+    /// Slots for starts that are taken.
     starting: usize,
     /// Images that are being pulled.
     pulling: usize,
@@ -180,7 +180,7 @@ impl Replicas {
         self.sums.deploying > 0
     }
 
-    /// Which of them the engine cannot say how they are, for the node's state: the first few by name.
+    /// Replicas whose state the engine cannot tell, for the node's state: the first few by name.
     pub(crate) fn trouble(&self) -> Option<String> {
         let named = self
             .unclear
@@ -270,7 +270,7 @@ impl Replicas {
         self.index(cx, &id);
     }
 
-    /// Hands a replica an input; says what follows for others. A replica that is gone makes place for its successor.
+    /// Hands a replica an input; says what follows for others. A replica that is gone is replaced by its successor.
     pub(crate) fn apply(
         &mut self,
         cx: &mut Cx,

@@ -165,6 +165,6 @@ pub(crate) enum Report {
         refusal: Option<Refusal>,
     },
     Exited(Exit),
-    /// A container that ran is no more, and nobody here removed it.
+    /// A container that ran is gone, and the agent did not remove it.
     Vanished,
 }

@@ -19,7 +19,7 @@ use crate::types::ContainerId;
 
 /// How long a call of an earlier process may go on making a container that is not wanted any more.
 const UNWANTED_CALL_PATIENCE: Duration = Duration::from_secs(60);
-/// The pause before a second removal of a container that will not go; doubled for each that follows.
+/// The pause before the second removal of a container that is still there; doubled for each that follows.
 const REMOVE_PAUSE_FIRST: Duration = Duration::from_millis(125);
 /// The longest of these pauses.
 const REMOVE_PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -394,14 +394,14 @@ impl Replica {
         let attempts = removal.attempts;
         match (shown.containers.first(), removal.step) {
             (None, _) => s.effect(Effect::Gone),
-            // It ended and its time of keeping is over, but someone started it again.
+            // It ended and its retention is over, but someone started it again.
             (Some(_), _)
                 if self.desired == Desired::Present
                     && shown.containers.iter().any(|c| c.status == ListedStatus::Up) =>
             {
                 self.enter(s.cx, ReplicaState::Unverified(None));
             }
-            // It was removed, says the engine, and something is still there: not at once again.
+            // The engine claims that it was removed, and something is still there: a pause before the next removal.
             (Some(_), RemovalStep::Proving(_)) => {
                 let pause = REMOVE_PAUSE_FIRST * 2u32.pow(attempts.min(8));
                 let step = RemovalStep::PauseUntil(s.cx.now + pause.min(REMOVE_PAUSE_MAX));

@@ -30,7 +30,7 @@ use crate::types::{ContainerId, HostPort, PciAddress, RegistryAuth, ReplicaId, R
 
 /// How much longer than its timeout a stop may take before it is reported as failed.
 const STOP_MARGIN: Duration = Duration::from_secs(60);
-/// How long a failure is kept back for its containers to be proven gone.
+/// How long a failure is withheld until its containers are proven gone.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A deploy whose outcome is not decided, or not reported.
@@ -46,7 +46,7 @@ pub(crate) struct Deploy {
     pub(crate) work: Option<Work>,
     /// When it was accepted.
     pub(crate) accepted: Instant,
-    /// When it is given up.
+    /// When it fails with `timeout`.
     pub(crate) deadline: Instant,
     /// Opens when it is recorded.
     pub(crate) barrier: DurableBarrier,
@@ -103,7 +103,7 @@ pub(crate) struct Work {
 pub(crate) struct Stop {
     /// Everyone who gets the outcome.
     pub(crate) requests: Vec<Option<RequestId>>,
-    /// How long the container is given to end by itself.
+    /// How long the container has to end after SIGTERM.
     pub(crate) timeout: Duration,
     /// When it is reported as failed.
     pub(crate) deadline: Instant,
@@ -172,8 +172,8 @@ pub(crate) enum RemovalStep {
 /// The state of a replica.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum ReplicaState {
-    /// Whether its container runs is not known, and a listing decides: it is known from an earlier process, or was lost
-    /// from sight. With what the engine says in the place of the container's state, while it cannot tell that.
+    /// Whether its container runs is not known, and a listing decides: an earlier process recorded it, or the engine
+    /// could not say. With what the engine says instead of the container's state, while it cannot tell that.
     Unverified(Option<String>),
     /// A CLI call of an earlier process is at work on it, until this time at most.
     AwaitingLeftoverCall(Instant),
@@ -184,7 +184,7 @@ pub(crate) enum ReplicaState {
     /// The container's name is taken, says this failure: its holder is being inspected.
     ResolvingNameConflict(JobId, Failure),
     Running(ContainerId, ExitWatch),
-    /// It ended by itself; its container is kept for its log until this time.
+    /// It ended without a stop; its container is kept for its log until this time.
     Exited(ContainerId, Exit, Instant),
     Stopping(ContainerId, StopCall),
     Removing(Removal),
@@ -198,11 +198,11 @@ pub(crate) enum Desired {
     Absent,
 }
 
-/// What the control plane was last told about a replica by itself, without a command.
+/// What was last reported about a replica without a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reported {
     Nothing,
-    /// It counts on it: should it be missing, that is told.
+    /// The control plane counts on it: should it go missing, that is reported.
     Running,
     Exited,
     /// Its microVM ended.
@@ -412,12 +412,12 @@ impl Replica {
             || matches!(&self.state, ReplicaState::Removing(removal) if looks(removal.step))
     }
 
-    /// What the engine says in the place of its container's state, while it cannot tell that.
+    /// What the engine says instead of its container's state, while it cannot tell that.
     pub(crate) fn unclear(&self) -> Option<&str> {
         if let ReplicaState::Unverified(unclear) = &self.state { unclear.as_deref() } else { None }
     }
 
-    /// The record that its stop waits for.
+    /// The barrier that its stop waits at.
     pub(crate) fn awaited_record(&self) -> Option<DurableBarrier> {
         if let ReplicaState::Stopping(_, StopCall::AwaitingRecord(barrier)) = &self.state {
             Some(*barrier)
@@ -443,7 +443,7 @@ impl Replica {
             ReplicaState::Unverified(_) | ReplicaState::AwaitingLeftoverCall(_) if self.deploy.is_some() => {
                 CommandClass::Coming
             }
-            // Lost from sight: whether it runs is known after the next listing.
+            // Whether it runs is known after the next listing.
             ReplicaState::Unverified(_) | ReplicaState::AwaitingLeftoverCall(_) => leaving,
         }
     }
@@ -501,7 +501,7 @@ impl Replica {
         }
     }
 
-    /// Its points in time, for the timer table: the one place that says when something about it is due by itself.
+    /// Its points in time, for the timer table: the one place that says when something about it is due.
     pub(crate) fn timers(&self, containers_known: bool) -> ReplicaTimes {
         let state = match &self.state {
             ReplicaState::AwaitingLeftoverCall(at)
@@ -580,7 +580,7 @@ impl Replica {
         on_deploy(self.class(), same, same_next)
     }
 
-    /// How long its container is given to end by itself, where the stop does not say.
+    /// How long its container has to end after SIGTERM, where the stop does not say.
     pub(super) fn stop_timeout(&self) -> Duration {
         self.stop_timeout.unwrap_or(STOP_TIMEOUT)
     }

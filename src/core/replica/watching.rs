@@ -14,7 +14,7 @@ use crate::types::ContainerId;
 const CONFIRM_FIRST: Duration = Duration::from_millis(20);
 /// The exit code that Kata gives a program of whose end its guest did not tell.
 const MICROVM_ENDED: i32 = 255;
-/// How often it is asked before its word stands against the kernel's.
+/// How often the engine is asked before it is believed rather than the kernel.
 const CONFIRM_TRIES: u32 = 8;
 
 impl Replica {
@@ -24,7 +24,7 @@ impl Replica {
         }
     }
 
-    /// Its container seems to have ended: the engine is asked.
+    /// Its container seems to have ended: asks the engine.
     pub(super) fn confirm_exit(&mut self, s: &Step<'_>) {
         self.watch(ExitWatch::ConfirmAt(s.cx.now, 0));
     }
@@ -135,8 +135,8 @@ impl Replica {
         s.effect(Effect::Save);
     }
 
-    /// Its container is no more, and nobody here removed it. Another of its containers may still be there: looked up
-    /// before anything is concluded.
+    /// Its container is gone, and the agent did not remove it. Another of its containers may still be there: a listing
+    /// tells before anything is concluded.
     fn vanished(&mut self, s: &mut Step<'_>, container: ContainerId) {
         s.cx.act(Action::Unwatch(container));
         s.report(Report::Vanished);

@@ -190,7 +190,7 @@ impl Checker {
 
     /// Checks everything once: each check is emitted once, as soon as it is known. Returns at the latest after 14 s.
     pub fn round(&mut self, emit: &mut dyn FnMut(Check)) {
-        // What answered after its round was over is out of date, but its probe hangs no more.
+        // An answer that came after its round was over is out of date, but its probe no longer hangs.
         while let Ok((index, _)) = self.answered.try_recv() {
             self.asked[index] = false;
         }
