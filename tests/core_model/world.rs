@@ -398,7 +398,7 @@ impl World {
         let others: u64 = living.map(|c| c.memory_mib).chain(starting).sum();
         let asked = run.spec.memory_mib.unwrap_or(0);
         if asked > 0 && others + asked > MEMORY_MIB && self.incarnation == 0 {
-            self.breaks(format!("{} gets {asked} MiB, and others have {others}", run.replica));
+            self.breaks(format!("{} gets {asked} MiB, and others have {others}", run.name));
         }
     }
 
