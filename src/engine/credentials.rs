@@ -5,7 +5,7 @@
 //! killed agent left is removed at the next start. What it lies in must be root's, and no link.
 
 use std::fs::{DirBuilder, OpenOptions, read_dir, remove_dir_all};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -33,7 +33,7 @@ impl Credentials {
     /// What cannot be written, and what to do; nothing is left then.
     pub fn new(scratch: &Path, job: JobId, auth: &RegistryAuth) -> Result<Self, String> {
         let dir = scratch.join(format!("{PREFIX}{}", job.0));
-        let failed = |error: std::io::Error| {
+        let failed = |error: io::Error| {
             let dir = dir.display();
             format!(
                 "cannot write registry credentials to {dir}: {error}; see that it is writable and not full"
