@@ -202,7 +202,8 @@ impl Cli {
             Job::Run(run) => {
                 // What cannot be carried is said before an image is pulled for it.
                 env::split(&run.spec.env, &run.spec.command)?;
-                (self.look_at(&run.spec.image), bounds(LOOK_DEADLINE.min(run.deadline), LIST_OUTPUT))
+                let (program, look) = self.look_at(&run.spec.image);
+                (program, Bounds { deadline: look.deadline.min(run.deadline), ..look })
             }
             Job::Pull(pull) => (self.pull(pull), bounds(pull.deadline, OUTPUT)),
             Job::List => (self.list(), bounds(LOOK_DEADLINE, LIST_OUTPUT)),
@@ -286,8 +287,8 @@ impl Cli {
         self.plain(args)
     }
 
-    /// All of an image's configuration as JSON: see [`super::image::read`].
-    fn look_at(&self, image: &ImageRef) -> Program {
+    /// The call that prints all of an image's configuration as JSON: see [`super::image::read`].
+    pub fn look_at(&self, image: &ImageRef) -> (Program, Bounds) {
         let mode = match self.flavour {
             // The other mode of nerdctl's does not tell the digest that `run` goes by.
             Flavour::Nerdctl => Some("--mode=native".to_owned()),
@@ -295,7 +296,8 @@ impl Cli {
         };
         let args = ["image".to_owned(), "inspect".to_owned()].into_iter().chain(mode);
         let args = args.chain(["--format={{json .}}".to_owned(), image.canonical().to_owned()]);
-        self.plain(args)
+        let bounds = Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: LIST_OUTPUT, tail: false };
+        (self.plain(args), bounds)
     }
 
     /// The call that runs `job` with the image that was looked at and checked, within what is left of its time.

@@ -109,7 +109,8 @@ fn kind(job: &Job, error: &str) -> FailureKind {
 
 /// Why an image could not be pulled, where the error leaves no doubt. The parts cannot stand in an image's name, and
 /// Go's own words for the network and TLS are the same in every release. Docker Hub answers for a repository that does
-/// not exist as for one that needs a login (`insufficient_scope`): that is neither.
+/// not exist as for one that needs a login (`insufficient_scope`): that is neither. A blob that is not found is one of
+/// the node's own copy.
 fn pull_cause(error: &str) -> Option<PullCause> {
     let says = |parts: &[&str]| parts.iter().any(|part| error.contains(part));
     let cause = error_text::cause_last(error);
@@ -117,7 +118,7 @@ fn pull_cause(error: &str) -> Option<PullCause> {
         Some(PullCause::NoSpace)
     } else if says(&["429 Too Many Requests", "toomanyrequests: "]) {
         Some(PullCause::RateLimited)
-    } else if says(&["insufficient_scope", "content digest "]) {
+    } else if says(&["insufficient_scope", "content digest ", "blob not found"]) {
         None
     } else if says(&[
         "401 Unauthorized",

@@ -43,22 +43,34 @@ pub struct Facts {
 /// What is wrong with it.
 pub fn read(flavour: Flavour, image: &ImageRef, text: &str) -> Result<Option<Facts>, &'static str> {
     match flavour {
-        Flavour::Nerdctl => {
-            for line in text.lines().filter(|line| !line.is_empty()) {
-                let shown: Value = serde_json::from_str(line).map_err(|_| "a line is not JSON")?;
-                if shown["Image"]["Name"] == image.canonical() {
-                    return nerdctl(&shown);
-                }
-            }
-            Ok(None)
-        }
+        Flavour::Nerdctl => own_line(image, text)?.map_or(Ok(None), |shown| nerdctl(&shown)),
         Flavour::Docker => docker(&serde_json::from_str(text).map_err(|_| "it is not JSON")?).map(Some),
     }
 }
 
+/// Whether nerdctl knows an image of this name and has no configuration of it to show.
+pub fn lacks_config(image: &ImageRef, text: &str) -> bool {
+    own_line(image, text).is_ok_and(|shown| shown.is_some_and(|shown| !has_config(&shown)))
+}
+
+/// What nerdctl shows of this name.
+fn own_line(image: &ImageRef, text: &str) -> Result<Option<Value>, &'static str> {
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        let shown: Value = serde_json::from_str(line).map_err(|_| "a line is not JSON")?;
+        if shown["Image"]["Name"] == image.canonical() {
+            return Ok(Some(shown));
+        }
+    }
+    Ok(None)
+}
+
+fn has_config(shown: &Value) -> bool {
+    shown["ImageConfigDesc"]["digest"].as_str().is_some_and(|digest| !digest.is_empty())
+}
+
 fn nerdctl(shown: &Value) -> Result<Option<Facts>, &'static str> {
     // Without it there is no configuration for this platform here, and `run` takes the image for missing.
-    if shown["ImageConfigDesc"]["digest"].as_str().is_none_or(str::is_empty) {
+    if !has_config(shown) {
         return Ok(None);
     }
     let id = digest(&shown["Image"]["Target"]["digest"])?;
@@ -236,9 +248,12 @@ mod tests {
         assert_eq!(find(&format!("{other}\n{own}\n")).unwrap().unwrap().labels, [""; 0]);
         assert_eq!(find(&format!("{other}\n")), Ok(None));
         assert_eq!(find(""), Ok(None));
-        let mut bare = own;
+        let mut bare = own.clone();
         bare["ImageConfigDesc"] = json!({"mediaType": "", "digest": "", "size": 0});
         assert_eq!(find(&format!("{bare}\n")), Ok(None), "nothing for this platform");
+        let lacks = |text: &str| lacks_config(&image("bb:1"), text);
+        assert!(lacks(&format!("{other}\n{bare}\n")));
+        assert!(!lacks(&format!("{own}\n")) && !lacks(&format!("{other}\n")) && !lacks("") && !lacks("x\n"));
         assert!(find("x\n").is_err());
         bare = native("docker.io/library/bb:1", &json!({"Labels": []}), &Value::Null);
         assert!(find(&format!("{bare}\n")).is_err());

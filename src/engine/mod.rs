@@ -15,6 +15,7 @@
 pub mod addresses;
 pub mod cli;
 pub mod credentials;
+mod damaged;
 pub mod env;
 pub mod error_text;
 mod failure;
@@ -36,8 +37,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use crate::core::job::{Failure, FailureKind, Job, JobId, Outcome, RunJob};
-use crate::process::{self, Cancel};
+use crate::core::job::{Failure, FailureKind, Job, JobId, Outcome, PullCause, RunJob};
+use crate::process::{self, Bounds, Cancel};
 use crate::types::ImageRef;
 use cli::{Cli, Flavour, LogChoice};
 use credentials::Credentials;
@@ -378,16 +379,37 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
             return parse::failed(job, Failure { kind: FailureKind::Refused, message });
         }
     };
-    let result = process::run(&program, &bounds, cancel);
-    if let Some(error) = failure::whole_text(job, &result) {
-        log::debug!("{id} {job}: {error}");
-    }
+    let began = Instant::now();
+    let call = |bounds: &Bounds| {
+        let result = process::run(&program, bounds, cancel);
+        if let Some(error) = failure::whole_text(job, &result) {
+            log::debug!("{id} {job}: {error}");
+        }
+        result
+    };
+    let result = call(&bounds);
     match parse::outcome(job, &result) {
         Outcome::Removed(Ok(())) => {
             if let (Job::Remove(id), Flavour::Nerdctl) = (job, settings.cli.flavour) {
                 addresses::give_back(&settings.root, &[id.clone()].into());
             }
             Outcome::Removed(Ok(()))
+        }
+        Outcome::Pulled(Err(Failure {
+            kind: FailureKind::Refused | FailureKind::PullRefused(PullCause::NotFound),
+            ..
+        })) if let Job::Pull(pull) = job
+            && settings.cli.flavour == Flavour::Nerdctl =>
+        {
+            match damaged::remove(&settings.cli, &pull.image, cancel) {
+                Ok(None) => parse::outcome(job, &result),
+                Ok(Some(why)) => {
+                    log::warn!("the copy of {} was damaged and is pulled anew: {why}", pull.image);
+                    let deadline = bounds.deadline.saturating_sub(began.elapsed());
+                    parse::outcome(job, &call(&Bounds { deadline, ..bounds }))
+                }
+                Err(failure) => Outcome::Pulled(Err(failure)),
+            }
         }
         Outcome::Listed(Err(whole @ Failure { kind: FailureKind::Refused, .. })) => {
             Outcome::Listed(piecewise::list(&settings.cli, whole, cancel))
@@ -577,7 +599,7 @@ mod tests {
 
     #[test]
     fn credentials_are_there_for_the_pull_only() {
-        let script = "echo $DOCKER_CONFIG >$HOME/where; cat $DOCKER_CONFIG/config.json >$HOME/config; echo bad hunter2 >&2; exit 1";
+        let script = "[ $1 = pull ] || exit 1; echo $DOCKER_CONFIG >$HOME/where; cat $DOCKER_CONFIG/config.json >$HOME/config; echo bad hunter2 >&2; exit 1";
         let bench = Bench::new("auth", script, LONG);
         let auth = RegistryAuth {
             server: "s".into(),
@@ -644,6 +666,42 @@ mod tests {
         // A pull ends what is known.
         assert_eq!((ask(5, pull(None)), ask(6, job())), (Ok(()), Err(FailureKind::ImageRefused)));
         assert_eq!(read("ran"), digest.repeat(2));
+    }
+
+    #[test]
+    fn a_damaged_image_is_removed_and_pulled_again_once() {
+        // The pull fails as long as the copy is there.
+        let script = |complaint: &str, rmi: &str| {
+            format!(
+                "echo $1 >>$HOME/calls
+                case $1 in
+                pull) [ -e $HOME/removed ] || {{ echo 'time=\"t\" level=fatal msg=\"unexpected EOF\"' >&2; exit 1; }};;
+                image)
+                    echo 'time=\"t\" level=warning msg=\"failed to inspect image config\" error=\"{complaint}\"' >&2
+                    echo '{{\"Image\":{{\"Name\":\"docker.io/library/bb:1\"}},\"ImageConfigDesc\":{{\"digest\":\"\"}}}}';;
+                rmi) {rmi};;
+                esac"
+            )
+        };
+        let pulled = |name: &str, script: &str| {
+            let bench = Bench::new(name, script, LONG);
+            bench.submit(1, pull(None));
+            let (_, Outcome::Pulled(result)) = bench.next() else { panic!("no pull") };
+            let calls = std::fs::read_to_string(bench.dir.join("calls")).unwrap();
+            (result.map_err(|failure| failure.message), calls.replace('\n', " "))
+        };
+        let (result, calls) = pulled("damaged", &script("blob not found: not found", "touch $HOME/removed"));
+        assert_eq!((result, calls.as_str()), (Ok(()), "pull image rmi pull "));
+        let (result, calls) = pulled("damaged-again", &script("unexpected EOF", "true"));
+        assert_eq!((result, calls.as_str()), (Err("unexpected EOF".into()), "pull image rmi pull "));
+        let used = script("unexpected EOF", "echo 'image is being used' >&2; exit 1");
+        let (result, calls) = pulled("damaged-used", &used);
+        let why = result.unwrap_err();
+        assert!(why.contains("copy of bb:1 is damaged") && why.ends_with("image is being used"), "{why}");
+        assert_eq!(calls, "pull image rmi ");
+        // The registry's failure, of an image for another platform.
+        let (result, calls) = pulled("undamaged", &script("no match for platform in manifest", "exit 9"));
+        assert_eq!((result, calls.as_str()), (Err("unexpected EOF".into()), "pull image "));
     }
 
     #[test]

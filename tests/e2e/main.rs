@@ -11,6 +11,7 @@ mod world;
 mod budgets;
 mod contract;
 mod control_plane;
+mod damaged;
 mod delivery;
 mod deploy;
 mod drain;

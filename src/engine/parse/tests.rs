@@ -231,6 +231,11 @@ fn pulls_that_failed_for_a_certain_reason() {
     // nerdctl 2.3 on containerd 2 pulls by the transfer service: other beginnings, the same ends.
     check(&format!("{resolve}r.example/x:1: not found"), Some(NotFound));
     check("failed to resolve image: r.example/x:1: not found", Some(NotFound));
+    // The node's own copy is damaged.
+    check(
+        "rpc error: code = NotFound desc = blob sha256:ab expected at /x/ab: blob not found: not found",
+        None,
+    );
     check("manifest for r.example/x:1 not found: manifest unknown: manifest unknown", Some(NotFound));
     check(
         &format!(
