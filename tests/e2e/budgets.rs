@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::support::agent::{Agent, Node};
 use crate::support::control_plane::{Certificate, ControlPlane, TOKEN, WAIT};
-use crate::support::skip::skip;
+use crate::support::skip::{has_openssl, skip};
 use rustix::process::Signal;
 
 /// What is private and dirty when idle, in bytes. The rest of what is resident is the binary's own file, which the
@@ -32,6 +32,9 @@ fn idle_memory() {
         skip("idle_memory", "VECTORLAY_TEST_AGENT names no static binary");
         return;
     };
+    if !has_openssl("idle_memory") {
+        return;
+    }
     let (_node, plane, agent) =
         connected("budgets-memory", |node| node.binary = Some(PathBuf::from(&binary)));
     // What it takes for its checks and reports it must not go on taking more of.
@@ -54,6 +57,9 @@ fn idle_memory() {
 
 #[test]
 fn aarch64_registers_and_reports_over_tls() {
+    if !has_openssl("aarch64_registers_and_reports_over_tls") {
+        return;
+    }
     let Some(binary) = std::env::var_os("VECTORLAY_TEST_AGENT_AARCH64") else {
         skip("aarch64_registers_and_reports_over_tls", "VECTORLAY_TEST_AGENT_AARCH64 names no binary");
         return;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::control_plane::{Certificate, ControlPlane, TOKEN, WAIT};
 use crate::support::folder::Folder;
+use crate::support::skip::has_openssl;
 use serde_json::{Value, json};
 use tungstenite::client::IntoClientRequest as _;
 use tungstenite::handshake::client::Request;
@@ -346,6 +347,9 @@ fn a_newer_connection_replaces_the_older() {
 
 #[test]
 fn tls_and_large_messages() {
+    if !has_openssl("tls_and_large_messages") {
+        return;
+    }
     let folder = Folder::new("tls");
     let made = Certificate::make(folder.path());
     let [cert, key] = [&made.cert, &made.key].map(|path| path.to_str().unwrap());

@@ -4,10 +4,14 @@ use rustix::process::Signal;
 
 use crate::support::agent::Node;
 use crate::support::control_plane::{Certificate, ControlPlane, TOKEN, WAIT};
+use crate::support::skip::has_openssl;
 use crate::world::connected;
 
 #[test]
 fn a_ca_of_the_operators_own() {
+    if !has_openssl("a_ca_of_the_operators_own") {
+        return;
+    }
     let mut node = Node::new("secured-ca");
     let made = Certificate::make(node.path());
     let [ca, cert, key] = [&made.ca, &made.cert, &made.key].map(|path| path.to_str().unwrap());
@@ -49,6 +53,9 @@ fn a_ca_of_the_operators_own() {
 
 #[test]
 fn a_certificate_for_another_name() {
+    if !has_openssl("a_certificate_for_another_name") {
+        return;
+    }
     let mut node = Node::new("secured-name");
     let made = Certificate::make(node.path());
     let [ca, cert, key] = [&made.ca, &made.cert, &made.key].map(|path| path.to_str().unwrap());

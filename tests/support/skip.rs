@@ -14,3 +14,13 @@ pub fn skip(test: &str, why: &str) {
         file.write_all(format!("{test}: {why}\n").as_bytes()).unwrap();
     }
 }
+
+/// Whether there is an `openssl` command to make certificates with; if not, the test is counted as skipped.
+pub fn has_openssl(test: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|folder| folder.join("openssl").is_file());
+    if !found {
+        skip(test, "no openssl command");
+    }
+    found
+}

@@ -11,6 +11,7 @@ use vectorlay::types::{NodeId, Secret};
 use super::certs::certs;
 use super::peers;
 use super::rig::{LONG, Rig};
+use crate::support::skip::has_openssl;
 
 const GOOD: &str = "HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nContent-Length: 38\r\n\r\n\
                     {\"node_id\":\"n-1\",\"node_token\":\"vtn_1\"}";
@@ -95,6 +96,9 @@ fn a_chunked_answer_in_pieces() {
 
 #[test]
 fn with_tls_the_ca_file_counts_as_it_does_for_the_socket() {
+    if !has_openssl("with_tls_the_ca_file_counts_as_it_does_for_the_socket") {
+        return;
+    }
     let address = peers::tls(&certs().good, |mut stream| {
         peers::request(&mut stream);
         stream.write_all(GOOD.as_bytes()).unwrap();

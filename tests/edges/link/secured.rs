@@ -14,6 +14,7 @@ use vectorlay::link::{Proxy, UNSENT_MAX};
 use super::certs::{Leaf, certs};
 use super::peers;
 use super::rig::{LONG, Rig};
+use crate::support::skip::has_openssl;
 
 fn hold(mut socket: tungstenite::WebSocket<peers::Boxed>) {
     while socket.read().is_ok() {}
@@ -21,6 +22,9 @@ fn hold(mut socket: tungstenite::WebSocket<peers::Boxed>) {
 
 #[test]
 fn what_is_wrong_with_a_certificate_is_said() {
+    if !has_openssl("what_is_wrong_with_a_certificate_is_said") {
+        return;
+    }
     let certs = certs();
     let check = |leaf: &'static Leaf, ca: Option<&PathBuf>, words: &[&str]| {
         let rig = Rig::with(&format!("wss://{}/", peers::wss(leaf, hold)), ca.cloned(), None);
@@ -48,6 +52,9 @@ fn what_is_wrong_with_a_certificate_is_said() {
 
 #[test]
 fn the_ca_file_is_read_anew_at_each_attempt() {
+    if !has_openssl("the_ca_file_is_read_anew_at_each_attempt") {
+        return;
+    }
     let certs = certs();
     let file = certs.dir.join("replaced.pem");
     let rig = Rig::with(&format!("wss://{}/", peers::wss(&certs.good, hold)), Some(file.clone()), None);
@@ -80,6 +87,9 @@ fn a_server_without_tls_is_told_apart() {
 
 #[test]
 fn a_peer_that_reads_late_gets_everything_through_tls() {
+    if !has_openssl("a_peer_that_reads_late_gets_everything_through_tls") {
+        return;
+    }
     let (go, gone) = channel::<()>();
     let gone = std::sync::Mutex::new(gone);
     let address = peers::wss(&certs().good, move |mut socket| {
@@ -108,6 +118,9 @@ fn a_peer_that_reads_late_gets_everything_through_tls() {
 
 #[test]
 fn ends_through_tls() {
+    if !has_openssl("ends_through_tls") {
+        return;
+    }
     // A cut without TLS's close_notify, as most servers end.
     let address = peers::wss(&certs().good, |mut socket| {
         socket.send(Message::text("hello")).unwrap();
@@ -149,6 +162,9 @@ fn proxy(
 
 #[test]
 fn through_a_proxy() {
+    if !has_openssl("through_a_proxy") {
+        return;
+    }
     let (tx, asked) = channel();
     let certs = certs();
     let server = peers::wss(&certs.good, |mut socket| {
