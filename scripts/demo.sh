@@ -122,7 +122,7 @@ api=$(sed -n 's/^api on //p' "$dir/server.log" | tail -n 1)
 step "2. The agent starts on a new node: it has an organisation token, and registers."
 namespace=()
 [ -z "${VECTORLAY_TEST_NAMESPACE:-}" ] || namespace=(--namespace "$VECTORLAY_TEST_NAMESPACE")
-run_agent --instance demo --url "$url" --token-file "$dir/token" --state-dir "$dir/state" --control-socket "$dir/agent.sock" \
+run_agent --instance demo --images '*,127.0.0.1:1' --url "$url" --token-file "$dir/token" --state-dir "$dir/state" --control-socket "$dir/agent.sock" \
     --container-cli "$VECTORLAY_TEST_CLI" "${namespace[@]}" --log-dir "$dir/logs" --min-free-gb 0 \
     >"$dir/agent.log" 2>&1 &
 agent=$!

@@ -30,6 +30,8 @@ pub const OFFLINE_AFTER: Duration = Duration::from_secs(60);
 pub const GPU_COUNT_MAX: u64 = 64;
 /// The most variables, arguments and ports of one deploy.
 pub const LIST_MAX: usize = 4096;
+/// Most published ports of a deploy: each is three rules of the firewall, which a program adds one by one.
+pub const PORTS_MAX: usize = 64;
 /// The most bytes of variables and arguments of one deploy: about what a program can be started with.
 pub const SPEC_MAX: usize = 2_000_000;
 /// The longest token, in bytes: it has to fit into a header.
@@ -330,8 +332,11 @@ impl Payload<'_> {
         };
         let wrong =
             "ports is not an array of {host, container, protocol} with ports from 1 to 65535 and tcp or udp";
-        let ports: Vec<Port> = self
-            .list("ports")?
+        let ports = self.list("ports")?;
+        if ports.len() > PORTS_MAX {
+            return Err(format!("ports has more than {PORTS_MAX} entries"));
+        }
+        let ports: Vec<Port> = ports
             .into_iter()
             .map(|raw| read(raw).ok_or_else(|| wrong.to_owned()))
             .collect::<Result<_, _>>()?;
@@ -511,6 +516,13 @@ mod tests {
             "command is not an array",
         );
         refused(&with(&format!(r#""ports":[{}]"#, list("[]", 200_000))), "ports is not an array");
+        let ports = |count: usize| {
+            let ports: Vec<String> =
+                (1..=count).map(|port| format!(r#"{{"host":{port},"container":80}}"#)).collect();
+            with(&format!(r#""ports":[{}]"#, ports.join(",")))
+        };
+        refused(&ports(PORTS_MAX + 1), "more than 64 entries");
+        assert!(deploy(&ports(PORTS_MAX)).is_ok());
         refused(&with(&format!(r#""env_vars":{{{}}}"#, vars(LIST_MAX + 1))), "more than 4096 variables");
         refused(
             &with(&format!(r#""env_vars":{}"#, "[".repeat(100_000) + &"]".repeat(100_000))),

@@ -87,6 +87,7 @@ impl Setup {
             cni_path: config.cni_path.clone(),
             ctr,
             network: config.network.clone(),
+            port_address: config.port_address.clone(),
             runtime: config.runtime.clone(),
             handover,
             log,

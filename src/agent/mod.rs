@@ -26,6 +26,7 @@ use serde_json::Value;
 use crate::cli::VERSION;
 use crate::config::Config;
 use crate::control::Control;
+use crate::core::allowed::{Allowed, image_prefix};
 use crate::core::job::label_value;
 use crate::core::link_api::LinkEvent;
 use crate::core::operator::ControlId;
@@ -205,6 +206,24 @@ fn core_settings(config: &Config) -> core::Settings {
         ask_guests: config.gpu_guest_utilization,
         reserve_memory_mib: config.reserve_memory_mb,
         gpu_retest: Duration::from_secs(config.gpu_retest_s),
+        allowed: allowed(config),
+    }
+}
+
+fn allowed(config: &Config) -> Allowed {
+    let limit = |number: u64| (number > 0).then_some(number);
+    Allowed {
+        images: config.image_entries().filter_map(image_prefix).collect(),
+        by_digest_only: config.images_by_digest_only,
+        ports: config.port_min..=config.port_max,
+        memory_mib: limit(config.max_memory_mb),
+        cpus: limit(config.max_cpus),
+        shm_mib: limit(config.max_shm_mb),
+        pids: limit(config.max_pids),
+        variables: config.max_variables,
+        variables_kib: config.max_variables_kb,
+        command_kib: config.max_command_kb,
+        replicas: limit(config.max_replicas),
     }
 }
 

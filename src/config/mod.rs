@@ -23,6 +23,7 @@ mod value;
 
 use std::ffi::OsString;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use self::file::File;
@@ -34,6 +35,7 @@ pub use self::table::{
 };
 use self::value::public_url;
 pub use self::value::{Kind, VALUE_MAX, Value, has_password};
+use crate::core::allowed::image_prefix;
 
 /// The configuration file that is read, if it exists, when none is named.
 pub const DEFAULT_FILE: &str = "/etc/vectorlay/agent.json";
@@ -128,6 +130,11 @@ pub fn load(
 }
 
 impl Config {
+    /// The entries of `images`.
+    pub fn image_entries(&self) -> impl Iterator<Item = &str> {
+        self.images.split(',').map(str::trim)
+    }
+
     /// The control plane's URL, which only a running agent needs.
     ///
     /// # Errors
@@ -154,6 +161,17 @@ fn check_together(config: &Config) -> Result<(), String> {
     };
     if config.instance.as_deref().is_some_and(|name| !is_name(name)) {
         return Err("instance must be 1 to 64 letters, digits, '-' and '_'".to_owned());
+    }
+    if let Some(entry) = config.image_entries().find(|entry| image_prefix(entry).is_none()) {
+        return Err(format!(
+            "images: {entry:?} is neither * nor a registry with or without a path, such as docker.io/library"
+        ));
+    }
+    if config.port_min > config.port_max {
+        return Err("port_min must not be above port_max".to_owned());
+    }
+    if config.port_address.as_deref().is_some_and(|address| address.parse::<IpAddr>().is_err()) {
+        return Err("port_address must be an address of this host, such as 10.0.0.7".to_owned());
     }
     let (high, low) = (config.image_high_percent, config.image_low_percent);
     if high > 0 && !(1..high).contains(&low) {

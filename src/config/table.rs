@@ -181,6 +181,32 @@ settings! {
     network: Option<String>, Kind::Text, None;
     /// Container runtime
     runtime: String, Kind::Text, Some("io.containerd.kata.v2");
+    /// Images that deploys may name: registry[/path],…; * is any but those of this host
+    images: String, Kind::Text, Some("*");
+    /// Take images by their digest alone
+    images_by_digest_only: bool, Kind::Bool, Some("false");
+    /// First port of the host that deploys may publish
+    port_min: u16, whole(1, 65_535), Some("1024");
+    /// Last port of the host that deploys may publish
+    port_max: u16, whole(1, 65_535), Some("65535");
+    /// Address of the host that ports are published on; default all
+    port_address: Option<String>, Kind::Text, None;
+    /// Maximum memory of a deploy, in MiB; 0: no limit
+    max_memory_mb: u64, whole(0, 1 << 30), Some("0");
+    /// Maximum CPUs of a deploy; 0: no limit
+    max_cpus: u64, whole(0, 4096), Some("0");
+    /// Maximum /dev/shm of a deploy, in MiB; 0: no limit
+    max_shm_mb: u64, whole(0, 1 << 30), Some("0");
+    /// Maximum processes of a deploy; 0: no limit
+    max_pids: u64, whole(0, 1 << 22), Some("0");
+    /// Maximum number of a deploy's variables
+    max_variables: u64, whole(0, 4096), Some("4096");
+    /// Maximum size of a deploy's variables, in KiB
+    max_variables_kb: u64, whole(0, 2048), Some("2048");
+    /// Maximum size of a deploy's command, in KiB
+    max_command_kb: u64, whole(0, 2048), Some("2048");
+    /// Maximum replicas on the node; 0: no limit
+    max_replicas: u64, whole(0, 4096), Some("0");
     /// Maximum concurrent deploys
     workers: usize, whole(1, 64), Some("8");
     /// Maximum queued deploys; more are refused as busy

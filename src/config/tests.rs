@@ -350,6 +350,8 @@ fn defaults_and_limits_fit_their_fields() {
             Kind::Words(words) => words.iter().map(|word| (*word).to_owned()).collect(),
             Kind::Bool => vec!["true".to_owned()],
             Kind::Text if setting.name == "instance" => vec!["b".to_owned()],
+            Kind::Text if setting.name == "images" => vec!["*, a.example/b".to_owned()],
+            Kind::Text if setting.name == "port_address" => vec!["10.0.0.7".to_owned(), "::1".to_owned()],
             Kind::Text | Kind::Path | Kind::Secret | Kind::Url | Kind::Proxy => vec!["/x".to_owned()],
         };
         if setting.name == "root" {
@@ -359,12 +361,25 @@ fn defaults_and_limits_fit_their_fields() {
             let host = Host::new("limits").flag(setting.name, &value);
             let host = match setting.name {
                 "image_high_percent" if value != "0" => host.flag("image_low_percent", "1"),
+                "port_max" => host.flag("port_min", "1"),
                 _ => host,
             };
             let loaded = host.load();
             assert!(loaded.is_ok(), "{} {value}: {}", setting.name, loaded.unwrap_err());
         }
     }
+}
+
+#[test]
+fn what_the_owner_allows_is_checked() {
+    let check = |name: &str, value: &str, says: &str| {
+        let error = Host::new("allowed").flag(name, value).load().unwrap_err();
+        assert!(error.contains(says), "{error}");
+    };
+    check("images", "docker.io,https://a.example", "https://a.example");
+    check("images", "docker.io,", "\"\"");
+    check("port_max", "1000", "port_min");
+    check("port_address", "localhost", "port_address");
 }
 
 #[test]

@@ -211,6 +211,12 @@ impl Typed for usize {
     }
 }
 
+impl Typed for u16 {
+    fn typed(value: Option<&Value>) -> Self {
+        u64::typed(value).try_into().expect("in the table's range")
+    }
+}
+
 impl Typed for u8 {
     fn typed(value: Option<&Value>) -> Self {
         u64::typed(value).try_into().expect("in the table's range")

@@ -73,6 +73,7 @@ use self::timers::{Due, Timer};
 use crate::protocol::{self, Command, Inbound};
 use crate::types::{ReplicaId, RequestId};
 
+pub mod allowed;
 mod capacity;
 mod cleanup;
 mod complaints;
@@ -645,12 +646,19 @@ impl Core {
     }
 
     fn deploy(&mut self, command: protocol::Deploy) {
+        let others = self.replicas.others(&command.replica);
+        let settings = &self.cx.settings;
+        let microvm = self.node.has_microvms(&settings.runtime);
+        let not_allowed = settings.allowed.refuses(&command, others, microvm);
+        let not_allowed = not_allowed.map(|why| Refusal::new(Code::NotAllowed, why));
         let protocol::Deploy { replica: id, request, spec, auth, pull, stop_timeout, deploy_timeout } =
             command;
         let spec_hash = self.spec_key.hash(&spec);
         let meaning = self.replicas.on_deploy(&id, &spec_hash);
         let refusal = match meaning {
-            OnDeploy::Start | OnDeploy::After | OnDeploy::Replace => self.load().refuses_deploy(),
+            OnDeploy::Start | OnDeploy::After | OnDeploy::Replace => {
+                not_allowed.or_else(|| self.load().refuses_deploy())
+            }
             OnDeploy::Conflict => Some(Refusal::conflict(&id)),
             OnDeploy::Running => self.load().refuses_result(),
             OnDeploy::Join => self.load().refuses_join(self.replicas.requests(&id, Awaited::Deploy)),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::allowed::Allowed;
 use super::identity::Identity;
 use crate::types::Secret;
 
@@ -34,6 +35,8 @@ pub struct Settings {
     pub ask_guests: bool,
     /// How long a GPU that failed is left alone before a good reading counts.
     pub gpu_retest: Duration,
+    /// What a deploy may ask for.
+    pub allowed: Allowed,
 }
 
 /// What a core starts from.
@@ -71,6 +74,7 @@ impl Settings {
             reserve_memory_mib: 0,
             ask_guests: false,
             gpu_retest: Duration::ZERO,
+            allowed: Allowed::everything(),
         }
     }
 }

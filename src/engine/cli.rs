@@ -176,6 +176,8 @@ pub struct Cli {
     pub ctr: Option<PathBuf>,
     /// The containers' network; `None`: the CLI's own.
     pub network: Option<String>,
+    /// The address of the host that ports are published on; `None`: all of them.
+    pub port_address: Option<String>,
     /// The containers' runtime.
     pub runtime: String,
     /// How GPUs are handed over.
@@ -347,9 +349,14 @@ impl Cli {
         if let Some(limit) = spec.pids_limit {
             flag("pids-limit", &limit.to_string());
         }
+        let address = self.port_address.as_ref().map(|address| match address.contains(':') {
+            true => format!("[{address}]:"),
+            false => format!("{address}:"),
+        });
+        let address = address.unwrap_or_default();
         for port in &spec.ports {
             let protocol = if port.udp { "udp" } else { "tcp" };
-            flag("publish", &format!("{}:{}/{protocol}", port.host, port.container));
+            flag("publish", &format!("{address}{}:{}/{protocol}", port.host, port.container));
         }
         self.gpu_flags(job, &mut flag);
         if split.file.is_some() {
@@ -541,6 +548,7 @@ mod tests {
             cni_path: None,
             ctr: None,
             network: None,
+            port_address: None,
             runtime: "io.containerd.kata.v2".into(),
             handover: Handover::Vfio,
             log: LogChoice::JsonFile { max_mib: 10, files: 3 },

@@ -462,6 +462,7 @@ mod tests {
                     cni_path: None,
                     ctr: Some(dir.join("nerdctl")),
                     network: None,
+                    port_address: None,
                     runtime: "r".into(),
                     handover: Handover::Vfio,
                     log: LogChoice::File { dir: dir.join("logs") },

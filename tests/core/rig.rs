@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use vectorlay::core::allowed::Allowed;
 use vectorlay::core::identity::Identity;
 use vectorlay::core::inventory::{Check, Gpu, Hardware, MicroVm, Usage};
 use vectorlay::core::job::{Job, JobId, Outcome};
@@ -100,6 +101,7 @@ impl Rig {
             reserve_memory_mib: 1024,
             ask_guests: start.ask_guests,
             gpu_retest: Duration::ZERO,
+            allowed: Allowed::everything(),
         };
         let identity = |node: &str| Identity {
             node_id: NodeId::new(node).unwrap(),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use vectorlay::core::allowed::Allowed;
 use vectorlay::core::identity::Identity;
 use vectorlay::core::inventory::{Check, Gpu, Hardware, Health, Storage, Usage, Verdict};
 use vectorlay::core::job::{FailureKind, Job, JobId, Outcome, RunJob};
@@ -123,6 +124,7 @@ fn settings() -> Settings {
         reserve_memory_mib: RESERVE_MIB,
         ask_guests: true,
         gpu_retest: Duration::from_secs(30),
+        allowed: Allowed::everything(),
     }
 }
 

@@ -8,6 +8,7 @@
 mod support;
 mod world;
 
+mod allowed;
 mod budgets;
 mod contract;
 mod control_plane;

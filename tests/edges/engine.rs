@@ -50,6 +50,7 @@ fn bench(test: &str, change: impl FnOnce(&mut Cli)) -> Option<Bench> {
         cni_path: None,
         ctr: None,
         network: Some("none".into()),
+        port_address: None,
         runtime: "io.containerd.kata.v2".into(),
         handover: Handover::Vfio,
         log: LogChoice::JsonFile { max_mib: 1, files: 2 },

@@ -70,6 +70,8 @@ impl Node {
         node.set("instance", &folder[folder.len().saturating_sub(64)..]);
         let path = node.path().to_str().unwrap().to_owned();
         node.set("data-path", &path).set("log", "debug").set("min-free-gb", "0");
+        // The registries of the tests, and the port at which there is none.
+        node.set("images", "*,127.0.0.1:5000,127.0.0.1:5001,127.0.0.1:1");
         let file = node.file();
         node.env("VECTORLAY_CONFIG", file.to_str().unwrap());
         node.env("PATH", &std::env::var("PATH").unwrap_or_default()).env("HOME", "/root");

@@ -151,6 +151,14 @@ impl Replicas {
         self.all.len()
     }
 
+    /// How many there are besides `id` that have not ended.
+    pub(crate) fn others(&self, id: &ReplicaId) -> usize {
+        let there = |(other, replica): &(&ReplicaId, &Replica)| {
+            *other != id && replica.class() != CommandClass::Exited
+        };
+        self.all.iter().filter(there).count()
+    }
+
     pub(crate) fn ids(&self) -> Vec<ReplicaId> {
         self.all.keys().cloned().collect()
     }

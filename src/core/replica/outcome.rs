@@ -12,7 +12,7 @@ word_enum! {
     pub(crate) enum Code {
         /// The command cannot be carried out as it stands.
         Invalid = "invalid",
-        /// The host does not permit it: a port that it is to publish is in use.
+        /// The host, or its owner, does not permit it.
         NotAllowed = "not_allowed",
         /// The image's configuration would steer the host.
         ImageRefused = "image_refused",
