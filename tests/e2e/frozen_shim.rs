@@ -11,10 +11,11 @@ use crate::support::wait::wait_until;
 use crate::world::World;
 
 /// A container's shim, stopped. It goes on when this is dropped: a test that fails leaves no frozen process.
-struct Frozen(Pid);
+pub struct Frozen(Pid);
 
 impl Frozen {
-    fn of(container: &str) -> Self {
+    /// Stops it.
+    pub fn of(container: &str) -> Self {
         let shim = shim_of(container);
         kill_process(shim, Signal::STOP).unwrap();
         Self(shim)

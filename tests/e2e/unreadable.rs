@@ -10,7 +10,7 @@ use crate::support::wait::wait_until;
 use crate::world::World;
 
 /// The file of a container below `folder` that nerdctl 2.1 and later read for its ports.
-fn network_file(folder: &Path, container: &str) -> Option<PathBuf> {
+pub fn network_file(folder: &Path, container: &str) -> Option<PathBuf> {
     std::fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
         let path = entry.path();
         if entry.file_name() == container {

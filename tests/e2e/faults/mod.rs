@@ -10,6 +10,7 @@
 //! need it are skipped, and counted as skipped.
 
 mod cli;
+mod containers;
 mod disk;
 mod engine;
 mod herd;
