@@ -1,4 +1,5 @@
-//! The VectorLay node agent: the bridge between the control plane and a GPU host.
+//! The VectorLay node agent: the bridge between the control plane and a GPU host. How it is built, what happens when, and
+//! where to find it stands in `design.md` beside this file.
 //!
 //! Everything that happens becomes an [`core::Event`] in one channel. The main loop ([`agent`]) takes one, hands it with
 //! the time to the pure [`core`], and carries out the [`core::Action`]s that come back. The core decides and does
