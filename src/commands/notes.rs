@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::core::inventory::Handover;
 use crate::host::dependencies;
 use crate::host::gpus::Watch;
-use crate::host::kata::gpus::{Described, findings};
+use crate::host::kata::gpus::findings;
 use crate::host::lspci;
 use crate::setup::{self, Setup};
 
@@ -42,5 +42,5 @@ pub(super) fn all(config: &Config, setup: &Setup) -> Vec<Note> {
 /// What Kata's configuration would refuse, or make fail. That there is none is said by the check of kata-runtime.
 fn kata(setup: &Setup, devices: u64) -> Vec<String> {
     let Some(Ok(config)) = dependencies::kata_config(&setup.inputs) else { return Vec::new() };
-    findings(&config, devices).iter().map(|finding| Described(finding, &config).to_string()).collect()
+    findings(&config, devices)
 }
