@@ -34,6 +34,7 @@ use crate::core::persistence::{Record, RecordFile, StoreEvent};
 use crate::core::{self, Action, Core, End, Event};
 use crate::engine::cli::LogChoice;
 use crate::engine::housekeeping::Housekeeper;
+use crate::engine::log_watch::{self, Limits};
 use crate::engine::orphans;
 use crate::engine::watcher::{self, Watcher};
 use crate::engine::{self, Pool, housekeeping};
@@ -342,6 +343,11 @@ impl Edges {
             flavour: setup.cli.flavour,
             node: node.map(|node| label_value(node.as_str())),
         };
+        if let Some(dir) = &logs {
+            let (size, min_free) = (config.log_size_mb << 20, config.min_free_gb << 30);
+            log_watch::start(dir.clone(), Limits::new(size, min_free, dir, &setup.data_path))
+                .map_err(|e| started("the watch over logs")(&e))?;
+        }
         let pool = engine::Settings {
             cli: setup.cli,
             deploys: config.workers,
@@ -382,12 +388,7 @@ impl Edges {
         })
         .map_err(|e| started("the store")(&e))?;
         let send = to_main(events);
-        let housekeeping = housekeeping::Settings {
-            root: config.root.clone(),
-            caller,
-            logs,
-            log_bytes: config.log_size_mb << 20,
-        };
+        let housekeeping = housekeeping::Settings { root: config.root.clone(), caller, logs };
         let housekeeper = Housekeeper::start(housekeeping, move |calls| send(Event::LeftoverCalls(calls)))
             .map_err(|e| started("the housekeeping")(&e))?;
         let send = to_main(events);

@@ -1,5 +1,5 @@
-//! Housekeeping: calls of the CLI that an earlier process left behind, the size of log files, helpers and addresses of
-//! containers that are gone.
+//! Housekeeping: calls of the CLI that an earlier process left behind; log files, helpers and addresses of containers that
+//! are gone.
 //!
 //! It reads /proc and the log folder, which may hang: it has a thread of its own, and nobody waits for it but the
 //! start, which must know what is still at work.
@@ -7,17 +7,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Builder;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::orphans::{self, Caller, Leak, Process};
 use super::{addresses, logs};
 use crate::core::{Cleanup, LeftoverCall};
 use crate::types::ContainerId;
 
-/// How often the size of the log files is looked at.
-const BOUND_EVERY: Duration = Duration::from_secs(5);
 /// How long a call or helper that was asked to end is waited for before it is killed.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
@@ -30,8 +28,6 @@ pub struct Settings {
     pub caller: Caller,
     /// The folder of log files, if the shims write any.
     pub logs: Option<PathBuf>,
-    /// The most bytes of one of them.
-    pub log_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -89,24 +85,14 @@ fn work(
     orders: &Receiver<Order>,
     found: &impl Fn(Option<BTreeMap<String, LeftoverCall>>),
 ) {
-    let mut bound_due = Instant::now();
     // Helpers seen once may be on their way out: they are ended when they are seen again.
     let mut suspects: BTreeSet<(i32, u64)> = BTreeSet::new();
-    loop {
-        match orders.recv_timeout(bound_due.saturating_duration_since(Instant::now())) {
-            Ok(Order::FindCalls) => found(find_calls(settings)),
-            Ok(Order::EndCalls(deploy)) => end_calls(settings, &deploy),
-            Ok(Order::EndShim(container)) => end_shim(settings, container),
-            Ok(Order::CleanUp(cleanup)) => clean_up(settings, &cleanup, &mut suspects),
-            Err(RecvTimeoutError::Timeout) => {
-                bound_due = Instant::now() + BOUND_EVERY;
-                if let Some(dir) = &settings.logs {
-                    for (file, error) in logs::bound(dir, settings.log_bytes) {
-                        log::warn!("cannot bound the log {}: {error}; make room on its disk", file.display());
-                    }
-                }
-            }
-            Err(RecvTimeoutError::Disconnected) => return,
+    for order in orders {
+        match order {
+            Order::FindCalls => found(find_calls(settings)),
+            Order::EndCalls(deploy) => end_calls(settings, &deploy),
+            Order::EndShim(container) => end_shim(settings, container),
+            Order::CleanUp(cleanup) => clean_up(settings, &cleanup, &mut suspects),
         }
     }
 }

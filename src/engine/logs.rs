@@ -1,16 +1,17 @@
 //! The containers' log files that a shim writes (`file://`): their end, their bound, their removal.
 //!
 //! The shim has its file open for appending and never opens it again, so a file is bounded by copying it aside and
-//! truncating it in place; what is written between the two is lost. A container has `<deploy>.log` and, once it grew
+//! truncating it in place (`log_watch.rs` says when); what is written between the two is lost. A container has `<deploy>.log` and, once it grew
 //! too long, `<deploy>.log.1`.
 //!
 //! The folder is looked at anew each time ([`trust::folder`]), and no link in it is followed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 
@@ -18,6 +19,13 @@ use super::cli::log_file;
 use super::parse::{LOG_MAX, last_lines};
 use crate::core::job::is_deploy_id;
 use crate::trust;
+
+/// What is kept of a part where more would do harm, in bytes: the last lines.
+pub(super) const SHORT: u64 = 64 * 1024;
+
+/// The logs that were looked at, by name, open. ext4 writes a file to the disk when one who has cut it to nothing closes it
+/// (its mount option auto_da_alloc), and whoever closes waits for that: so they stay open, as long as they exist.
+pub(super) type Held = BTreeMap<String, File>;
 
 /// The last `most` lines of a deploy's output, and whether some were left out for their length.
 ///
@@ -50,14 +58,24 @@ pub fn open_log(dir: &Path, deploy: &str) -> io::Result<File> {
     open(&trust::folder(dir)?, &file_name(deploy)?, OFlags::RDONLY)
 }
 
-/// Bounds each file in `dir` to `max` bytes, and with its older part to twice that. Returns what could not be done.
-pub fn bound(dir: &Path, max: u64) -> Vec<(PathBuf, io::Error)> {
-    let folder = match trust::folder(dir) {
-        Ok(folder) => folder,
-        Err(error) => return vec![(dir.to_owned(), error)],
-    };
-    let bound = |name: String| bound_one(&folder, &name, max).err().map(|error| (dir.join(name), error));
-    log_files(&folder, ".log").into_iter().filter_map(bound).collect()
+/// Bounds both parts of each log in `folder` to `part` bytes: an older one that is longer goes.
+///
+/// # Errors
+/// Of the first file that cannot be bounded; the others are.
+pub(super) fn bound(folder: &OwnedFd, part: u64, held: &mut Held) -> io::Result<()> {
+    held.retain(|_, file| file.metadata().is_ok_and(|found| found.nlink() > 0));
+    for older in log_files(folder, ".log.1") {
+        if open(folder, &older, OFlags::RDONLY).and_then(|file| file.metadata()).is_ok_and(|m| m.len() > part)
+        {
+            rustix::fs::unlinkat(folder, &older, AtFlags::empty())?;
+        }
+    }
+    let mut result = Ok(());
+    for name in log_files(folder, ".log") {
+        let bounded = bound_one(folder, &name, part, held).map(drop);
+        result = result.and(bounded);
+    }
+    result
 }
 
 /// Removes the files of every deploy that is not in `keep`. The caller must have seen a whole list of containers.
@@ -89,18 +107,32 @@ fn end_of(folder: &OwnedFd, name: &str) -> io::Result<(Vec<u8>, bool)> {
     Ok((bytes, from > 0))
 }
 
-fn bound_one(folder: &OwnedFd, name: &str, max: u64) -> io::Result<()> {
-    let mut from = open(folder, name, OFlags::RDWR)?;
-    let size = from.metadata()?.len();
-    if size <= max {
-        return Ok(());
+/// Cuts the log `name` if it has more than `part` bytes, whose last become its older part; whether it did. A file that is not
+/// named after a deploy belongs to somebody else.
+///
+/// # Errors
+/// The file's.
+pub(super) fn bound_one(folder: &OwnedFd, name: &str, part: u64, held: &mut Held) -> io::Result<bool> {
+    if !is_log(name, ".log") {
+        return Ok(false);
     }
-    from.seek(SeekFrom::Start(size.saturating_sub(max)))?;
-    let mut to = open(folder, &aside(name), OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?;
-    let copied = io::copy(&mut (&from).take(max), &mut to);
+    if !held.contains_key(name) {
+        held.insert(name.to_owned(), open(folder, name, OFlags::RDWR)?);
+    }
+    let Some(mut from) = held.get(name) else { return Ok(false) };
+    let size = from.metadata()?.len();
+    if size <= part {
+        return Ok(false);
+    }
+    // What grew far beyond its bound since the last look would grow by as much again while all of that is copied, and
+    // its lines last no longer than that anyhow.
+    let kept = if size > part + part / 8 { part.min(SHORT) } else { part };
+    from.seek(SeekFrom::Start(size.saturating_sub(kept)))?;
+    let mut to = open(folder, &aside(name), OFlags::WRONLY | OFlags::CREATE)?;
+    let copied = io::copy(&mut from.take(kept), &mut to).and_then(|copied| to.set_len(copied));
     // Truncated even where the copy failed (a full disk): else nothing would ever free it.
     from.set_len(0)?;
-    copied.map(|_| ())
+    copied.map(|_| true)
 }
 
 fn file_name(deploy: &str) -> io::Result<String> {
@@ -116,8 +148,11 @@ fn aside(name: &str) -> String {
 fn log_files(folder: &OwnedFd, ending: &str) -> Vec<String> {
     let Ok(entries) = Dir::read_from(folder) else { return Vec::new() };
     let name = |entry: rustix::fs::DirEntry| entry.file_name().to_str().ok().map(str::to_owned);
-    let ours = |name: &String| name.strip_suffix(ending).is_some_and(is_deploy_id);
-    entries.flatten().filter_map(name).filter(ours).collect()
+    entries.flatten().filter_map(name).filter(|name| is_log(name, ending)).collect()
+}
+
+fn is_log(name: &str, ending: &str) -> bool {
+    name.strip_suffix(ending).is_some_and(is_deploy_id)
 }
 
 #[cfg(test)]
@@ -125,6 +160,7 @@ mod tests {
     use super::*;
     use std::fs::{self, OpenOptions};
     use std::io::Write;
+    use std::path::PathBuf;
 
     fn folder(name: &str) -> PathBuf {
         let dir = std::env::temp_dir().join(format!("vectorlay-logs-{name}-{}", std::process::id()));
@@ -137,24 +173,26 @@ mod tests {
         let dir = folder("bound");
         let (first, second) = ("00000000000000d1", "00000000000000d2");
         let path = dir.join(format!("{first}.log"));
+        let handle = trust::folder(&dir).unwrap();
+        let mut held = Held::new();
         let mut shim = OpenOptions::new().append(true).create(true).open(&path).unwrap();
         for i in 0..100 {
             writeln!(shim, "line {i:04}").unwrap();
         }
-        assert!(bound(&dir, 505).is_empty());
+        bound(&handle, 505, &mut held).unwrap();
         let older = path.with_extension("log.1");
         assert_eq!((fs::metadata(&path).unwrap().len(), fs::metadata(&older).unwrap().len()), (0, 505));
         // The shim goes on at the file's new beginning.
         writeln!(shim, "line 0100").unwrap();
         assert_eq!(tail(&dir, first, 2).unwrap(), (vec!["line 0099".into(), "line 0100".into()], false));
-        assert!(bound(&dir, 505).is_empty());
+        bound(&handle, 505, &mut held).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"line 0100\n");
         fs::write(dir.join(format!("{second}.log")), "x").unwrap();
         // Somebody else's, whatever their size.
         for foreign in ["syslog.log", "syslog.log.1", "00000000000000D3.log", "d4.log"] {
             fs::write(dir.join(foreign), "x".repeat(1000)).unwrap();
         }
-        assert!(bound(&dir, 505).is_empty());
+        bound(&handle, 505, &mut held).unwrap();
         remove_others(&dir, &BTreeSet::from([second.to_owned()]));
         let mut left: Vec<(String, u64)> = fs::read_dir(&dir)
             .unwrap()
@@ -179,19 +217,19 @@ mod tests {
         let untouched = || assert_eq!(fs::metadata(&precious).unwrap().len(), 1000);
         fs::write(&precious, "x".repeat(1000)).unwrap();
         std::os::unix::fs::symlink(&precious, &log).unwrap();
-        assert_eq!(bound(&dir, 10).len(), 1);
+        let handle = trust::folder(&dir).unwrap();
+        assert!(bound(&handle, 10, &mut Held::new()).is_err());
         assert!(tail(&dir, deploy, 1).is_err() && open_log(&dir, deploy).is_err());
         untouched();
         // In the place of the older part.
         fs::remove_file(&log).unwrap();
         fs::write(&log, "y".repeat(1000)).unwrap();
         std::os::unix::fs::symlink(&precious, log.with_extension("log.1")).unwrap();
-        assert_eq!(bound(&dir, 10).len(), 1);
+        assert!(bound(&handle, 10, &mut Held::new()).is_err());
         untouched();
         // In the folder's.
         let link = dir.join("link");
         std::os::unix::fs::symlink(&dir, &link).unwrap();
-        assert_eq!(bound(&link, 10).len(), 1);
         remove_others(&link, &BTreeSet::new());
         assert!(tail(&link, deploy, 1).is_err() && log.exists());
         fs::remove_dir_all(dir).unwrap();

@@ -22,6 +22,7 @@ mod failure;
 pub mod housekeeping;
 pub mod image;
 pub mod image_policy;
+pub mod log_watch;
 pub mod logs;
 pub mod orphans;
 pub mod parse;

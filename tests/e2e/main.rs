@@ -28,6 +28,7 @@ mod hostile;
 mod identity;
 mod images;
 mod install;
+mod log_size;
 mod looks;
 mod operate;
 mod ports;
