@@ -2,7 +2,8 @@
 # Builds the agent as a stripped, fully static musl binary: target/static/<arch>/vectorlay-agent, or the
 # same below CARGO_TARGET_DIR.
 #   scripts/build-static.sh [x86_64|aarch64]    both without an argument
-# Fails when a binary is not static, names a path of this machine, or is larger than its budget.
+# Fails when a binary is not static or names a path of this machine, and where CI is set also when it is larger than its
+# budget.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/debian.sh
@@ -72,7 +73,9 @@ choose_flags() {
         -C link-arg=--defsym=_Unwind_RaiseException=abort
         -C link-arg=--defsym=_Unwind_Resume=abort
         -C link-arg=--icf=all
-        # No panic's message shall name where this machine keeps the sources, its own or the crates'.
+        # No panic's message shall name where this machine keeps the sources, its own or the crates'. Those of the
+        # standard library are named as it was built, whether or not rustup's rust-src is there.
+        --remap-path-prefix="$(rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$(rustc -vV | sed -n 's/^commit-hash: //p')"
         --remap-path-prefix="${CARGO_HOME:-$HOME/.cargo}=/cargo"
         --remap-path-prefix="$PWD=/vectorlay"
     )
@@ -106,7 +109,7 @@ check_static() {
 # A panic's message names its source file; none of them may name where this machine keeps it.
 check_paths() {
     local path
-    for path in "$PWD/" "${CARGO_HOME:-$HOME/.cargo}/"; do
+    for path in "$PWD/" "${CARGO_HOME:-$HOME/.cargo}/" "$(rustc --print sysroot)/"; do
         if grep -qaF -- "$path" "$1"; then die "$1 names a path of this machine: $path"; fi
     done
 }
@@ -115,7 +118,10 @@ check_size() {
     local bytes
     bytes=$(stat -c %s "$1")
     printf '%s  %s bytes (budget %s)\n' "$1" "$bytes" "$MAX_BYTES"
-    [ "$bytes" -le "$MAX_BYTES" ] || die "$1 is $((bytes - MAX_BYTES)) bytes above its budget"
+    [ "$bytes" -gt "$MAX_BYTES" ] || return 0
+    # Someone who only builds it is not kept from that: it works all the same.
+    [ -z "${CI:-}" ] || die "$1 is $((bytes - MAX_BYTES)) bytes above its budget"
+    say "$1 is $((bytes - MAX_BYTES)) bytes above its budget"
 }
 
 need_rust
