@@ -240,8 +240,7 @@ impl Payload<'_> {
 
     fn token(&self) -> Result<Option<Secret>, String> {
         let Some(token) = self.text("node_token")?.map(Secret::new) else { return Ok(None) };
-        let text = token.expose();
-        if text.is_empty() || text.len() > TOKEN_MAX || !text.bytes().all(|b| b.is_ascii_graphic()) {
+        if !is_token(token.expose()) {
             return Err(format!("node_token is not printable ASCII of at most {TOKEN_MAX} bytes"));
         }
         Ok(Some(token))
@@ -389,6 +388,11 @@ impl Payload<'_> {
         };
         read.entries.into_iter().map(one).collect()
     }
+}
+
+/// Whether `text` can be a node's token, which has to stand in an HTTP header: printable ASCII without spaces.
+pub fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.len() <= TOKEN_MAX && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
 /// The text of an outbound message.

@@ -20,7 +20,7 @@ use super::tls::Stream;
 use super::upgrade::USER_AGENT;
 use super::url::Url;
 use crate::core::link_api::Registration;
-use crate::protocol::TOKEN_MAX;
+use crate::protocol::is_token;
 use crate::types::{NodeId, Secret};
 
 /// The longest answer that is read, in bytes.
@@ -126,12 +126,7 @@ fn done(text: &str) -> Option<Registration> {
     let token = match answer.get("node_token") {
         None | Some(Value::Null) => None,
         Some(Value::String(token)) if token.is_empty() => None,
-        // It has to stand in a header from now on.
-        Some(Value::String(token))
-            if token.len() <= TOKEN_MAX && token.bytes().all(|b| b.is_ascii_graphic()) =>
-        {
-            Some(Secret::new(token.clone()))
-        }
+        Some(Value::String(token)) if is_token(token) => Some(Secret::new(token.clone())),
         Some(_) => return None,
     };
     Some(Registration::Done { node, token })

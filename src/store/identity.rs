@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::core::identity::Identity;
 use crate::hmac::HASH_BYTES;
-use crate::protocol::TOKEN_MAX;
+use crate::protocol::is_token;
 use crate::types::{NodeId, Secret};
 
 pub(super) fn write(identity: &Identity) -> Secret {
@@ -34,13 +34,7 @@ pub(super) fn read(text: &str) -> Result<Identity, String> {
     let node_id = NodeId::new(node_id).map_err(|error| error.to_string())?;
     let node_token = match text_of("node_token")? {
         None => None,
-        Some(token)
-            if !token.is_empty()
-                && token.len() <= TOKEN_MAX
-                && token.bytes().all(|byte| byte.is_ascii_graphic()) =>
-        {
-            Some(Secret::new(token.to_owned()))
-        }
+        Some(token) if is_token(token) => Some(Secret::new(token.to_owned())),
         Some(_) => return Err("node_token is not printable ASCII".to_owned()),
     };
     let spec_key = match text_of("spec_key")? {
