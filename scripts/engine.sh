@@ -103,6 +103,8 @@ engine_restart() {
 engine_reboot() {
     local dir
     dir=$(engine_dir "$@")
+    # First, or it would clean up after the others.
+    end_process "$(<"$dir/engine.pid")" KILL
     kill_all "$dir"
     rm -rf "$dir/exec"
     # shellcheck disable=SC2016 # the pattern is the program's

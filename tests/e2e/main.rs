@@ -30,6 +30,7 @@ mod images;
 mod install;
 mod log_size;
 mod looks;
+mod names;
 mod operate;
 mod ports;
 mod ready;

@@ -16,15 +16,17 @@ use crate::world::connected;
 /// for broadcasts.
 const ROOM: usize = 5;
 
-/// nerdctl's records of containers' names: `nerdctl.data/HASH/names/NAMESPACE/NAME`.
-fn records_of_names(engine: &Path) -> Vec<PathBuf> {
-    let below = |folder: &Path| -> Vec<PathBuf> {
-        fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
-    };
-    let stores = below(&engine.join("nerdctl.data"));
-    let namespaces = stores.iter().flat_map(|store| below(&store.join("names")));
-    let records = namespaces.flat_map(|namespace| below(&namespace));
-    records.filter(|record| record.file_name().unwrap().to_str().unwrap().starts_with("replica-")).collect()
+/// nerdctl's records of containers' names, below its data: files that are called so, in `HASH/names/NAMESPACE`, or
+/// without `names` in 2.0.
+fn records_of_names(folder: &Path) -> Vec<PathBuf> {
+    let below = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let (folders, files): (Vec<_>, Vec<_>) = below.partition(|path| path.is_dir());
+    let is_ours = |file: &PathBuf| file.file_name().unwrap().to_str().unwrap().starts_with("replica-");
+    files
+        .into_iter()
+        .filter(is_ours)
+        .chain(folders.iter().flat_map(|folder| records_of_names(folder)))
+        .collect()
 }
 
 #[test]
@@ -60,7 +62,7 @@ fn what_a_reboot_ended_gives_its_addresses_back() {
         engine.reboot();
         if round == 0 {
             // As a power cut leaves them. nerdctl 1.7 takes these names for used from now on, by a container without ID.
-            let names = records_of_names(engine.dir());
+            let names = records_of_names(&engine.dir().join("nerdctl.data"));
             assert_eq!(names.len(), ROOM);
             names.iter().for_each(|name| fs::write(name, "").unwrap());
         }
