@@ -10,14 +10,14 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/debian.sh
 . scripts/debian.sh
+# shellcheck source=scripts/install-systemd/system
+. scripts/install-systemd/system
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
-# The container may run this long, in seconds, and making its system take.
+# The container may run this long, in seconds.
 TRIAL_S=900
-SYSTEM_S=1200
 CANNOT=77
 CACHE=$TARGET/install-systemd
-PACKAGES=systemd,systemd-sysv,dbus,iproute2,iptables,containerd,runc,containernetworking-plugins,procps,pciutils,curl,busybox-static
 
 cannot() {
     say "$*"
@@ -32,47 +32,16 @@ plane=${2:-$TARGET/debug/control-plane}
 have nerdctl || cannot "there is no nerdctl on the PATH"
 (need systemd-nspawn=systemd-container mmdebstrap=mmdebstrap) || cannot "systemd-nspawn or mmdebstrap cannot be had here"
 
-# The system is made once and kept.
-mkdir -p "$CACHE"
-if [ ! -e "$CACHE/debian.tar" ]; then
-    say "making a Debian system"
-    timeout "$SYSTEM_S" mmdebstrap --quiet --variant=minbase --include="$PACKAGES" bookworm "$CACHE/debian.tar.new" ||
-        cannot "Debian's packages cannot be had here"
-    mv "$CACHE/debian.tar.new" "$CACHE/debian.tar"
-fi
-
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 root=$work/root
-mkdir "$root"
-tar -C "$root" -xf "$CACHE/debian.tar"
-: >"$root/etc/machine-id"
-install "$(command -v nerdctl)" "$root/usr/local/bin/nerdctl"
+make_system "$root" 'sh ./node >/t/said 2>&1; systemctl poweroff --force' || cannot "Debian's packages cannot be had here"
 install "$plane" "$root/usr/local/bin/control-plane"
-mkdir "$root/t"
 install "$agent" "$root/t/vectorlay-agent"
 install scripts/install.sh scripts/vectorlay-agent.service scripts/vectorlay-vfio.service scripts/install-systemd/node \
     "$root/t/"
-# An image whose programs are busybox's.
-mkdir -p "$work/image/bin" "$work/image/etc"
-cp "$root/bin/busybox" "$work/image/bin/busybox"
-for applet in sh sleep echo cat; do ln -s busybox "$work/image/bin/$applet"; done
-echo 'root:x:0:0:root:/:/bin/sh' >"$work/image/etc/passwd"
-tar -C "$work/image" -cf "$root/t/image.tar" .
-cat >"$root/etc/systemd/system/trial.service" <<'UNIT'
-[Unit]
-After=multi-user.target
-[Service]
-Type=oneshot
-ExecStart=/bin/sh -c 'cd /t && sh ./node >/t/said 2>&1; systemctl poweroff --force'
-[Install]
-WantedBy=graphical.target
-UNIT
-mkdir -p "$root/etc/systemd/system/graphical.target.wants"
-ln -s ../trial.service "$root/etc/systemd/system/graphical.target.wants/trial.service"
-ln -sf /lib/systemd/system/graphical.target "$root/etc/systemd/system/default.target"
 
 # Its own network, and cgroups v2, whose containerd part systemd hands down. The system calls are those that containers
 # in it need.

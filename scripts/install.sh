@@ -255,6 +255,10 @@ field() {
 running() { printf '%s\n' "$status" | grep -c '"status": "\(unknown\|pulling\|starting\|running\|stopping\)"' || true; }
 
 connected() { read_status && [ "$(field link)" = connected ]; }
+checked() {
+    read_status || return 1
+    case "$(field reason)" in *"have not been checked yet"*) return 1 ;; esac
+}
 
 # Whether the node is as well as before the upgrade: its link as before or better, its state too.
 healthy_now() {
@@ -410,6 +414,8 @@ install_agent() {
         service_log
         die "installed and started, but not connected within ${wait_s:-120} s: $(trouble)"
     }
+    # Connected is said at once; what the checks found, a moment later.
+    until_seconds 30 checked || true
     why=$(field reason)
     say "connected: node $(field node_id), state $(field state)${why:+ ($why)}"
 }
