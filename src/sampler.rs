@@ -24,6 +24,8 @@ const PART_DEADLINE: Duration = Duration::from_secs(2);
 pub type ReadGpus = Box<dyn FnMut() -> Option<Vec<Gpu>> + Send>;
 /// Reads the use of the GPUs that can be read.
 pub type ReadUtilization = Box<dyn FnMut() -> Vec<GpuUse> + Send>;
+/// Says what the dependency checks depend on, as the host is now.
+pub type MakeInputs = Box<dyn FnMut() -> dependencies::Inputs + Send>;
 /// Takes the events, from any of the sampler's threads. It may block.
 pub type Emit = Arc<dyn Fn(Event) + Send + Sync>;
 
@@ -33,10 +35,10 @@ pub struct Sources {
     pub root: PathBuf,
     /// The agent's name among several on this machine.
     pub instance: Option<String>,
-    /// The path whose file system is reported.
-    pub data_path: PathBuf,
-    /// What the dependency checks depend on.
-    pub checks: dependencies::Inputs,
+    /// The path whose file system is reported, looked for at each reading: the engine's may come later than the agent.
+    pub data_path: Box<dyn FnMut() -> PathBuf + Send>,
+    /// What the dependency checks depend on: asked for before each round of them.
+    pub checks: MakeInputs,
     /// The GPUs' inventory.
     pub gpus: ReadGpus,
     /// The GPUs' use.
@@ -57,19 +59,21 @@ impl Sampler {
     /// # Errors
     /// The kernel's, when it gives no thread.
     pub fn start(sources: Sources, emit: Emit) -> io::Result<Self> {
-        let Sources { root, instance, data_path, checks, gpus, utilization } = sources;
+        let Sources { root, instance, mut data_path, mut checks, gpus, utilization } = sources;
         let mut usage = UsageReader {
             root: root.clone(),
-            storage: BackgroundReader::start("sampler-storage", move || storage::read(&data_path))?,
+            storage: BackgroundReader::start("sampler-storage", move || storage::read(&data_path()))?,
             utilization: BackgroundReader::start("sampler-gpu-use", utilization)?,
         };
-        let mut checker = Checker::new(Arc::new(checks));
+        let mut checker = None;
         let mut inventory = Inventory { root, instance, read: gpus, last: Vec::new() };
         let (to_usage, to_checks, to_hardware) = (Arc::clone(&emit), Arc::clone(&emit), emit);
         Ok(Self {
             usage: serve("sampler-usage", move || to_usage(Event::Usage(usage.read())))?,
             checks: serve("sampler-checks", move || {
-                checker.round(&mut |check| to_checks(Event::Check(check)));
+                let inputs = Arc::new(checks());
+                let checker = checker.get_or_insert_with(|| Checker::new(Arc::clone(&inputs)));
+                checker.round_with(inputs, &mut |check| to_checks(Event::Check(check)));
                 to_checks(Event::ChecksDone);
             })?,
             hardware: serve("sampler-hardware", move || {
@@ -175,7 +179,7 @@ mod tests {
     const USE: GpuUse = GpuUse { source: "amdgpu", busy_percent: Some(78), memory_mib: None };
 
     fn sources(root: &Path, gpus: ReadGpus, utilization: ReadUtilization) -> Sources {
-        let checks = dependencies::Inputs {
+        let inputs = dependencies::Inputs {
             root: root.to_owned(),
             cli: "nerdctl".into(),
             nerdctl: true,
@@ -191,8 +195,11 @@ mod tests {
         Sources {
             root: root.to_owned(),
             instance: None,
-            data_path: root.to_owned(),
-            checks,
+            data_path: Box::new({
+                let path = root.to_owned();
+                move || path.clone()
+            }),
+            checks: Box::new(move || inputs.clone()),
             gpus,
             utilization,
         }

@@ -38,8 +38,6 @@ pub struct Setup {
     pub handover: Handover,
     /// For the dependency checks.
     pub inputs: Inputs,
-    /// The path whose disk usage is reported.
-    pub data_path: PathBuf,
 }
 
 impl Setup {
@@ -89,14 +87,14 @@ impl Setup {
             network: config.network.clone(),
             port_address: config.port_address.clone(),
             runtime: config.runtime.clone(),
+            oom_score_adj: config.oom_score_adj,
             handover,
             log,
             search_path,
             home,
             docker_config,
         };
-        let data_path = config.data_path.clone().unwrap_or_else(|| data_path(flavour));
-        Self { cli, log_reason, handover_reason, handover, inputs, data_path }
+        Self { cli, log_reason, handover_reason, handover, inputs }
     }
 }
 
@@ -190,8 +188,11 @@ fn choose_handover(config: &Config) -> (Handover, String) {
 
 const AS_CONFIGURED: &str = "as configured";
 
-/// `/data` if it is a directory, else the engine's root, else `/`.
-fn data_path(flavour: Flavour) -> PathBuf {
+/// The path whose disk usage is reported: without a setting `/data` if it is a directory, else the engine's root, else `/`.
+pub fn data_path(config: &Config, flavour: Flavour) -> PathBuf {
+    if let Some(path) = &config.data_path {
+        return path.clone();
+    }
     let engine = match flavour {
         Flavour::Nerdctl => "/var/lib/containerd",
         Flavour::Docker => "/var/lib/docker",

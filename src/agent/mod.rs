@@ -8,6 +8,7 @@
 //!
 //! The events' channel is bounded and its senders block; nothing that the main loop calls blocks.
 
+mod choices;
 pub mod metrics;
 mod observer;
 mod origin;
@@ -15,7 +16,6 @@ mod supervisor;
 mod timers;
 
 use std::fmt;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::cli::VERSION;
-use crate::config::Config;
+use crate::config::{Config, LogDriver};
 use crate::control::Control;
 use crate::core::allowed::{Allowed, image_prefix};
 use crate::core::job::label_value;
@@ -32,13 +32,12 @@ use crate::core::link_api::LinkEvent;
 use crate::core::operator::ControlId;
 use crate::core::persistence::{Record, RecordFile, StoreEvent};
 use crate::core::{self, Action, Core, End, Event};
-use crate::engine::cli::LogChoice;
+use crate::engine::cli::Flavour;
 use crate::engine::housekeeping::Housekeeper;
-use crate::engine::log_watch::{self, Limits};
 use crate::engine::orphans;
 use crate::engine::watcher::{self, Watcher};
 use crate::engine::{self, Pool, housekeeping};
-use crate::host::identity;
+use crate::host::{identity, kernel_log};
 use crate::link::{self, Link, Proxy, Url};
 use crate::logging;
 use crate::sampler::{self, Sampler};
@@ -46,9 +45,9 @@ use crate::setup::{self, Setup};
 use crate::store::history::History;
 use crate::store::metrics_file::MetricsFile;
 use crate::store::{Directory, Store, machine};
-use crate::trust;
 use crate::types::NodeId;
 
+use self::choices::Choices;
 use self::observer::Observer;
 use self::supervisor::Supervisor;
 
@@ -103,12 +102,14 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
         directory.path().display(),
         origin.identity.as_ref().map_or("not registered yet", |identity| identity.node_id.as_str()),
     );
+    if identity::hostname(&config.root).is_none() {
+        log::warn!(
+            "this host has no name, and the node is shown without one: set it, by DHCP or `hostname NAME`"
+        );
+    }
     let mut observer = Observer::new(Instant::now(), link.url.to_string());
     let records = Records::start(config);
     let setup = Setup::new(config);
-    for (what, why) in [("logs", setup.log_reason), ("GPUs", setup.handover_reason.as_str())] {
-        log::info!("{what}: {why}");
-    }
     let node = origin.identity.as_ref().map(|identity| &identity.node_id);
     let mut edges = Edges::start(config, node, setup, link, directory, &events)?;
     let heartbeat =
@@ -228,7 +229,11 @@ fn allowed(config: &Config) -> Allowed {
     }
 }
 
-fn link_settings(config: &Config) -> Result<link::Settings, Error> {
+/// How to connect, by the settings.
+///
+/// # Errors
+/// [`Error::Configuration`].
+pub fn link_settings(config: &Config) -> Result<link::Settings, Error> {
     let wrong =
         |setting: &str, why: &dyn fmt::Display| Error::Configuration(format!("setting {setting}: {why}"));
     let url = config.required_url().map_err(Error::Configuration)?;
@@ -245,25 +250,6 @@ fn link_settings(config: &Config) -> Result<link::Settings, Error> {
         link::check_ca_file(path).map_err(|e| wrong("ca_file", &e))?;
     }
     Ok(link::Settings { url, register_url, ca_file: config.ca_file.clone(), proxy: proxy.transpose()? })
-}
-
-/// Makes the folder of log files, for root alone: tenants' output stands in it. Whether it can be used.
-fn make_log_dir(dir: &Path) -> bool {
-    let shown = dir.display();
-    match trust::make_folder(dir).and_then(|folder| std::fs::File::from(folder).metadata()) {
-        Ok(found) if found.permissions().mode() & 0o077 == 0 => true,
-        Ok(_) => {
-            log::warn!("others may read the containers' logs in {shown}; run `chmod 700 {shown}`");
-            true
-        }
-        Err(error) => {
-            log::warn!(
-                "the folder of containers' logs cannot be used: {error}; until it can and the agent is restarted, the \
-                 engine keeps the logs of new containers (json-file)"
-            );
-            false
-        }
-    }
 }
 
 /// Files that the agent keeps for people, and does not need itself.
@@ -316,7 +302,7 @@ impl Edges {
     fn start(
         config: &Config,
         node: Option<&NodeId>,
-        mut setup: Setup,
+        setup: Setup,
         link: link::Settings,
         directory: Directory,
         events: &SyncSender<Event>,
@@ -331,36 +317,27 @@ impl Edges {
         let link = link::start(link, move |link, event| send(Event::Link(link, event)))
             .map_err(|e| started("the link")(&e))?;
         let send = to_main(events);
-        let logs = match &setup.cli.log {
-            LogChoice::File { dir } if make_log_dir(dir) => Some(dir.clone()),
-            LogChoice::File { .. } | LogChoice::JsonFile { .. } => None,
-        };
-        if logs.is_none() {
-            setup.cli.log = setup::json_file(config);
-        }
+        let mut choices = Choices::new(config, &setup);
+        let (flavour, data_config) = (setup.cli.flavour, config.clone());
         let caller = orphans::Caller {
             cli: setup.cli.path.clone(),
-            flavour: setup.cli.flavour,
+            flavour,
             node: node.map(|node| label_value(node.as_str())),
         };
-        if let Some(dir) = &logs {
-            let (size, min_free) = (config.log_size_mb << 20, config.min_free_gb << 30);
-            log_watch::start(dir.clone(), Limits::new(size, min_free, dir, &setup.data_path))
-                .map_err(|e| started("the watch over logs")(&e))?;
-        }
         let pool = engine::Settings {
-            cli: setup.cli,
+            cli: choices.cli(&setup),
             deploys: config.workers,
             stops: STOPS,
             queries: QUERIES,
             scratch: setup::scratch(config),
             overdue: engine::OVERDUE,
             root: config.root.clone(),
+            oom_killed: kernel_log::says_oom_killed,
         };
         let pool = Pool::start(pool, Arc::new(move |job, outcome| send(Event::Job(job, outcome))))
             .map_err(|e| started("the engine's pool")(&e))?;
         let send = to_main(events);
-        let watcher = Watcher::start(move |event| {
+        let watcher = Watcher::start(config.oom_score_adj, move |event| {
             send(match event {
                 watcher::Event::Exited(container) => Event::ProcessEnded(container),
                 watcher::Event::Unwatchable(container) => Event::Unwatchable(container),
@@ -368,11 +345,12 @@ impl Edges {
         })
         .map_err(|e| started("the watcher")(&e))?;
         let send = to_main(events);
+        let cli = pool.cli_setter();
         let sources = sampler::Sources {
             root: config.root.clone(),
             instance: config.instance.clone(),
-            data_path: setup.data_path,
-            checks: setup.inputs,
+            data_path: Box::new(move || setup::data_path(&data_config, flavour)),
+            checks: Box::new(move || choices.again(&cli)),
             gpus: Box::new(setup::gpu_reader(config)),
             utilization: Box::new(setup::utilization_reader(config)),
         };
@@ -388,6 +366,9 @@ impl Edges {
         })
         .map_err(|e| started("the store")(&e))?;
         let send = to_main(events);
+        // What may become the choice once the runtime's shim is there.
+        let files = flavour == Flavour::Nerdctl && config.log_driver != LogDriver::JsonFile;
+        let logs = files.then(|| config.log_dir.clone());
         let housekeeping = housekeeping::Settings { root: config.root.clone(), caller, logs };
         let housekeeper = Housekeeper::start(housekeeping, move |calls| send(Event::LeftoverCalls(calls)))
             .map_err(|e| started("the housekeeping")(&e))?;

@@ -26,7 +26,7 @@ pub(super) fn open(config: &Config) -> Result<(Directory, Origin), Error> {
          register this node as a new one",
         file.display()
     );
-    let identity = match directory.load_identity().map_err(Error::Configuration)? {
+    let known = match directory.load_identity().map_err(Error::Configuration)? {
         Found::Good(identity) => Some(identity),
         Found::Absent if config.token.is_none() => {
             return Err(Error::Configuration(format!("this node has no identity: {advice}")));
@@ -47,8 +47,9 @@ pub(super) fn open(config: &Config) -> Result<(Directory, Origin), Error> {
     let seed = seed.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte));
     // A known node is recognised by its ID; only a new one must be sure of its fingerprint before it registers.
     let machine_id =
-        if identity.is_none() { fingerprint(&config.root, config.instance.as_deref()) } else { None };
-    Ok((directory, Origin { identity, fresh_key, token: config.token.clone(), record, seed, machine_id }))
+        if known.is_none() { fingerprint(&config.root, config.instance.as_deref()) } else { None };
+    let (token, boot_id) = (config.token.clone(), identity::boot_id(&config.root));
+    Ok((directory, Origin { identity: known, fresh_key, token, record, seed, machine_id, boot_id }))
 }
 
 /// The record for the core. A node that was in maintenance stays there whatever became of its record: somebody may be

@@ -16,14 +16,30 @@ pub(super) struct Note {
     pub(super) text: String,
 }
 
-/// Checks everything once. Returns what to print and whether the node is ready. `notes` follow the table, after the note
-/// about the runtime.
-pub(super) fn run(inputs: Inputs, notes: &[Note], form: Form) -> (String, bool) {
+/// The row of the control plane, which is no dependency that a node reports; nothing is known of it yet.
+pub(super) fn unknown(required: bool) -> Check {
+    Check {
+        name: "link",
+        purpose: "Control plane",
+        required,
+        installed: required,
+        ok: false,
+        version: None,
+        modules: None,
+        microvm: None,
+        detail: String::new(),
+    }
+}
+
+/// Checks everything once. Returns what to print and whether the node is ready. `reached` follows the dependencies, and
+/// `notes` the table, after the note about the runtime.
+pub(super) fn run(inputs: Inputs, reached: Check, notes: &[Note], form: Form) -> (String, bool) {
     let inputs = Arc::new(inputs);
     let mut checks = Vec::new();
     Checker::new(Arc::clone(&inputs)).round(&mut |check| checks.push(check));
     let place = |check: &Check| dependencies::names().position(|name| name == check.name);
     checks.sort_by_key(place);
+    checks.push(reached);
     let mut all = vec![runtime(&inputs)];
     all.extend_from_slice(notes);
     let text = match form {
@@ -171,7 +187,7 @@ not ready: kata-runtime
             has_gpus: |_| false,
             dirs: SearchDirs { path: vec![host.path().join("bin")], kata: Vec::new(), virtiofsd: Vec::new() },
         };
-        let (text, ready) = run(inputs, &[], Form::Text);
+        let (text, ready) = run(inputs, unknown(false), &[], Form::Text);
         let runtime = "\nruntime  io.containerd.runc.v2: /usr/bin/containerd-shim-runc-v2\n";
         assert!(ready && text.contains(runtime) && text.ends_with("\nready\n"), "{text}");
     }

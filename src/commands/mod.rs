@@ -10,6 +10,7 @@ mod history;
 mod info;
 mod logs;
 mod notes;
+mod reach;
 mod replicas;
 mod report;
 mod status;
@@ -151,12 +152,12 @@ fn run_agent(config: &Config, file: Option<&Path>) -> u8 {
 fn check(config: &Config, form: Form) -> (String, bool) {
     let setup = Setup::new(config);
     let notes = notes::all(config, &setup);
-    check::run(setup.inputs, &notes, form)
+    check::run(setup.inputs, reach::check(config), &notes, form)
 }
 
 fn info(config: &Config, form: Form) -> String {
     let gpus = setup::gpu_reader(config)().unwrap_or_default();
-    let storage = host::storage::read(&Setup::new(config).data_path);
+    let storage = host::storage::read(&setup::data_path(config, Setup::new(config).cli.flavour));
     let hardware = host::hardware(&config.root, config.instance.as_deref(), gpus);
     info::render(&hardware, storage.as_ref().map(|(storage, _)| storage), form)
 }

@@ -181,6 +181,8 @@ settings! {
     network: Option<String>, Kind::Text, None;
     /// Container runtime
     runtime: String, Kind::Text, Some("io.containerd.kata.v2");
+    /// Containers' oom_score_adj: above 0 the kernel ends them before the host's own programs
+    oom_score_adj: u64, whole(0, 1000), Some("500");
     /// Images that deploys may name: registry[/path],…; * is any but those of this host
     images: String, Kind::Text, Some("*");
     /// Take images by their digest alone

@@ -179,6 +179,7 @@ fn sign(outcome: &Outcome) -> (Sign, &str) {
         // A refusal or a slow pull may be anybody's fault.
         FailureKind::Deadline
         | FailureKind::Impossible
+        | FailureKind::NoSpace
         | FailureKind::PortInUse
         | FailureKind::PullRefused(_)
         | FailureKind::Refused => Sign::None,

@@ -1,5 +1,6 @@
 //! The work that the core gives to the engine's pool, and what comes back: one CLI call each.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -120,6 +121,8 @@ pub struct RunJob {
     pub labels: Vec<(&'static str, String)>,
     /// The GPUs: address and what `--device` is given.
     pub gpus: Vec<(PciAddress, String)>,
+    /// Containers that ended with the host and are kept for their logs: nobody has given their addresses back.
+    pub ended_by_reboot: BTreeSet<ContainerId>,
     /// Ends the call.
     pub deadline: Duration,
 }
@@ -287,6 +290,8 @@ pub enum FailureKind {
     PortInUse,
     /// The call cannot be made at all: says why (a variable that the CLI cannot carry).
     Impossible,
+    /// The disk is full.
+    NoSpace,
     /// The image could not be pulled, for a reason that is certain.
     PullRefused(PullCause),
     /// Everything else: the engine refused.

@@ -36,7 +36,7 @@
 //! The heartbeat's thread says when it is time: `Event::HeartbeatDue`. `report` composes it from what the machines hold,
 //! the session sends it. One event, no waiting, no I/O: nothing that hangs elsewhere can make it late.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -129,13 +129,14 @@ pub struct Core {
     seen: cleanup::SeenContainers,
     results: Results,
     logs: Logs,
+    boot_id: Option<String>,
     shutdown: Option<Shutdown>,
 }
 
 impl Core {
     /// A core that has seen nothing yet, and what is to be done first.
     pub fn new(now: Instant, settings: Settings, origin: Origin, out: &mut Vec<Action>) -> Self {
-        let Origin { identity, fresh_key, token, record, seed, machine_id } = origin;
+        let Origin { identity, fresh_key, token, record, seed, machine_id, boot_id } = origin;
         let saved_key = identity.as_ref().and_then(|identity| identity.spec_key);
         let keyless = identity.is_some() && saved_key.is_none();
         let identity = identity.map(|identity| (identity.node_id, identity.node_token));
@@ -156,6 +157,7 @@ impl Core {
             seen: cleanup::SeenContainers::default(),
             results: Results::default(),
             logs: Logs::default(),
+            boot_id,
             shutdown: None,
         };
         if let Some(record) = record {
@@ -182,9 +184,15 @@ impl Core {
         for entry in restored.results {
             self.results.restore(entry);
         }
+        let rebooted = restored.boot_id.zip(self.boot_id.as_ref()).is_some_and(|(then, now)| then != *now);
         for replica in restored.replicas {
             self.gpus.adopt(replica.id(), replica.gpus());
+            let replica = if rebooted { replica.after_reboot() } else { replica };
             self.replicas.insert(&mut self.cx, replica);
+        }
+        if rebooted {
+            // What happens from now on is no work of the reboot.
+            self.persistence.save(self.cx.now);
         }
     }
 
@@ -351,6 +359,7 @@ impl Core {
                         self.replicas.iter(),
                         self.results.recorded(),
                         &self.private_images,
+                        self.boot_id.as_deref(),
                     );
                     self.cx.act(Action::Save(seq, text));
                 }
@@ -539,7 +548,7 @@ impl Core {
                     if !claimed.is_empty() {
                         self.session.info_changed();
                     }
-                    self.apply(&id, Input::Admitted(claimed, first));
+                    self.apply(&id, Input::Admitted(claimed, first, self.replicas.kept_after_reboot()));
                 }
                 Err(NotClaimed::Unread) => {}
                 // Containers that ended and are kept for their logs give way to one that needs their GPUs.
@@ -682,7 +691,7 @@ impl Core {
             id: core.cx.fresh_deploy_id(),
             requests: vec![request],
             spec_hash,
-            work: Some(Work { spec, auth, pull, gpus: Vec::new() }),
+            work: Some(Work { spec, auth, pull, gpus: Vec::new(), ended_by_reboot: BTreeSet::new() }),
             accepted: now,
             deadline: now + deploy_timeout.unwrap_or(usual),
             barrier: core.persistence.barrier(now),

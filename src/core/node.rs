@@ -21,6 +21,9 @@ const MICROVM_CHECK: &str = "kata-runtime";
 /// How soon the dependencies are checked again when one that is required does not work.
 const CHECKS_RETRY: Duration = Duration::from_secs(30);
 
+/// With fewer free bytes on the data path no container can be started.
+const FULL_BELOW: u64 = 16 << 20;
+
 word_enum! {
     /// What the operator or the control plane wants of the node: the word in the state file and on the wire.
     #[derive(Default)]
@@ -160,6 +163,14 @@ impl Node {
         })
     }
 
+    /// Nothing can be written to the data path any more.
+    fn full_disk(&self) -> Option<String> {
+        let usage = self.usage.as_ref()?;
+        let path = usage.storage.as_ref().map_or("the data path", |storage| storage.path.as_str());
+        (usage.free_bytes? < FULL_BELOW)
+            .then(|| format!("no space is left on {path}: remove images or other files there"))
+    }
+
     /// The node's state and what is wrong with it. `troubles`: what the other machines say is.
     pub(crate) fn state(&self, troubles: impl Iterator<Item = String>) -> (&'static str, String) {
         let broken = self.checks.values().filter(|check| check.required && !check.ok);
@@ -168,6 +179,7 @@ impl Node {
         if !self.is_checked() {
             reasons.push("the dependencies have not been checked yet".to_owned());
         }
+        reasons.extend(self.full_disk());
         reasons.extend(troubles);
         let state = match self.mode {
             Mode::Maintenance | Mode::Draining => self.mode.as_str(),

@@ -111,7 +111,13 @@ mod tests {
             password: Secret::new("hunter2".into()),
         };
         let spec = Spec::new(ImageRef::new(image).unwrap());
-        Work { spec, auth: with_auth.then_some(auth), pull, gpus: Vec::new() }
+        Work {
+            spec,
+            auth: with_auth.then_some(auth),
+            pull,
+            gpus: Vec::new(),
+            ended_by_reboot: BTreeSet::new(),
+        }
     }
 
     #[test]

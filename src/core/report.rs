@@ -166,7 +166,7 @@ impl View<'_> {
 fn container(replica: &Replica) -> Value {
     let mut value = json!({ "replica_id": replica.id().as_str(), "status": replica.status() });
     if let Some(map) = value.as_object_mut() {
-        if let Some(exit) = replica.exit().filter(|exit| !exit.microvm_ended) {
+        if let Some(exit) = replica.exit().filter(|exit| exit.status() == "exited") {
             exit.describe(map);
         }
         if !replica.gpus().is_empty() {

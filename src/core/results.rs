@@ -23,6 +23,7 @@ pub(crate) const OWED_MAX: usize = 1024;
 const MICROVM_ENDED: &str =
     "the microVM ended: its hypervisor, guest or shim died, not the program; see the kernel's log and Kata's";
 /// Why one failed whose container is not there.
+const HOST_REBOOTED: &str = "host rebooted";
 const CONTAINER_GONE: &str = "its container is gone: something other than this agent removed it";
 
 /// See the module.
@@ -110,9 +111,8 @@ impl Results {
                 };
                 self.keep(cx, ResultKind::Stop, id, requests, &payload, |entry| entry.after(barrier));
             }
-            Report::Exited(exit) if exit.microvm_ended => self.keep_exit(cx, id, "failed", exit, barrier),
-            Report::Exited(exit) => self.keep_exit(cx, id, "exited", exit, barrier),
-            Report::Vanished => self.keep_exit(cx, id, "failed", Exit::of_program(None, None), barrier),
+            Report::Exited(exit) => self.keep_exit(cx, id, exit.status(), exit, barrier),
+            Report::Vanished => self.keep_exit(cx, id, "failed", Exit::default(), barrier),
         }
     }
 
@@ -121,6 +121,8 @@ impl Results {
         exit.describe(&mut payload);
         if exit.microvm_ended {
             payload.insert("reason".into(), MICROVM_ENDED.into());
+        } else if exit.rebooted {
+            payload.insert("reason".into(), HOST_REBOOTED.into());
         } else if status == "failed" {
             payload.insert("reason".into(), CONTAINER_GONE.into());
         }
@@ -297,6 +299,12 @@ fn log_outcome(cx: &mut Cx, kind: ResultKind, id: &ReplicaId, payload: &Map<Stri
     let mut text = format!("replica {id}: {what}{}", word("status"));
     if let Some(code) = payload.get("exit_code") {
         text += &format!(" with code {code}");
+    }
+    if payload.get("oom_killed") == Some(&Value::Bool(true)) {
+        text += ", ended by the kernel for want of memory";
+    }
+    if let Some(reason) = payload.get("reason").and_then(Value::as_str) {
+        text += &format!(": {reason}");
     }
     let failed = word("status") == "failed";
     if failed && kind != ResultKind::Exit {

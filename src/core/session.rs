@@ -30,6 +30,9 @@ const RECONNECT_MAX: Duration = Duration::from_secs(30);
 /// costs nobody anything, and a server that comes back after a long outage has its nodes again within 12 s, spread over
 /// as many.
 const REFUSALS_COUNTED: u32 = 2;
+/// How long an agent that has not been connected yet tries again after the shortest delay: the network of a host that is
+/// booting comes up at any moment.
+const STARTING_UP: Duration = Duration::from_secs(60);
 /// How much a delay is spread, in percent to either side.
 const SPREAD_PERCENT: u32 = 20;
 /// How often a ping is sent.
@@ -68,6 +71,8 @@ pub(crate) struct Session {
     node: Option<NodeId>,
     node_token: Option<Secret>,
     token: Option<Secret>,
+    /// Until it was connected once: when the start is over.
+    starting_up: Option<Instant>,
     /// Attempts that failed in a row.
     failures: u32,
     /// The server registers over the socket (learnt from the last try over HTTP).
@@ -157,6 +162,7 @@ impl Session {
             node,
             node_token,
             token,
+            starting_up: Some(now + STARTING_UP),
             failures: 0,
             over_socket: false,
             links: 0,
@@ -376,6 +382,7 @@ impl Session {
         let without = self.loss.end(cx.now);
         cx.info(format!("connected to the control plane ({link}){without}"));
         self.trouble = None;
+        self.starting_up = None;
         let now = cx.now;
         // A heartbeat that would come too late for the server is not held up by what is missing.
         let last = self.last_heartbeat.map(|at| at + OFFLINE_AFTER - INFO_WAIT);
@@ -512,7 +519,13 @@ impl Session {
 
     fn try_later(&mut self, cx: &mut Cx, slowest: bool, retry_after: Option<Duration>, detail: &str) {
         let doubled = RECONNECT * 2u32.pow(self.failures.saturating_sub(1).min(8));
-        let delay = if slowest { RECONNECT_MAX } else { doubled.min(RECONNECT_MAX) };
+        let delay = if slowest {
+            RECONNECT_MAX
+        } else if self.starting_up.is_some_and(|until| cx.now < until) {
+            RECONNECT
+        } else {
+            doubled.min(RECONNECT_MAX)
+        };
         let delay = cx.random.spread(delay, SPREAD_PERCENT).max(retry_after.unwrap_or(Duration::ZERO));
         let (level, again) = self.loss.add(cx.now, self.trouble.as_deref() == Some(detail));
         let seconds = delay.as_secs_f32();

@@ -54,6 +54,8 @@ pub struct Origin {
     pub seed: u64,
     /// The machine's fingerprint, as far as it was read before the start.
     pub machine_id: Option<String>,
+    /// Names this boot of the host, where the kernel tells.
+    pub boot_id: Option<String>,
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub(crate) fn write<'a>(
     replicas: impl Iterator<Item = (&'a ReplicaId, &'a Replica)>,
     results: impl Iterator<Item = &'a Entry>,
     private_images: &PrivateImages,
+    boot_id: Option<&str>,
 ) -> String {
     let result = |entry: &Entry| {
         json!({
@@ -44,6 +45,9 @@ pub(crate) fn write<'a>(
     if let Some(private) = private_images.record() {
         document["private_images"] = private;
     }
+    if let Some(boot_id) = boot_id {
+        document["boot_id"] = boot_id.into();
+    }
     document.to_string()
 }
 
@@ -55,6 +59,8 @@ pub(crate) struct Restored {
     pub(crate) replicas: Vec<Replica>,
     pub(crate) results: Vec<Entry>,
     pub(crate) private_images: PrivateImages,
+    /// Which boot of the host it was written in.
+    pub(crate) boot_id: Option<String>,
     /// What could not be read and was left out.
     pub(crate) troubles: Vec<String>,
 }
@@ -85,6 +91,7 @@ pub(crate) fn read(now: Instant, text: &str) -> Restored {
         }
     }
     restored.private_images = PrivateImages::restore(record.get("private_images"));
+    restored.boot_id = record.get("boot_id").and_then(Value::as_str).map(str::to_owned);
     for (id, value) in record.get("replicas").and_then(Value::as_object).into_iter().flatten() {
         if let Some(repository) = value.pointer("/pending/private").and_then(Value::as_str) {
             restored.private_images.add(repository);
@@ -128,6 +135,7 @@ mod tests {
             ids.iter().zip(&restored.replicas),
             restored.results.iter(),
             &restored.private_images,
+            restored.boot_id.as_deref(),
         );
         let [written, original] = [written.as_str(), V1].map(|text| text.parse::<Value>().unwrap());
         assert_eq!(written, original);

@@ -180,6 +180,9 @@ pub struct Cli {
     pub port_address: Option<String>,
     /// The containers' runtime.
     pub runtime: String,
+    /// The containers' score for the kernel's choice when memory runs out. Without it they inherit containerd's, which
+    /// under systemd is -999: the kernel would end all of the host first.
+    pub oom_score_adj: u64,
     /// How GPUs are handed over.
     pub handover: Handover,
     /// Where the containers' output goes.
@@ -346,6 +349,7 @@ impl Cli {
                 flag(name, &format!("{mib}m"));
             }
         }
+        flag("oom-score-adj", &self.oom_score_adj.to_string());
         if let Some(limit) = spec.pids_limit {
             flag("pids-limit", &limit.to_string());
         }
@@ -550,6 +554,7 @@ mod tests {
             network: None,
             port_address: None,
             runtime: "io.containerd.kata.v2".into(),
+            oom_score_adj: 500,
             handover: Handover::Vfio,
             log: LogChoice::JsonFile { max_mib: 10, files: 3 },
             search_path: DEFAULT_PATH.into(),
@@ -564,6 +569,7 @@ mod tests {
             spec: Spec::new(ImageRef::new("bb:1").unwrap()),
             labels: vec![(LABEL_REPLICA, "r".into()), (LABEL_DEPLOY, "d1".into())],
             gpus: vec![],
+            ended_by_reboot: [].into(),
             deadline: Duration::from_secs(900),
         }
     }
@@ -590,7 +596,7 @@ mod tests {
         let expected = "--namespace=ns run --detach --name=replica-r --runtime=io.containerd.kata.v2 --pull=never \
              --label=vectorlay.replica=r --label=vectorlay.deploy=d1 --label=vectorlay.spec=- \
              --label=vectorlay.gpus=- --label=vectorlay.node=- --label=vectorlay.image=- --log-driver=json-file --log-opt=max-size=10m \
-             --log-opt=max-file=3 sha256:ab";
+             --log-opt=max-file=3 --oom-score-adj=500 sha256:ab";
         assert_eq!(args.join(" "), expected);
         assert_eq!(run_args(&cli(Flavour::Docker), &job())[0], "run");
     }
@@ -671,6 +677,7 @@ mod tests {
             "--cpus=1.050",
             "--memory=512m",
             "--shm-size=64m",
+            "--oom-score-adj=500",
             "--pids-limit=100",
             "--publish=80:8080/tcp",
             "--publish=53:53/udp",

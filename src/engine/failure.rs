@@ -26,6 +26,9 @@ const NO_IMAGE: [&str; 4] = ["image not available", "no such image", "No such im
 /// The name is taken: nerdctl's words, Docker's.
 const NAME_TAKEN: [&str; 2] = ["is already used by ID", "is already in use by container"];
 
+/// The disk is full: the kernel's words for ENOSPC and EDQUOT.
+const NO_SPACE: [&str; 2] = ["no space left on device", "disk quota exceeded"];
+
 /// What went wrong in a call that did not succeed. `call`: what it was, as in [`name`].
 pub(super) fn of(job: &Job, call: &str, finished: &Finished) -> Failure {
     let secrets = secrets(job);
@@ -98,6 +101,8 @@ fn kind(job: &Job, error: &str) -> FailureKind {
         if reserved_by_nothing(&error) { FailureKind::NameReserved } else { FailureKind::NameTaken }
     } else if one && no_such_container(&error) {
         FailureKind::NoSuchContainer
+    } else if run && says(&NO_SPACE) {
+        FailureKind::NoSpace
     } else if matches!(job, Job::Pull(_))
         && let Some(cause) = pull_cause(&error)
     {
@@ -114,7 +119,7 @@ fn kind(job: &Job, error: &str) -> FailureKind {
 fn pull_cause(error: &str) -> Option<PullCause> {
     let says = |parts: &[&str]| parts.iter().any(|part| error.contains(part));
     let cause = error_text::cause_last(error);
-    if says(&["no space left on device", "disk quota exceeded"]) {
+    if says(&NO_SPACE) {
         Some(PullCause::NoSpace)
     } else if says(&["429 Too Many Requests", "toomanyrequests: "]) {
         Some(PullCause::RateLimited)

@@ -33,14 +33,16 @@ pub mod watcher;
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use crate::core::job::{Failure, FailureKind, Job, JobId, Outcome, PullCause, RunJob};
+use crate::core::job::{
+    Failure, FailureKind, Inspected, InspectedState, Job, JobId, Outcome, PullCause, RunJob,
+};
 use crate::process::{self, Bounds, Cancel};
-use crate::types::ImageRef;
+use crate::types::{ContainerId, ImageRef};
 use cli::{Cli, Flavour, LogChoice};
 use credentials::Credentials;
 use image::Known;
@@ -48,6 +50,8 @@ use image_policy::Checked;
 
 /// After this long a stop or a removal no longer counts against its lane.
 pub const OVERDUE: Duration = Duration::from_secs(30);
+/// The exit code of a process that was ended by SIGKILL.
+const KILLED: i32 = 128 + 9;
 /// At most this many hung calls hold no slot; each is a process of the CLI of 40 MB.
 const OVERDUE_MAX: usize = 32;
 
@@ -68,6 +72,9 @@ pub struct Settings {
     pub overdue: Duration,
     /// The machine: `/`, or a folder that stands for it.
     pub root: PathBuf,
+    /// Whether the log of the kernel at this root says that it ended a process of this container for want of memory: nerdctl
+    /// does not.
+    pub oom_killed: fn(&Path, &ContainerId) -> bool,
 }
 
 /// What is called with each outcome, in a thread of the pool; it may block.
@@ -82,6 +89,8 @@ pub struct Pool {
 enum Message {
     Submit(JobId, Job),
     Cancel(JobId),
+    /// How the CLI is used from now on.
+    Use(Box<Cli>),
     /// With the image of a run as it was looked at.
     Ended(JobId, Option<Checked>),
     Close,
@@ -114,11 +123,30 @@ impl Pool {
         let _ = self.inbox.send(Message::Submit(id, job));
     }
 
+    /// For whoever finds out that the host has changed.
+    pub fn cli_setter(&self) -> CliSetter {
+        CliSetter { inbox: self.inbox.clone() }
+    }
+
     /// Drops a job that still waits, and ends the call of one that runs, if that is a pull or a look. A run, stop or
     /// removal under way goes on: killed, it would leave more behind than it does when it ends. The outcome comes in
     /// either case.
     pub fn cancel(&self, id: JobId) {
         let _ = self.inbox.send(Message::Cancel(id));
+    }
+}
+
+/// Changes how the CLI of a pool is used.
+#[derive(Debug, Clone)]
+pub struct CliSetter {
+    inbox: Sender<Message>,
+}
+
+impl CliSetter {
+    /// Calls that begin from now on use the CLI so.
+    pub fn set(&self, cli: Cli) {
+        // A pool that has ended needs it no more.
+        let _ = self.inbox.send(Message::Use(Box::new(cli)));
     }
 }
 
@@ -201,6 +229,9 @@ impl Manager {
                 Some(Message::Submit(id, job)) => self.lanes[lane_of(&job)].waiting.push_back((id, job)),
                 Some(Message::Cancel(id)) => self.cancel(id),
                 Some(Message::Ended(id, image)) => self.ended(id, image),
+                Some(Message::Use(cli)) => {
+                    self.settings = Arc::new(Settings { cli: *cli, ..(*self.settings).clone() });
+                }
                 Some(Message::Close) => self.closing = true,
                 None => self.free_overdue(),
             }
@@ -333,6 +364,9 @@ fn run_checked(
     if let Err(failure) = ports::look(&settings.root, &run.spec.ports) {
         return (parse::failed(job, failure), looked.then_some(checked));
     }
+    if settings.cli.flavour == Flavour::Nerdctl && !run.ended_by_reboot.is_empty() {
+        addresses::give_back(&settings.root, &run.ended_by_reboot);
+    }
     let left = run.deadline.saturating_sub(began.elapsed());
     let outcome = match settings.cli.run(run, &checked, left) {
         Ok((program, bounds)) => parse::outcome(job, &process::run(&program, &bounds, None)),
@@ -415,6 +449,15 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
         Outcome::Listed(Err(whole @ Failure { kind: FailureKind::Refused, .. })) => {
             Outcome::Listed(piecewise::list(&settings.cli, whole, cancel))
         }
+        Outcome::Inspected(Ok(Some(Inspected {
+            state: state @ InspectedState::Exited(KILLED),
+            oom_killed: None,
+        }))) => {
+            let killed =
+                matches!(job, Job::Inspect(container) if (settings.oom_killed)(&settings.root, container))
+                    .then_some(true);
+            Outcome::Inspected(Ok(Some(Inspected { state, oom_killed: killed })))
+        }
         outcome => outcome,
     }
 }
@@ -425,7 +468,7 @@ mod tests {
     use crate::core::inventory::Handover;
     use crate::core::job::{ListedStatus, PullJob};
     use crate::process::{Bounds, Program};
-    use crate::types::{ContainerId, RegistryAuth, Secret, Spec};
+    use crate::types::{RegistryAuth, Secret, Spec};
     use cli::{DEFAULT_PATH, Flavour};
     use std::sync::mpsc::SyncSender;
     use std::sync::mpsc::sync_channel;
@@ -465,6 +508,7 @@ mod tests {
                     network: None,
                     port_address: None,
                     runtime: "r".into(),
+                    oom_score_adj: 500,
                     handover: Handover::Vfio,
                     log: LogChoice::File { dir: dir.join("logs") },
                     search_path: DEFAULT_PATH.into(),
@@ -477,6 +521,7 @@ mod tests {
                 scratch: dir.join("scratch"),
                 overdue,
                 root: dir.clone(),
+                oom_killed: |_, _| true,
             };
             let (told, outcomes): (SyncSender<_>, _) = sync_channel(64);
             let pool = Pool::start(settings, Arc::new(move |id, o| told.send((id, o)).unwrap())).unwrap();
@@ -560,6 +605,17 @@ mod tests {
             assert_eq!(failure.message, "network-store error unexpected end of JSON input", "{info}");
         }
         assert!(list("piecewise-none", "[ \"$4\" = list ] || { echo no >&2; exit 1; }").is_err());
+    }
+
+    #[test]
+    fn who_was_killed_is_looked_up_in_the_kernels_log() {
+        for (code, oom_killed) in [(7, None), (137, Some(true))] {
+            let script = format!("echo '{{\"Status\":\"exited\",\"ExitCode\":{code}}}'");
+            let bench = Bench::new("oom", &script, LONG);
+            bench.submit(1, Job::Inspect(container(1)));
+            let inspected = Inspected { state: InspectedState::Exited(code), oom_killed };
+            assert_eq!(bench.next(), (1, Outcome::Inspected(Ok(Some(inspected)))));
+        }
     }
 
     #[test]
@@ -649,7 +705,14 @@ mod tests {
         let job = || {
             let spec = Spec::new(ImageRef::new("bb:1").unwrap());
             let name = "replica-r".to_owned();
-            Job::Run(Box::new(RunJob { name, spec, labels: vec![], gpus: vec![], deadline: LONG }))
+            Job::Run(Box::new(RunJob {
+                name,
+                spec,
+                labels: vec![],
+                gpus: vec![],
+                ended_by_reboot: [].into(),
+                deadline: LONG,
+            }))
         };
         let ask = |id, job| {
             bench.submit(id, job);

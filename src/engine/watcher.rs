@@ -2,10 +2,15 @@
 //!
 //! A process number from the engine may be another process's by the time the pidfd is opened: whoever asked for the
 //! watch inspects the container once more after it is in place. Nothing is ever signalled here.
+//!
+//! What stands for a container on the host also gets its score for the kernel's choice when memory runs out: Kata takes
+//! the one of its containers into the guest, and leaves its hypervisor with containerd's.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rustix::event::{PollFd, PollFlags};
@@ -42,15 +47,17 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Starts the thread. `events` is called there, and may block.
+    /// Starts the thread. `events` is called there, and may block. What is watched gets at least this `oom_score_adj`.
     ///
     /// # Errors
     /// The kernel's, when it gives no descriptor or no thread.
-    pub fn start(events: impl Fn(Event) + Send + 'static) -> io::Result<Self> {
+    pub fn start(oom_score_adj: u64, events: impl Fn(Event) + Send + 'static) -> io::Result<Self> {
         let wake = Wakeup::new()?;
         let (orders, inbox) = channel();
         let woken = wake.clone();
-        std::thread::Builder::new().name("watcher".into()).spawn(move || watch(&inbox, &woken, &events))?;
+        std::thread::Builder::new().name("watcher".into()).spawn(move || {
+            watch(&inbox, &woken, oom_score_adj, &events);
+        })?;
         Ok(Self { orders, wake })
     }
 
@@ -77,7 +84,7 @@ impl Drop for Watcher {
     }
 }
 
-fn watch(inbox: &Receiver<Order>, wake: &Wakeup, events: &dyn Fn(Event)) {
+fn watch(inbox: &Receiver<Order>, wake: &Wakeup, oom_score_adj: u64, events: &dyn Fn(Event)) {
     let mut watched: BTreeMap<ContainerId, OwnedFd> = BTreeMap::new();
     loop {
         let mut fds = vec![PollFd::new(wake, PollFlags::IN)];
@@ -102,8 +109,12 @@ fn watch(inbox: &Receiver<Order>, wake: &Wakeup, events: &dyn Fn(Event)) {
         for order in inbox.try_iter() {
             match order {
                 Order::Watch(id, pid) => match open(pid, watched.len()) {
-                    Ok(fd) => drop(watched.insert(id, fd)),
+                    Ok(fd) => {
+                        raise_oom_score(&id, pid, oom_score_adj);
+                        watched.insert(id, fd);
+                    }
                     Err(errno) => {
+                        raise_oom_score(&id, pid, oom_score_adj);
                         watched.remove(&id);
                         // There was such a process when the engine named it.
                         let gone = errno == Errno::SRCH;
@@ -117,6 +128,23 @@ fn watch(inbox: &Receiver<Order>, wake: &Wakeup, events: &dyn Fn(Event)) {
     }
 }
 
+/// Raises the process's score, unless it is that high, or the process is not the container's after all: all that can
+/// stand for a container has its ID in its cgroup's name (runc) or on its command line (Kata's hypervisors and shims).
+fn raise_oom_score(id: &ContainerId, pid: i32, oom_score_adj: u64) {
+    let proc = Path::new("/proc").join(pid.to_string());
+    let names_it = |file: &str| {
+        let text = fs::read(proc.join(file)).unwrap_or_default();
+        String::from_utf8_lossy(&text).contains(id.as_str())
+    };
+    let file = proc.join("oom_score_adj");
+    let now = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse::<i64>().ok());
+    let wanted = i64::try_from(oom_score_adj).unwrap_or(i64::MAX);
+    if now.is_some_and(|now| now < wanted) && (names_it("cgroup") || names_it("cmdline")) {
+        // A process that has just ended needs none.
+        let _ = fs::write(&file, wanted.to_string());
+    }
+}
+
 fn open(pid: i32, watched: usize) -> Result<OwnedFd, Errno> {
     if watched >= WATCH_MAX {
         return Err(Errno::MFILE);
@@ -127,6 +155,7 @@ fn open(pid: i32, watched: usize) -> Result<OwnedFd, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::process::CommandExt as _;
     use std::process::{Child, Command};
     use std::time::Duration;
 
@@ -148,7 +177,7 @@ mod tests {
     #[test]
     fn tells_of_each_end_once_and_of_what_it_cannot_watch() {
         let (events, seen) = channel();
-        let watcher = Watcher::start(move |event| events.send(event).unwrap()).unwrap();
+        let watcher = Watcher::start(0, move |event| events.send(event).unwrap()).unwrap();
         let (one, two, three) = (sleeper(), sleeper(), sleeper());
         for (n, child) in [(1, &one), (2, &two), (3, &three)] {
             watcher.watch(id(n), child.id() as i32);
@@ -174,9 +203,30 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_for_a_container_is_no_better_off_than_it() {
+        let (events, seen) = channel();
+        let watcher = Watcher::start(321, move |event| events.send(event).unwrap()).unwrap();
+        let named = Command::new("/bin/sleep").arg0(id(1).as_str()).arg("600").spawn().unwrap();
+        let other = sleeper();
+        let score = |child: &Child| {
+            let text = fs::read_to_string(format!("/proc/{}/oom_score_adj", child.id())).unwrap();
+            text.trim().parse::<i64>().unwrap()
+        };
+        let before = score(&other);
+        assert!(before < 321);
+        watcher.watch(id(1), named.id() as i32);
+        watcher.watch(id(2), other.id() as i32);
+        watcher.watch(id(3), 0);
+        assert_eq!(seen.recv_timeout(LONG).unwrap(), Event::Unwatchable(id(3)));
+        assert_eq!((score(&named), score(&other)), (321, before));
+        end(named);
+        end(other);
+    }
+
+    #[test]
     fn a_thread_cannot_be_watched() {
         let (events, seen) = channel();
-        let watcher = Watcher::start(move |event| events.send(event).unwrap()).unwrap();
+        let watcher = Watcher::start(0, move |event| events.send(event).unwrap()).unwrap();
         let (tell, told) = channel();
         let (stop, stopped) = channel::<()>();
         let thread = std::thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! What the kernel's log says about devices that vfio-pci has.
+//! What the kernel's log says about devices that vfio-pci has, and about containers that it ended for want of memory.
 //!
 //! /dev/kmsg is read without waiting, from where the last reading ended. Format (kernel documentation
 //! `Documentation/ABI/testing/dev-kmsg`): `priority,sequence,microseconds,flags;text`, then lines that begin with a
@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::pci::is_vfio_driver;
-use crate::types::PciAddress;
+use crate::types::{ContainerId, PciAddress};
 
 /// The longest record that the kernel hands out, in bytes; a smaller buffer gets EINVAL.
 const RECORD_MAX: usize = 8192;
@@ -54,6 +54,23 @@ const PATTERNS: [(&str, Weight); 8] = [
     ("blocked until released by user", Weight::Suspect),
 ];
 
+/// Whether the log says that a process of this container was ended for want of memory, in its own cgroup or on the whole
+/// host. Under load the kernel leaves such lines out (ten in 5 s are written), so that `false` proves nothing.
+pub fn says_oom_killed(root: &Path, container: &ContainerId) -> bool {
+    let mut killed = false;
+    read_records(&mut open(root), &mut |text| killed |= is_oom_kill(text, container));
+    killed
+}
+
+/// `oom-kill:constraint=…,oom_memcg=/PATH,task_memcg=/PATH,task=NAME,pid=N,uid=N` (mm/oom_kill.c, `dump_oom_summary`,
+/// since 4.20). The container's cgroup has its ID in its name, with either driver of cgroups and in both versions. The
+/// names that follow are a tenant's.
+fn is_oom_kill(text: &str, container: &ContainerId) -> bool {
+    let said = text.split_once(';').map_or("", |(_, said)| said);
+    let cgroup = said.strip_prefix("oom-kill:").and_then(|said| said.split_once(",task_memcg="));
+    cgroup.is_some_and(|(_, rest)| rest.split(",task=").next().unwrap_or("").contains(container.as_str()))
+}
+
 /// Reads the log bit by bit.
 #[derive(Debug, Default)]
 pub struct Reader {
@@ -75,22 +92,31 @@ impl Reader {
     pub fn read(&mut self, root: &Path) -> Reading {
         let mut reading = Reading { findings: Vec::new(), history: self.log.is_none() };
         if self.log.is_none() {
-            let mut options = OpenOptions::new();
-            let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-            self.log = options.read(true).custom_flags(nonblocking).open(root.join("dev/kmsg")).ok();
+            self.log = open(root);
         }
-        let Some(log) = &mut self.log else { return reading };
-        let mut buffer = [0; RECORD_MAX];
-        for _ in 0..RECORDS_MAX {
-            match log.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(length) => scan(&String::from_utf8_lossy(&buffer[..length]), &mut reading.findings),
-                // EPIPE: records were overwritten before they were read; the next read goes on behind the gap.
-                Err(e) if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::Interrupted) => {}
-                Err(_) => break,
-            }
-        }
+        read_records(&mut self.log, &mut |text| scan(text, &mut reading.findings));
         reading
+    }
+}
+
+fn open(root: &Path) -> Option<File> {
+    let mut options = OpenOptions::new();
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    options.read(true).custom_flags(nonblocking).open(root.join("dev/kmsg")).ok()
+}
+
+/// Hands on what the log has that was not read yet, a record at a time.
+fn read_records(log: &mut Option<File>, each: &mut dyn FnMut(&str)) {
+    let Some(log) = log else { return };
+    let mut buffer = [0; RECORD_MAX];
+    for _ in 0..RECORDS_MAX {
+        match log.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => each(&String::from_utf8_lossy(&buffer[..length])),
+            // EPIPE: records were overwritten before they were read; the next read goes on behind the gap.
+            Err(e) if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::Interrupted) => {}
+            Err(_) => break,
+        }
     }
 }
 
@@ -137,6 +163,32 @@ mod tests {
         scan(line, &mut findings);
         let found = findings.first().map(|f| (f.address.to_string(), f.weight));
         assert_eq!(found, expected.map(|(a, w)| (a.to_owned(), w)), "{line}");
+    }
+
+    #[test]
+    fn a_container_that_was_ended_for_want_of_memory_is_named_by_its_cgroup() {
+        let id = "3f".repeat(32);
+        let container = ContainerId::new(&id).unwrap();
+        let line = |cgroup: &str, task: &str| {
+            format!(
+                "6,2210,5012,-;oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=x,mems_allowed=0,\
+                 oom_memcg={cgroup},task_memcg={cgroup},task={task},pid=4711,uid=0"
+            )
+        };
+        for cgroup in [
+            format!("/system.slice/nerdctl-{id}.scope"),
+            format!("/default/{id}"),
+            format!("/docker/{id}/below"),
+        ] {
+            assert!(is_oom_kill(&line(&cgroup, "sh"), &container), "{cgroup}");
+        }
+        for other in [
+            line(&format!("/default/{}", "40".repeat(32)), "sh"),
+            line("/user.slice", &id),
+            format!("6,1,1,-;Memory cgroup out of memory: Killed process 4711 (sh) /default/{id}"),
+        ] {
+            assert!(!is_oom_kill(&other, &container), "{other}");
+        }
     }
 
     #[test]

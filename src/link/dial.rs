@@ -19,7 +19,7 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-use super::error::{Error, tls_message};
+use super::error::{ConnectFailure, Error, tls_message};
 use super::head::{Head, HeadError};
 use super::proxy::Proxy;
 use super::sock::{Deadline, Sock};
@@ -233,11 +233,15 @@ fn connect(addresses: &[SocketAddr], peer: &str, deadline: &Deadline) -> Result<
 fn none_answered(peer: &str, failures: &[(IpAddr, Errno)]) -> Error {
     let tried: Vec<_> =
         failures.iter().map(|(address, errno)| format!("{address}: {}", io::Error::from(*errno))).collect();
-    Error::Connect {
-        peer: peer.to_owned(),
-        tried: tried.join("; "),
-        refused: failures.iter().all(|(_, errno)| *errno == Errno::CONNREFUSED),
-    }
+    let all_are = |errno| failures.iter().all(|(_, found)| *found == errno);
+    let all = if all_are(Errno::CONNREFUSED) {
+        ConnectFailure::Refused
+    } else if all_are(Errno::NETUNREACH) {
+        ConnectFailure::NoRoute
+    } else {
+        ConnectFailure::Other
+    };
+    Error::Connect { peer: peer.to_owned(), tried: tried.join("; "), all }
 }
 
 fn start_connect(address: SocketAddr) -> Result<OwnedFd, Errno> {

@@ -2,13 +2,16 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::dates;
 use super::head::Head;
 use super::url::Url;
 use crate::core::link_api::{Down, DownReason};
+
+/// Where the resolver finds its name servers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Everything that can go wrong on the way to a connection. `Display` ends with what to do next.
 #[derive(Debug)]
@@ -44,8 +47,8 @@ pub enum Error {
         peer: String,
         /// Each address that was tried, with its error.
         tried: String,
-        /// Whether each of them answered that nothing listens there (ECONNREFUSED).
-        refused: bool,
+        /// What all of these errors have in common.
+        all: ConnectFailure,
     },
     /// The socket was lost, or could not be prepared, before the connection stood.
     Lost {
@@ -106,6 +109,21 @@ pub enum Error {
     },
 }
 
+/// What the failures of a host's addresses have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectFailure {
+    /// Nothing listens at any of them (ECONNREFUSED).
+    Refused,
+    /// This host has no way to any of them (ENETUNREACH): its network is not up.
+    NoRoute,
+    /// Nothing that says more.
+    Other,
+}
+
+/// How the clock is set, on hosts with systemd and on those without.
+const SET_THE_CLOCK: &str =
+    "set it by NTP: timedatectl set-ntp true, chronyd -q, or busybox's ntpd -nqp SERVER";
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -118,13 +136,22 @@ impl fmt::Display for Error {
                 "no {waiting_for} from {peer} within {} s: check the network path, the port and any firewall",
                 after.as_secs_f32()
             ),
-            Self::Lookup { name, source } => write!(
+            Self::Lookup { name, source } if !Path::new(RESOLV_CONF).exists() => write!(
                 f,
-                "looking up {name}: {source}: check that name, /etc/resolv.conf and the name servers"
+                "looking up {name}: {source}: there is no {RESOLV_CONF}, so this host knows no name servers: wait for \
+                 DHCP, or write it"
             ),
+            Self::Lookup { name, source } => {
+                write!(f, "looking up {name}: {source}: check that name, {RESOLV_CONF} and the name servers")
+            }
             Self::LookupsHang { name } => write!(
                 f,
-                "looking up {name}: earlier lookups have not come back: check /etc/resolv.conf and the name servers"
+                "looking up {name}: earlier lookups have not come back: check {RESOLV_CONF} and the name servers"
+            ),
+            Self::Connect { peer, tried, all: ConnectFailure::NoRoute } => write!(
+                f,
+                "connecting to {peer}: {tried}: this host has no way there yet: check its network card, its address \
+                 (DHCP) and its default route"
             ),
             Self::Connect { peer, tried, .. } => write!(
                 f,
@@ -225,7 +252,7 @@ impl Error {
                 (DownReason::NoConnection, *retry_after)
             }
             Self::Status { status, retry_after, .. } => (DownReason::Http(*status), *retry_after),
-            Self::Connect { refused: true, .. } => (DownReason::Refused, None),
+            Self::Connect { all: ConnectFailure::Refused, .. } => (DownReason::Refused, None),
             Self::Cancelled => (DownReason::Broken, None),
             _ => (DownReason::NoConnection, None),
         };
@@ -256,14 +283,14 @@ pub(super) fn tls_message(error: &rustls::Error, host: &str, ca_file: Option<&st
                 dates::utc(time.as_secs())
             ),
             Certificate::NotValidYetContext { time, not_before } => format!(
-                "the server's certificate is not valid before {}, but this host's clock says {}: that is probably wrong, set the clock (timedatectl set-ntp true)",
+                "the server's certificate is not valid before {}, but this host's clock says {}: that is probably wrong, {SET_THE_CLOCK}",
                 dates::utc(not_before.as_secs()),
                 dates::utc(time.as_secs())
             ),
             Certificate::Expired => "the server's certificate expired: renew it there".to_owned(),
-            Certificate::NotValidYet => {
-                "the server's certificate is not valid yet: this host's clock is probably wrong, set it (timedatectl set-ntp true)".to_owned()
-            }
+            Certificate::NotValidYet => format!(
+                "the server's certificate is not valid yet: this host's clock is probably wrong, {SET_THE_CLOCK}"
+            ),
             Certificate::NotValidForNameContext { presented, .. } => format!(
                 "the server's certificate is not for {host}; it is for {}: use such a name in the URL, or have the certificate issued for {host}",
                 names(presented)

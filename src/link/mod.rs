@@ -93,6 +93,18 @@ pub fn check_ca_file(path: &Path) -> Result<(), Error> {
     tls::config(Some(path)).map(drop)
 }
 
+/// Connects once as the link does, as far as the upgrade, and ends the connection: whether there is a way to the control
+/// plane, and whether it takes the credential. Takes at most [`DIAL_DEADLINE`].
+///
+/// # Errors
+/// [`Error`]: which step failed, and on what.
+pub fn try_once(settings: Settings, node: Option<&NodeId>, credential: Option<&Secret>) -> Result<(), Error> {
+    let shared = Shared::new().map_err(Error::Start)?;
+    let deadline = Deadline::for_close(DIAL_DEADLINE, &shared);
+    let stream = Dialer::new(settings.ca_file, settings.proxy).open(&settings.url, &deadline)?;
+    upgrade::upgrade(stream, &settings.url, node, credential, &deadline).map(drop)
+}
+
 /// The link thread's handle. Dropping it ends the thread, and with it the connection, without a close frame: command a
 /// close first.
 #[derive(Debug)]

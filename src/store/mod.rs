@@ -11,11 +11,13 @@ pub mod metrics_file;
 
 use std::fs::File;
 use std::io::Read;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::Builder;
 
 pub use directory::{Directory, Found};
 
+use crate::core::identity::Identity;
 use crate::core::persistence::{Record, RecordFile, StoreEvent};
 use crate::types::Secret;
 
@@ -29,6 +31,12 @@ pub fn random_bytes() -> Result<[u8; 32], String> {
         .and_then(|mut random| random.read_exact(&mut key))
         .map_err(|error| format!("cannot read /dev/urandom: {error}; mount /dev"))?;
     Ok(key)
+}
+
+/// The identity in a state directory that another process may have locked, or none does; `None`: there is none to be read.
+pub fn identity_of(state_dir: &Path) -> Option<Identity> {
+    let text = std::fs::read_to_string(state_dir.join(RecordFile::Node.name())).ok().map(Secret::new)?;
+    identity::read(text.expose()).ok()
 }
 
 /// The store thread, seen from the main loop.

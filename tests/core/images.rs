@@ -15,7 +15,7 @@ fn node(percent: u8) -> Rig {
 
 fn fill(rig: &mut Rig, usage_percent: u8) {
     let storage = Storage { path: "/".into(), total_gb: 100, used_gb: usage_percent.into(), usage_percent };
-    rig.usage = Usage { free_bytes: Some(100), storage: Some(storage), ..Usage::default() };
+    rig.usage = Usage { free_bytes: Some(1 << 40), storage: Some(storage), ..Usage::default() };
 }
 
 /// The images that were ordered to be removed since this was last asked.

@@ -52,6 +52,24 @@ fn a_disconnect_waits_5_s_and_failures_back_off_to_30_s_with_a_spread() {
 }
 
 #[test]
+fn a_node_that_starts_tries_at_the_shortest_interval_for_a_minute() {
+    let mut rig = Rig::start(Start::default());
+    let began = rig.now;
+    let mut long = 0.0_f32;
+    while rig.now - began < 60 * SECOND {
+        assert!(long <= 6.1, "{long} s after {:?}", rig.now - began);
+        rig.down(DownReason::NoConnection);
+        long = pause(&mut rig);
+    }
+    // By then it has failed ten times and more.
+    for _ in 0..2 {
+        rig.down(DownReason::NoConnection);
+        long = pause(&mut rig);
+    }
+    assert!(long >= 24.0, "{long}");
+}
+
+#[test]
 fn while_nothing_listens_the_pauses_stay_short() {
     let mut pauses = Vec::new();
     for seed in 0..20 {

@@ -41,6 +41,53 @@ fn a_pending_deploy_that_runs_is_running() {
     assert_eq!(rig.up("r"), 1);
 }
 
+/// After two replicas ran, in boot-1, the engine has one's container without its task, and nothing of the other; the host
+/// is in the boot of this name.
+fn booted(boot_id: &'static str) -> Rig {
+    let mut before = Rig::online();
+    before.deploy("r", "q1");
+    before.deploy("gone", "q2");
+    before.pong();
+    let r = before.container("r");
+    let Rig { record, mut engine, .. } = before;
+    engine.containers.retain(|id, _| *id == r);
+    engine.containers.get_mut(&r).unwrap().status = Status::Created;
+    let mut rig = Rig::start(Start { record, engine, boot_id: Some(boot_id), ..Start::default() });
+    rig.connect();
+    rig
+}
+
+/// How often the log says that something ended with the host.
+fn reboots(rig: &Rig) -> usize {
+    rig.log.iter().filter(|line| line.contains("host rebooted")).count()
+}
+
+#[test]
+fn what_ended_with_the_host_is_told_so_and_its_log_kept() {
+    let mut rig = booted("boot-2");
+    assert_eq!(rig.sent(), ["replica_status gone failed", "replica_status r failed"]);
+    assert_eq!(reboots(&rig), 2, "{:?}", rig.log);
+    assert_eq!(rig.containers(), ["r failed"]);
+    rig.pong();
+    rig.wait(590 * SECOND);
+    assert_eq!(rig.engine.containers.len(), 1);
+    // A process that follows knows that this is over.
+    let Rig { record, engine, .. } = rig;
+    let mut rig = Rig::start(Start { record, engine, boot_id: Some("boot-2"), ..Start::default() });
+    rig.connect();
+    rig.wait(20 * SECOND);
+    assert!(rig.engine.containers.is_empty());
+    assert_eq!((rig.sent(), reboots(&rig)), (vec![], 0));
+}
+
+#[test]
+fn what_is_gone_without_a_reboot_is_not_blamed_on_one() {
+    let mut rig = booted("boot-1");
+    assert_eq!(rig.sent(), ["replica_status gone failed", "replica_status r failed"]);
+    assert_eq!(reboots(&rig), 0);
+    assert!(rig.engine.containers.is_empty());
+}
+
 #[test]
 fn a_pending_deploy_that_left_half_a_container_or_nothing_is_interrupted() {
     for made in [None, Some(Fault::Half), Some(Fault::Nameless)] {

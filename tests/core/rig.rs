@@ -23,6 +23,7 @@ pub struct Start {
     pub node: Option<&'static str>,
     pub token: Option<&'static str>,
     pub record: Option<String>,
+    pub boot_id: Option<&'static str>,
     pub engine: Engine,
     pub orphans: BTreeMap<String, LeftoverCall>,
     /// Calls of an earlier process can be looked for.
@@ -40,6 +41,7 @@ impl Default for Start {
             node: Some("node-1"),
             token: Some("vtk_1"),
             record: None,
+            boot_id: Some("boot-1"),
             engine: Engine::new(),
             orphans: BTreeMap::new(),
             searching: true,
@@ -115,6 +117,7 @@ impl Rig {
             record: start.record.clone(),
             seed: start.seed,
             machine_id: None,
+            boot_id: start.boot_id.map(str::to_owned),
         };
         let mut out = Vec::new();
         let core = Core::new(now, settings, origin, &mut out);
@@ -135,7 +138,7 @@ impl Rig {
             record: start.record,
             unsaved: Vec::new(),
             sampling: true,
-            usage: Usage { free_bytes: Some(100), ..Usage::default() },
+            usage: Usage { free_bytes: Some(1 << 40), ..Usage::default() },
             gpus: start.gpus,
             orphans: start.orphans,
             searching: start.searching,

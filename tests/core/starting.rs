@@ -1,6 +1,7 @@
 //! How a container is started: optimistically, with a pull only where it is needed, and honestly when it fails.
 
 use vectorlay::core::job::{FailureKind, PullCause};
+use vectorlay::core::operator::Request;
 
 use crate::engine::{Fault, failed};
 use crate::rig::{Rig, SECOND};
@@ -172,6 +173,25 @@ fn too_little_space_refuses_a_pull_and_nothing_else() {
     rig.deploy_with("r", "q1", r#","image":"img:far""#);
     rig.deploy("s", "q2");
     assert_eq!(rig.sent(), ["deploy_result r failed:no_disk q1", "deploy_result s running q2"]);
+}
+
+#[test]
+fn a_full_disk_degrades_the_node_and_is_why_a_start_fails() {
+    let mut rig = Rig::online();
+    assert_eq!(rig.state(), "online");
+    rig.usage.free_bytes = Some(0);
+    rig.beat();
+    let status = rig.control(Request::Status);
+    assert_eq!(status["state"], "degraded");
+    let reason = status["reason"].as_str().unwrap();
+    assert!(reason.starts_with("no space is left on the data path"), "{reason}");
+    rig.hold("run");
+    rig.deploy("r", "q1");
+    rig.comes_back("run", |job| failed(job, FailureKind::NoSpace, "mkdir x: no space left on device"));
+    assert_eq!(rig.sent(), ["deploy_result r failed:no_disk q1"]);
+    rig.usage.free_bytes = Some(1 << 30);
+    rig.beat();
+    assert_eq!(rig.state(), "online");
 }
 
 #[test]

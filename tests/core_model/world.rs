@@ -176,7 +176,7 @@ impl World {
 
     fn origin(identity: Option<Identity>, record: Option<String>, seed: u64) -> Origin {
         let token = Some(Secret::new("vtk_test".into()));
-        Origin { identity, fresh_key: [9; 32], token, record, seed, machine_id: None }
+        Origin { identity, fresh_key: [9; 32], token, record, seed, machine_id: None, boot_id: None }
     }
 
     pub fn say(&mut self, text: impl FnOnce() -> String) {
@@ -740,7 +740,7 @@ impl World {
                 self.handle(Event::ChecksDone);
             }
             Some(Sample::Usage) => {
-                let (free, usage_percent) = if self.low_disk { (1, 90) } else { (100, 50) };
+                let (free, usage_percent) = if self.low_disk { (1, 90) } else { (1 << 40, 50) };
                 let storage = Storage { path: "/".into(), total_gb: 1, used_gb: 1, usage_percent };
                 let usage = Usage { free_bytes: Some(free), storage: Some(storage), ..Usage::default() };
                 self.handle(Event::Usage(usage));

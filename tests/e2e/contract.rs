@@ -39,8 +39,10 @@ fn kinds(messages: &[(String, Value)]) -> BTreeMap<(String, String), BTreeSet<&'
 
 #[test]
 fn every_field_of_the_protocol_is_sent_and_no_other() {
-    let world = World::start("contract", &eight("vfio-pci"), &[("reconcile-s", "5")]);
-    let post = |verb: &str, body: &Value| world.plane.api_post(&format!("/nodes/{}/{verb}", world.id), body);
+    let mut world = World::start("contract", &eight("vfio-pci"), &[("reconcile-s", "5")]);
+    let post = |world: &World, verb: &str, body: &Value| {
+        world.plane.api_post(&format!("/nodes/{}/{verb}", world.id), body)
+    };
     let run = |replica: &str, gpus: u32| json!({"replica_id": replica, "image": "bb:1", "gpu_count": gpus});
 
     let mut up = run("up", 1);
@@ -64,15 +66,19 @@ fn every_field_of_the_protocol_is_sent_and_no_other() {
 
     for replica in ["up", "nobody"] {
         let mark = world.plane.mark();
-        post("logs", &json!({"replica_id": replica, "tail": 10}));
+        post(&world, "logs", &json!({"replica_id": replica, "tail": 10}));
         world.plane.wait_event_after(mark, WAIT, |event| event["type"] == "logs");
     }
 
     // The next connection begins with a heartbeat, which shows how all of them are.
     let mark = world.plane.mark();
-    post("cut", &json!({}));
+    post(&world, "cut", &json!({}));
     world.plane.wait_event_after(mark, WAIT, |event| event["type"] == "heartbeat");
     assert_eq!(world.command("stop", "up", &json!({"replica_id": "up"}))["status"], "stopped");
+
+    assert_eq!(world.command("deploy", "lost", &run("lost", 0))["status"], "running");
+    world.reboot();
+    world.plane.wait_event(WAIT, |event| event["payload"]["reason"] == "host rebooted");
 
     let events = world.plane.api_get("/events?since=0");
     let received = events["events"].as_array().unwrap().iter().filter(|event| event["kind"] == "received");

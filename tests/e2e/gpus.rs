@@ -64,6 +64,9 @@ rm)
 esac
 "#;
 
+/// Where the kernel names this boot.
+const BOOT_ID: &str = "proc/sys/kernel/random/boot_id";
+
 pub(super) struct World {
     pub(super) agent: Agent,
     pub(super) plane: ControlPlane,
@@ -84,6 +87,9 @@ impl World {
         for (flag, value) in settings {
             node.set(flag, value);
         }
+        let boot_id = host.root().join(BOOT_ID);
+        fs::create_dir_all(boot_id.parent().unwrap()).unwrap();
+        fs::write(boot_id, "boot-1\n").unwrap();
         let agent = node.start();
         let beat = plane.wait_event(WAIT, |event| event["type"] == "heartbeat");
         let id = beat["node"].as_str().unwrap().to_owned();
@@ -140,6 +146,14 @@ impl World {
         let (_, text) = self.node.said(&["status", "--json"]);
         let told: Value = serde_json::from_str(&text).unwrap();
         told["gpus"].as_array().unwrap().iter().map(|gpu| gpu["replica_id"].clone()).collect()
+    }
+
+    /// The host is booted anew, and its engine knows nothing of the containers that ran.
+    pub(super) fn reboot(&mut self) {
+        self.agent.kill();
+        fs::remove_dir_all(self.node.path().join("cli/up")).unwrap();
+        fs::write(self.host.root().join(BOOT_ID), "boot-2\n").unwrap();
+        self.agent = self.node.start();
     }
 
     /// Starts the agent anew: its first heartbeat's status.

@@ -1,8 +1,9 @@
 //! `check` and `info`: for people, for machines, and as an exit status.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::agent::Node;
+use crate::support::control_plane::{ControlPlane, TOKEN, WAIT};
 use crate::support::engine::EngineTurn;
 
 const DEPENDENCIES: [&str; 7] = ["containerd", "nerdctl", "cni", "kata-runtime", "virtiofsd", "kvm", "vfio"];
@@ -30,6 +31,43 @@ fn a_node_without_its_engine_is_not_ready() {
         assert!(check["required"].is_boolean() && check["detail"].is_string(), "{name}: {check}");
     }
     assert_eq!(value["checks"]["nerdctl"]["ok"], false);
+}
+
+/// Each step on the way to the control plane, with and without an agent that runs.
+#[test]
+fn check_tries_the_control_plane() {
+    let plane = ControlPlane::start(&[]);
+    let mut node = Node::new("looks-plane");
+    let row = |node: &Node, ok: bool, words: &str| {
+        let output = node.run(&["check", "--json"]);
+        let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let row = &value["checks"]["link"];
+        assert_eq!(row["ok"], ok, "{row}");
+        assert!(row["detail"].as_str().unwrap().contains(words), "{row} lacks {words:?}");
+        assert!(node.said(&["check"]).1.lines().any(|line| line.starts_with("link ")));
+    };
+    node.set("url", plane.url());
+    row(&node, false, "neither a node identity nor an organisation token");
+    node.env("VECTORLAY_TOKEN", "vtk_wrong");
+    row(&node, false, "check the organisation token");
+    node.env("VECTORLAY_TOKEN", TOKEN);
+    row(&node, true, "connected to ws://");
+    assert_eq!(plane.api_get("/nodes")["nodes"], json!([]), "no node is made by looking");
+    node.set("url", "ws://127.0.0.1:1/agent");
+    row(&node, false, "Connection refused");
+    node.set("url", "wss://nowhere.invalid/agent");
+    row(&node, false, "looking up nowhere.invalid");
+
+    node.set("url", plane.url());
+    let mut agent = node.start();
+    let beat = plane.wait_event(WAIT, |event| event["type"] == "heartbeat");
+    row(&node, true, "connected to ws://");
+    let path = format!("/nodes/{}", beat["node"].as_str().unwrap());
+    assert_eq!(plane.api_get(&path)["connects"], 1, "it asked the agent");
+    agent.kill();
+    // With the node's own token.
+    node.env("VECTORLAY_TOKEN", "");
+    row(&node, true, "connected to ws://");
 }
 
 #[test]

@@ -41,7 +41,12 @@ fn what_a_reboot_ended_gives_its_addresses_back() {
     engine.text(&["network", "create", "--subnet", "10.123.0.0/29", "small"]);
     let mut node = Node::new(name);
     engine.give_to(&mut node);
-    let root = machine(&node.path().join("machine"), &[("var/lib/cni", &engine.inside("/var/lib/cni"))]);
+    let boot_id = node.path().join("boot_id");
+    let cni = engine.inside("/var/lib/cni");
+    let replaced = [("var/lib/cni", cni.as_path()), ("proc/sys/kernel/random/boot_id", boot_id.as_path())];
+    let root = machine(&node.path().join("machine"), &replaced);
+    let boot = |round: usize| fs::write(&boot_id, format!("boot-{round}\n")).unwrap();
+    boot(0);
     node.set("network", "small").set("root", root.to_str().unwrap());
     let plane = ControlPlane::start(&["--state", node.path().join("plane.json").to_str().unwrap()]);
     node.set("url", plane.url()).env("VECTORLAY_TOKEN", TOKEN);
@@ -60,6 +65,8 @@ fn what_a_reboot_ended_gives_its_addresses_back() {
         }
         agent.kill();
         engine.reboot();
+        // Known for a reboot, and not: what ended is kept for its log, or removed at once.
+        boot(usize::from(round > 0));
         if round == 0 {
             // As a power cut leaves them. nerdctl 1.7 takes these names for used from now on, by a container without ID.
             let names = records_of_names(&engine.dir().join("nerdctl.data"));
@@ -69,6 +76,10 @@ fn what_a_reboot_ended_gives_its_addresses_back() {
         let mark = plane.mark();
         agent = node.start();
         plane.wait_event_after(mark, WAIT, |event| event["type"] == "heartbeat");
+        if round == 1 {
+            plane.wait_event_after(mark, WAIT, |event| event["payload"]["reason"] == "host rebooted");
+            assert!(!engine.all().is_empty(), "kept for their logs");
+        }
     }
     drop(agent);
 }

@@ -52,6 +52,7 @@ fn bench(test: &str, change: impl FnOnce(&mut Cli)) -> Option<Bench> {
         network: Some("none".into()),
         port_address: None,
         runtime: "io.containerd.kata.v2".into(),
+        oom_score_adj: 500,
         handover: Handover::Vfio,
         log: LogChoice::JsonFile { max_mib: 1, files: 2 },
         search_path: DEFAULT_PATH.into(),
@@ -68,6 +69,7 @@ fn bench(test: &str, change: impl FnOnce(&mut Cli)) -> Option<Bench> {
         scratch: scratch.clone(),
         overdue: OVERDUE,
         root: "/".into(),
+        oom_killed: |_, _| false,
     };
     let (told, outcomes) = channel();
     let told = std::sync::Mutex::new(told);
@@ -95,6 +97,7 @@ impl Bench {
             },
             labels: vec![(LABEL_REPLICA, replica.into()), (LABEL_DEPLOY, format!("deploy-{replica}"))],
             gpus: vec![],
+            ended_by_reboot: [].into(),
             deadline: LONG,
         }
     }
@@ -233,7 +236,7 @@ fn a_container_from_start_to_removal() {
 
     // Its end is known at once.
     let (told, events) = channel();
-    let watcher = Watcher::start(move |event| told.send(event).unwrap()).unwrap();
+    let watcher = Watcher::start(0, move |event| told.send(event).unwrap()).unwrap();
     watcher.watch(id.clone(), pid);
     assert!(events.recv_timeout(Duration::from_millis(300)).is_err());
 

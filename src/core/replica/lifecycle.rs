@@ -4,6 +4,7 @@
 //! listing means is `reconcile`. It changes nothing but the replica; what follows for others comes back as
 //! [`Effect`]s.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::commands::{CommandClass, OnStop, on_stop};
@@ -35,8 +36,8 @@ pub(crate) enum Input<'a> {
     Join { request: Option<RequestId>, of: Awaited },
     /// A deploy of what runs already, and what of it does not reach the container.
     AlreadyRuns(Option<RequestId>, Vec<String>),
-    /// It leaves the queue, with these GPUs, and begins with this.
-    Admitted(Claimed, First),
+    /// It leaves the queue, with these GPUs, and begins with this. The containers ended with the host, and are kept.
+    Admitted(Claimed, First, BTreeSet<ContainerId>),
     /// It leaves the queue, and is not started.
     NotAdmitted(Refusal),
     /// What it waits for is on disk, or is waited for no longer.
@@ -131,7 +132,7 @@ impl Replica {
             Input::Succeed { deploy, stop_timeout } => self.on_successor(s, *deploy, stop_timeout),
             Input::Join { request, of } => self.on_join(s, request, of),
             Input::AlreadyRuns(request, warnings) => self.report_running(s, vec![request], None, warnings),
-            Input::Admitted(gpus, first) => self.on_admitted(s, gpus, first),
+            Input::Admitted(gpus, first, ended) => self.on_admitted(s, gpus, first, ended),
             Input::NotAdmitted(refusal) => self.not_started(s, refusal),
             Input::Durable => self.on_durable(s),
             Input::Outcome(job, outcome) if self.job() == Some(job) => self.on_outcome(s, outcome),
@@ -489,7 +490,13 @@ mod tests {
 
     fn queued(cx: &Cx) -> Replica {
         let spec = Spec::new(ImageRef::new("img:a").unwrap());
-        let work = Work { spec, auth: None, pull: Pull::Missing, gpus: Vec::new() };
+        let work = Work {
+            spec,
+            auth: None,
+            pull: Pull::Missing,
+            gpus: Vec::new(),
+            ended_by_reboot: BTreeSet::new(),
+        };
         let deadline = cx.now + Duration::from_secs(900);
         let deploy = Deploy::recovered(cx.now, deadline, "d".into(), "k.1".into(), vec![None]);
         let deploy = Deploy { work: Some(work), ..deploy };
@@ -523,7 +530,7 @@ mod tests {
 
     fn running(cx: &mut Cx) -> Replica {
         let mut replica = queued(cx);
-        apply(&mut replica, cx, Input::Admitted(Vec::new(), First::Run));
+        apply(&mut replica, cx, Input::Admitted(Vec::new(), First::Run, BTreeSet::new()));
         let effects = outcome(&mut replica, cx, Outcome::Ran(Ok(container())));
         assert!(matches!(&effects[1], Effect::Report(Report::Running { took: Some(_), .. })), "{effects:?}");
         replica
@@ -533,7 +540,7 @@ mod tests {
     fn an_image_that_is_missing_is_pulled_once() {
         let mut cx = Cx::example();
         let mut replica = queued(&cx);
-        let effects = apply(&mut replica, &mut cx, Input::Admitted(Vec::new(), First::Run));
+        let effects = apply(&mut replica, &mut cx, Input::Admitted(Vec::new(), First::Run, BTreeSet::new()));
         assert_eq!(effects, [Effect::Progress("starting")]);
         outcome(&mut replica, &mut cx, Outcome::Ran(Err(failure(FailureKind::NoImage))));
         assert_eq!(replica.status(), "pulling");
@@ -551,7 +558,7 @@ mod tests {
         assert_eq!(replica.last_reports(cx.now).len(), 2, "the deploy's failure and the stop");
 
         let mut replica = queued(&cx);
-        apply(&mut replica, &mut cx, Input::Admitted(Vec::new(), First::Run));
+        apply(&mut replica, &mut cx, Input::Admitted(Vec::new(), First::Run, BTreeSet::new()));
         apply(&mut replica, &mut cx, stop());
         outcome(&mut replica, &mut cx, Outcome::Ran(Ok(container())));
         assert!(replica.needs_listing(), "what was started after all is removed");

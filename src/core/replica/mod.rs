@@ -234,6 +234,12 @@ impl Replicas {
         holders.min_by_key(|(replica, _)| replica.is_leaving())
     }
 
+    /// Containers that ended with the host and are kept for their logs.
+    pub(crate) fn kept_after_reboot(&self) -> BTreeSet<ContainerId> {
+        let kept = self.all.values().filter(|replica| replica.exit().is_some_and(|exit| exit.rebooted));
+        kept.filter_map(|replica| replica.container().cloned()).collect()
+    }
+
     /// Whether what a reboot ended is still being removed for the first time: what starts before may find no address left.
     pub(crate) fn are_clearing(&mut self) -> bool {
         self.ended_by_reboot.retain(|id| self.all.get(id).is_some_and(Replica::awaits_first_removal));

@@ -95,6 +95,7 @@ impl Refusal {
             FailureKind::Impossible => Code::Invalid,
             FailureKind::PortInUse => Code::NotAllowed,
             FailureKind::ImageRefused => Code::ImageRefused,
+            FailureKind::NoSpace => Code::NoDisk,
             FailureKind::NoImage => Code::PullFailed,
             FailureKind::NameTaken
             | FailureKind::NameReserved
@@ -116,7 +117,7 @@ impl Refusal {
 }
 
 /// How a container ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Exit {
     /// The code, where the engine knows it.
     pub(crate) code: Option<i32>,
@@ -124,12 +125,19 @@ pub(crate) struct Exit {
     pub(crate) oom: Option<bool>,
     /// Not the program ended but what ran it: its microVM's hypervisor, guest or shim.
     pub(crate) microvm_ended: bool,
+    /// It ended with the host, which was booted anew since.
+    pub(crate) rebooted: bool,
 }
 
 impl Exit {
     /// The program's own end.
     pub(crate) fn of_program(code: Option<i32>, oom: Option<bool>) -> Self {
-        Self { code, oom, microvm_ended: false }
+        Self { code, oom, ..Self::default() }
+    }
+
+    /// The status on the wire: nothing is known of the program's own end where it failed.
+    pub(crate) fn status(self) -> &'static str {
+        if self.microvm_ended || self.rebooted { "failed" } else { "exited" }
     }
 }
 

@@ -335,7 +335,19 @@ impl Replica {
             }
             (Recovery::Vanished, ..) => {
                 self.trust_labels(s, shown.containers);
-                if self.reported == Reported::Running {
+                if self.reported == Reported::Running && self.rebooted {
+                    let exit = Exit { rebooted: true, ..Exit::default() };
+                    // The engine still has it, without its task: kept for its log, like any that ended.
+                    if let Some(container) = shown.containers.first() {
+                        self.exited(s, container.id.clone(), exit);
+                        if self.successor.is_some() {
+                            self.remove(s);
+                        }
+                        return;
+                    }
+                    self.reported = Reported::Nothing;
+                    s.report(Report::Exited(exit));
+                } else if self.reported == Reported::Running {
                     self.reported = Reported::Nothing;
                     s.report(Report::Vanished);
                 }

@@ -1,5 +1,6 @@
 //! The way up: from the queue by `run`, and where it must be `pull`, to a container.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::lifecycle::{Effect, Step};
@@ -19,8 +20,15 @@ use crate::types::ContainerId;
 const NAME_CONFLICTS_MAX: u32 = 3;
 
 impl Replica {
-    pub(super) fn on_admitted(&mut self, s: &mut Step<'_>, gpus: Claimed, first: First) {
+    pub(super) fn on_admitted(
+        &mut self,
+        s: &mut Step<'_>,
+        gpus: Claimed,
+        first: First,
+        ended_by_reboot: BTreeSet<ContainerId>,
+    ) {
         let Some(work) = self.deploy.as_mut().and_then(|deploy| deploy.work.as_mut()) else { return };
+        work.ended_by_reboot = ended_by_reboot;
         if !gpus.is_empty() {
             self.gpus = gpus.iter().map(|(address, _)| *address).collect();
             work.gpus = gpus;
@@ -66,6 +74,7 @@ impl Replica {
             | FailureKind::NoSuchContainer
             | FailureKind::PortInUse
             | FailureKind::Impossible
+            | FailureKind::NoSpace
             | FailureKind::PullRefused(_)
             | FailureKind::Refused => self.fail_started(s, Refusal::from_failure(failure, false)),
         }
@@ -111,7 +120,8 @@ impl Replica {
         }
         let name = container_name(&id, deploy.name_conflicts);
         let (spec, gpus) = (work.spec.clone(), work.gpus.clone());
-        let job = RunJob { name, spec, labels, gpus, deadline };
+        let ended_by_reboot = work.ended_by_reboot.clone();
+        let job = RunJob { name, spec, labels, gpus, ended_by_reboot, deadline };
         let job = s.job(&id, Job::Run(Box::new(job)));
         self.enter(s.cx, ReplicaState::Starting(job));
         s.effect(Effect::Progress("starting"));

@@ -15,6 +15,7 @@
 //! listing that began afterwards shows none. `Unverified` replicas come from the record of an earlier process and
 //! wait for the first listing; those `AwaitingLeftoverCall` wait for a CLI call that outlived that process.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::commands::{CommandClass, OnDeploy, on_deploy, same_spec};
@@ -96,6 +97,8 @@ pub(crate) struct Work {
     pub(crate) pull: Pull,
     /// The GPUs that it has claimed.
     pub(crate) gpus: Claimed,
+    /// Containers that ended with the host, and are kept.
+    pub(crate) ended_by_reboot: BTreeSet<ContainerId>,
 }
 
 /// A stop whose outcome is not reported.
@@ -250,6 +253,8 @@ pub(crate) struct Replica {
     pub(super) stop_timeout: Option<Duration>,
     /// Its containers were not proven gone by its stop's deadline: their shims are ended.
     pub(super) ends_shims: bool,
+    /// The host was booted anew since it was last known to run.
+    pub(super) rebooted: bool,
 }
 
 /// Which command an outcome is awaited of.
@@ -278,7 +283,14 @@ impl Replica {
             memory_mib: 0,
             stop_timeout: None,
             ends_shims: false,
+            rebooted: false,
         }
+    }
+
+    /// The host was booted anew since this was recorded.
+    pub(crate) fn after_reboot(mut self) -> Self {
+        self.rebooted = true;
+        self
     }
 
     /// A replica that only a container's label, or a call's, names.
@@ -316,6 +328,7 @@ impl Replica {
     }
 
     pub(super) fn enter(&mut self, cx: &Cx, state: ReplicaState) {
+        self.rebooted &= !matches!(state, ReplicaState::Running(..));
         self.state = state;
         self.changed_at = cx.tick;
     }
@@ -464,8 +477,7 @@ impl Replica {
                 | ExitWatch::ConfirmingNoTask(_),
             ) => "unknown",
             ReplicaState::Running(..) => "running",
-            ReplicaState::Exited(_, exit, _) if exit.microvm_ended => "failed",
-            ReplicaState::Exited(..) => "exited",
+            ReplicaState::Exited(_, exit, _) => exit.status(),
             ReplicaState::Stopping(..) => "stopping",
             ReplicaState::Removing(_) if self.failure().is_some() => "failed",
             ReplicaState::Removing(_) => "stopping",

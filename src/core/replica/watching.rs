@@ -49,7 +49,7 @@ impl Replica {
                 Ok(Some(Inspected { state: InspectedState::Exited(MICROVM_ENDED), .. })),
                 ExitWatch::Confirming(_, tries),
             ) if s.around.microvm && tries > 0 => {
-                self.exited(s, container, Exit { code: None, oom: None, microvm_ended: true });
+                self.exited(s, container, Exit { microvm_ended: true, ..Exit::default() });
                 return;
             }
             (Ok(Some(Inspected { state: InspectedState::Exited(code), oom_killed })), _) => {
@@ -59,7 +59,7 @@ impl Replica {
             // The task is lost, by its shim's end (a reboot would have ended this process too): how the program ended is
             // not known. Believed when it is said twice, since what follows is the container's removal.
             (Ok(Some(Inspected { state: InspectedState::NoTask, .. })), ExitWatch::ConfirmingNoTask(_)) => {
-                self.exited(s, container, Exit { code: None, oom: None, microvm_ended: s.around.microvm });
+                self.exited(s, container, Exit { microvm_ended: s.around.microvm, ..Exit::default() });
                 return;
             }
             (Ok(Some(Inspected { state: InspectedState::NoTask, .. })), _) => ExitWatch::NoTaskAt(again),
@@ -129,7 +129,7 @@ impl Replica {
         let until = s.cx.now + s.cx.settings.retention;
         self.enter(s.cx, ReplicaState::Exited(container, exit, until));
         if !matches!(self.reported, Reported::Exited | Reported::Failed) {
-            self.reported = if exit.microvm_ended { Reported::Failed } else { Reported::Exited };
+            self.reported = if exit.status() == "failed" { Reported::Failed } else { Reported::Exited };
             s.report(Report::Exited(exit));
         }
         s.effect(Effect::Save);

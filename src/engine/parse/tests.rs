@@ -18,6 +18,7 @@ fn run() -> Job {
         spec,
         labels: vec![],
         gpus: vec![],
+        ended_by_reboot: [].into(),
         deadline: Duration::from_secs(1),
     }))
 }
@@ -101,6 +102,8 @@ fn failures_by_kind() {
         assert_eq!((failure.kind, failure.message.as_str()), (kind, words), "{stderr}");
     };
     use FailureKind::{NameReserved, NameTaken, NoImage, NoSuchContainer, PullRefused, Refused, Unavailable};
+    let full = "failed to create shim task: mkdir /run/x: no space left on device";
+    check(&run(), &fatal(full), FailureKind::NoSpace, full);
     let stop = Job::Stop(id(), Duration::ZERO);
     check(&run(), &fatal("image not available: \\\"bb:1\\\""), NoImage, "image not available: \"bb:1\"");
     check(

@@ -188,6 +188,12 @@ impl Checker {
         }
     }
 
+    /// The same with other inputs from now on: programs come and go.
+    pub fn round_with(&mut self, inputs: Arc<Inputs>, emit: &mut dyn FnMut(Check)) {
+        self.inputs = inputs;
+        self.round(emit);
+    }
+
     /// Checks everything once: each check is emitted once, as soon as it is known. Returns at the latest after 14 s.
     pub fn round(&mut self, emit: &mut dyn FnMut(Check)) {
         // An answer that came after its round was over is out of date, but its probe no longer hangs.
