@@ -145,9 +145,7 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
             next_event(&core, &received, supervisor.deadline())
         };
         log::debug!("event: {event}");
-        if let Event::Saved(_) | Event::SaveFailed(..) | Event::IdentitySaved | Event::IdentityFailed(_) =
-            event
-        {
+        if is_of_the_store(&event) {
             edges.store.answered();
         }
         match event {
@@ -179,6 +177,19 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
             supervisor.ready();
         }
     }
+}
+
+/// Whether it is an answer of the store, which takes one order after the other.
+fn is_of_the_store(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Saved(_)
+            | Event::SaveFailed(..)
+            | Event::TableSaved
+            | Event::TableFailed(_)
+            | Event::IdentitySaved
+            | Event::IdentityFailed(_)
+    )
 }
 
 /// The next event; only time if the core's deadline or the supervisor's comes first.
@@ -360,6 +371,8 @@ impl Edges {
             send(match event {
                 StoreEvent::Saved(RecordFile::State, seq) => Event::Saved(seq),
                 StoreEvent::SaveFailed(RecordFile::State, seq, why) => Event::SaveFailed(seq, why),
+                StoreEvent::Saved(RecordFile::Table, _) => Event::TableSaved,
+                StoreEvent::SaveFailed(RecordFile::Table, _, why) => Event::TableFailed(why),
                 StoreEvent::Saved(RecordFile::Node, _) => Event::IdentitySaved,
                 StoreEvent::SaveFailed(RecordFile::Node, _, why) => Event::IdentityFailed(why),
             });
@@ -393,6 +406,7 @@ impl Edges {
             Action::CleanUp(cleanup) => self.housekeeper.clean_up(cleanup),
             Action::Sample(sample) => self.sampler.order(sample),
             Action::Save(seq, text) => self.store.save(Record::State(text), seq),
+            Action::SaveTable(text) => self.store.save(Record::Table(text), 0),
             Action::SaveIdentity(identity) => self.store.save(Record::Node(identity), 0),
             Action::Reply(id, answer) => self.reply(id, &answer),
             Action::Log(level, text) => log::log!(level, "{text}"),

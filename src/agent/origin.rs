@@ -40,8 +40,16 @@ pub(super) fn open(config: &Config) -> Result<(Directory, Origin), Error> {
             None
         }
     };
-    let found = directory.load_state().map_err(Error::Configuration)?;
+    let found = directory.load_json(RecordFile::State).map_err(Error::Configuration)?;
     let record = record(found, directory.last_mode());
+    let table = match directory.load_json(RecordFile::Table) {
+        Ok(Found::Good(text)) => Some(text),
+        Ok(Found::Absent) => None,
+        Ok(Found::Damaged(what) | Found::Newer(what)) | Err(what) => {
+            log::error!("the table of replicas is unusable: {what}");
+            None
+        }
+    };
     let seed = store::random_bytes().map_err(Error::Configuration)?;
     let fresh_key = store::random_bytes().map_err(Error::Configuration)?;
     let seed = seed.iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte));
@@ -49,7 +57,7 @@ pub(super) fn open(config: &Config) -> Result<(Directory, Origin), Error> {
     let machine_id =
         if known.is_none() { fingerprint(&config.root, config.instance.as_deref()) } else { None };
     let (token, boot_id) = (config.token.clone(), identity::boot_id(&config.root));
-    Ok((directory, Origin { identity: known, fresh_key, token, record, seed, machine_id, boot_id }))
+    Ok((directory, Origin { identity: known, fresh_key, token, record, table, seed, machine_id, boot_id }))
 }
 
 /// The record for the core. A node that was in maintenance stays there whatever became of its record: somebody may be

@@ -17,6 +17,7 @@ const FILES: &[(&str, &str)] = &[
     (DEFAULT_FILE, "Configuration: one JSON object whose keys are settings"),
     ("/var/lib/vectorlay/node.json", "The node's identity; keep it"),
     ("/var/lib/vectorlay/state.json", "Accepted commands and results that have not arrived"),
+    ("/var/lib/vectorlay/replicas.json", "What was last known of the other replicas"),
     ("/var/lib/vectorlay/history.jsonl", "What the node was and when; `history` shows it"),
     ("/run/vectorlay/agent.sock", "Socket for commands such as status and drain, for root"),
     ("/run/vectorlay-agent.lock", "Held by the machine's one agent"),

@@ -63,6 +63,10 @@ pub enum Event {
     Saved(u64),
     /// The record with this number could not be saved: why.
     SaveFailed(u64, String),
+    /// The table of replicas is on disk.
+    TableSaved,
+    /// The table of replicas could not be saved: why.
+    TableFailed(String),
     /// The identity is on disk.
     IdentitySaved,
     /// The identity could not be saved: why.
@@ -100,6 +104,8 @@ pub enum Action {
     Sample(Sample),
     /// Save the record under this number.
     Save(u64, String),
+    /// Save the table of replicas.
+    SaveTable(String),
     /// Save the identity.
     SaveIdentity(Identity),
     /// Answer an operator.
@@ -151,6 +157,8 @@ impl fmt::Display for Event {
             Self::ChecksDone => f.write_str("dependencies checked"),
             Self::Saved(seq) => write!(f, "record {seq} saved"),
             Self::SaveFailed(seq, why) => write!(f, "record {seq} not saved: {why}"),
+            Self::TableSaved => f.write_str("table saved"),
+            Self::TableFailed(why) => write!(f, "table not saved: {why}"),
             Self::IdentitySaved => f.write_str("identity saved"),
             Self::IdentityFailed(why) => write!(f, "identity not saved: {why}"),
             Self::Control(..) => f.write_str("operator's request"),
@@ -182,6 +190,7 @@ impl fmt::Display for Action {
             Self::CleanUp(cleanup) => write!(f, "clean up after {} containers", cleanup.gone.len()),
             Self::Sample(sample) => write!(f, "read {sample:?}"),
             Self::Save(seq, _) => write!(f, "save record {seq}"),
+            Self::SaveTable(_) => f.write_str("save the table"),
             Self::SaveIdentity(_) => f.write_str("save the identity"),
             Self::Reply(..) => f.write_str("answer the operator"),
             Self::Log(_, text) => f.write_str(text),

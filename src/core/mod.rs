@@ -69,6 +69,7 @@ use self::session::{Arrived, Session, SessionNeeds};
 pub use self::settings::{Origin, Settings};
 use self::shutdown::{Progress, Shutdown, Step};
 use self::spec_hash::SpecKey;
+use self::state_file::Table;
 use self::timers::{Due, Timer};
 use crate::protocol::{self, Command, Inbound};
 use crate::types::{ReplicaId, RequestId};
@@ -136,7 +137,7 @@ pub struct Core {
 impl Core {
     /// A core that has seen nothing yet, and what is to be done first.
     pub fn new(now: Instant, settings: Settings, origin: Origin, out: &mut Vec<Action>) -> Self {
-        let Origin { identity, fresh_key, token, record, seed, machine_id, boot_id } = origin;
+        let Origin { identity, fresh_key, token, record, table, seed, machine_id, boot_id } = origin;
         let saved_key = identity.as_ref().and_then(|identity| identity.spec_key);
         let keyless = identity.is_some() && saved_key.is_none();
         let identity = identity.map(|identity| (identity.node_id, identity.node_token));
@@ -161,7 +162,7 @@ impl Core {
             shutdown: None,
         };
         if let Some(record) = record {
-            core.restore(&record);
+            core.restore(&record, table.as_deref());
         }
         if keyless {
             core.persistence.save_identity(now);
@@ -171,8 +172,8 @@ impl Core {
         core
     }
 
-    fn restore(&mut self, record: &str) {
-        let restored = state_file::read(self.cx.now, record);
+    fn restore(&mut self, record: &str, table: Option<&str>) {
+        let restored = state_file::read(self.cx.now, record, table);
         for trouble in restored.troubles {
             self.cx.warn(trouble);
         }
@@ -189,6 +190,13 @@ impl Core {
             self.gpus.adopt(replica.id(), replica.gpus());
             let replica = if rebooted { replica.after_reboot() } else { replica };
             self.replicas.insert(&mut self.cx, replica);
+        }
+        if let Some(Table { mut untouched, gone }) = restored.table {
+            if rebooted {
+                // None of them is as the table has it.
+                untouched.clear();
+            }
+            self.replicas.restore_table(&untouched, gone, self.cx.tick);
         }
         if rebooted {
             // What happens from now on is no work of the reboot.
@@ -252,8 +260,17 @@ impl Core {
                 }
             }
             Event::ChecksDone => self.node.on_checks_done(now),
-            Event::Saved(seq) => self.persistence.saved(now, seq),
+            Event::Saved(seq) => {
+                if let Some(table) = self.persistence.saved(now, seq) {
+                    self.cx.act(Action::SaveTable(table));
+                }
+            }
             Event::SaveFailed(seq, why) => self.persistence.failed(now, seq, why),
+            Event::TableSaved => {
+                self.persistence.table_saved(now);
+                self.replicas.table_written();
+            }
+            Event::TableFailed(why) => self.persistence.table_failed(now, why),
             Event::IdentitySaved => self.persistence.identity_saved(now),
             Event::IdentityFailed(why) => self.persistence.identity_failed(now, why),
             Event::Control(id, request) => self.control(id, &request),
@@ -351,19 +368,30 @@ impl Core {
                     self.cx.act(Action::SaveIdentity(identity));
                 }
             }
+            Timer::Table => self.persistence.on_table_timer(now),
             Timer::StateFile => {
                 if let Some(seq) = self.persistence.on_timer(now) {
-                    let text = state_file::write(
-                        self.node.mode(),
-                        self.gpus.table().held_back(),
-                        self.replicas.iter(),
-                        self.results.recorded(),
-                        &self.private_images,
-                        self.boot_id.as_deref(),
-                    );
-                    self.cx.act(Action::Save(seq, text));
+                    self.save_state(seq);
                 }
             }
+        }
+    }
+
+    fn save_state(&mut self, seq: u64) {
+        let (replicas, gone) = self.replicas.in_state();
+        let text = state_file::write(
+            self.node.mode(),
+            self.gpus.table().held_back(),
+            &replicas,
+            gone.as_deref(),
+            self.results.recorded(),
+            &self.private_images,
+            self.boot_id.as_deref(),
+        );
+        self.cx.act(Action::Save(seq, text));
+        if self.persistence.takes_table() {
+            let table = state_file::write_table(self.replicas.compose_table(self.cx.tick));
+            self.persistence.keep_table(seq, table);
         }
     }
 
@@ -385,6 +413,9 @@ impl Core {
         }
         if self.results.take_unsaved() {
             self.persistence.save(now);
+        }
+        if self.replicas.take_stale_table() {
+            self.persistence.save_table(now);
         }
         if self.cx.peer.is_some() {
             let (state, reason) = self.view(self.cx.now).state();

@@ -15,6 +15,8 @@ pub enum RecordFile {
     Node,
     /// `state.json`.
     State,
+    /// `replicas.json`.
+    Table,
 }
 
 impl RecordFile {
@@ -23,6 +25,7 @@ impl RecordFile {
         match self {
             Self::Node => "node.json",
             Self::State => "state.json",
+            Self::Table => "replicas.json",
         }
     }
 }
@@ -40,11 +43,13 @@ pub enum Record {
     Node(Identity),
     /// Of `state.json`: one JSON value, at most [`STATE_MAX`] bytes.
     State(String),
+    /// Of `replicas.json`: the same.
+    Table(String),
 }
 
-/// Version of `state.json`. A file with a higher one is kept aside untouched.
+/// Version of `state.json` and `replicas.json`. A file with a higher one is kept aside untouched.
 pub const STATE_VERSION: u64 = 1;
-/// Maximum size of `state.json` in bytes.
+/// Maximum size of `state.json`, and of `replicas.json`, in bytes.
 pub const STATE_MAX: usize = 4 * 1024 * 1024;
 
 impl Record {
@@ -53,6 +58,7 @@ impl Record {
         match self {
             Self::Node(_) => RecordFile::Node,
             Self::State(_) => RecordFile::State,
+            Self::Table(_) => RecordFile::Table,
         }
     }
 }
@@ -83,6 +89,9 @@ pub(crate) const BARRIER_PATIENCE: Duration = Duration::from_secs(2);
 const SAVE_RETRY: Duration = Duration::from_secs(10);
 /// A save that takes longer than this counts as a bad disk.
 const SAVE_SLOW: Duration = Duration::from_secs(5);
+/// How long `state.json` carries what is not in the table as it stands, before the table is written anew: it grows by
+/// what changes meanwhile.
+const TABLE_PAUSE: Duration = Duration::from_secs(10);
 
 /// What waits at a barrier goes on when all that stood when the barrier was made is on disk, or after a time. Barriers
 /// open in the order in which they were made, and stay open.
@@ -103,7 +112,11 @@ struct Closed {
     gives_up_at: Instant,
 }
 
-/// The saves of the state file, one at a time, each with everything that stands then; and of the identity.
+/// The saves of the state file, one at a time, each with everything that stands then; of the table of replicas, which
+/// nothing waits for; and of the identity.
+///
+/// A table is composed together with a state file and written after that has arrived. So no table on the disk is newer
+/// than the state file beside it, which says what has changed since.
 #[derive(Debug)]
 pub(crate) struct Persistence {
     saving: Poll,
@@ -113,6 +126,12 @@ pub(crate) struct Persistence {
     failure: Option<String>,
     last_barrier: u64,
     closed: VecDeque<Closed>,
+    saving_table: Poll,
+    /// The next save is composed with a table.
+    table_is_due: bool,
+    /// The table that is to be written when this save has arrived.
+    table: Option<(u64, String)>,
+    table_failure: Option<String>,
     saving_identity: Poll,
     identity_failure: Option<String>,
 }
@@ -125,6 +144,10 @@ impl Persistence {
             failure: None,
             last_barrier: 0,
             closed: VecDeque::new(),
+            saving_table: Poll::new(None),
+            table_is_due: false,
+            table: None,
+            table_failure: None,
             saving_identity: Poll::new(None),
             identity_failure: None,
         }
@@ -172,8 +195,8 @@ impl Persistence {
         }
     }
 
-    /// A save arrived.
-    pub(crate) fn saved(&mut self, now: Instant, seq: u64) {
+    /// A save arrived. Gives the table that is to be written now.
+    pub(crate) fn saved(&mut self, now: Instant, seq: u64) -> Option<String> {
         while self.closed.front().is_some_and(|first| first.seq <= seq) {
             self.closed.pop_front();
         }
@@ -181,6 +204,7 @@ impl Persistence {
             self.saving.done(now, ());
         }
         self.failure = None;
+        self.table.take_if(|(with, _)| *with <= seq).map(|(_, table)| table)
     }
 
     /// A save failed: it is tried again with what stands then, and nobody waits for it.
@@ -190,6 +214,42 @@ impl Persistence {
         if seq == self.issued {
             self.saving.failed(now, SAVE_RETRY);
         }
+        if self.table.take().is_some() {
+            self.saving_table.failed(now, SAVE_RETRY);
+        }
+    }
+
+    /// Something changed that the table is to have, by and by.
+    pub(crate) fn save_table(&mut self, now: Instant) {
+        self.saving_table.want(now + TABLE_PAUSE);
+    }
+
+    /// The table is due: the next save, which is due too, is composed with one.
+    pub(crate) fn on_table_timer(&mut self, now: Instant) {
+        if self.saving_table.on_timer(now) {
+            self.table_is_due = true;
+            self.save(now);
+        }
+    }
+
+    /// Whether a table is to be composed with the save that is being made.
+    pub(crate) fn takes_table(&mut self) -> bool {
+        std::mem::take(&mut self.table_is_due)
+    }
+
+    /// The table that was composed with save `seq`.
+    pub(crate) fn keep_table(&mut self, seq: u64, table: String) {
+        self.table = Some((seq, table));
+    }
+
+    pub(crate) fn table_saved(&mut self, now: Instant) {
+        self.saving_table.done(now, ());
+        self.table_failure = None;
+    }
+
+    pub(crate) fn table_failed(&mut self, now: Instant, why: String) {
+        self.saving_table.failed(now, SAVE_RETRY);
+        self.table_failure = Some(why);
     }
 
     /// The identity is to be saved.
@@ -218,17 +278,19 @@ impl Persistence {
             let hangs = "the state directory does not answer: the last save hangs";
             self.saving.is_slow().then(|| hangs.to_owned())
         };
-        self.failure.clone().or_else(slow).into_iter().chain(self.identity_failure.clone())
+        let files = self.failure.clone().or_else(|| self.table_failure.clone()).or_else(slow);
+        files.into_iter().chain(self.identity_failure.clone())
     }
 
-    /// Whether everything is saved, as far as that is possible.
+    /// Whether everything that must be is saved, as far as that is possible.
     pub(crate) fn is_settled(&self) -> bool {
         self.failure.is_some() || !self.saving.is_wanted() && !self.saving.is_under_way()
     }
 
-    pub(crate) fn timers(&self) -> [(Timer, Option<Instant>); 3] {
+    pub(crate) fn timers(&self) -> [(Timer, Option<Instant>); 4] {
         [
             (Timer::StateFile, self.saving.timer()),
+            (Timer::Table, self.saving_table.timer()),
             (Timer::Identity, self.saving_identity.timer()),
             (Timer::DurableBarrier, self.closed.front().map(|first| first.gives_up_at)),
         ]
@@ -254,7 +316,7 @@ mod tests {
         assert!(disk.is_durable(first) && !disk.is_durable(second));
         assert_eq!(disk.on_timer(now), Some(2));
         assert!(!disk.is_settled());
-        assert_eq!(disk.timers()[2].1, Some(now + BARRIER_PATIENCE));
+        assert_eq!(disk.timers()[3].1, Some(now + BARRIER_PATIENCE));
         disk.on_barrier_timer(now + BARRIER_PATIENCE);
         assert!(disk.is_durable(second), "it is not waited for longer");
         disk.saved(now, 2);
@@ -277,6 +339,43 @@ mod tests {
         assert_eq!(disk.trouble().collect::<Vec<_>>(), ["full"]);
         assert_eq!(disk.timers()[0].1, Some(now + SAVE_RETRY));
         assert_eq!(disk.on_timer(now + SAVE_RETRY), Some(2));
+        disk.saved(now, 2);
+        assert_eq!(disk.trouble().count(), 0);
+    }
+
+    #[test]
+    fn a_table_follows_the_save_that_it_was_composed_with_and_nothing_waits_for_it() {
+        let now = Instant::now();
+        let mut disk = Persistence::new();
+        let round = |disk: &mut Persistence, now: Instant, seq: u64, good: bool| {
+            assert_eq!(disk.timers()[1].1, Some(now));
+            disk.on_table_timer(now);
+            assert_eq!(
+                (disk.on_timer(now), disk.takes_table(), disk.takes_table()),
+                (Some(seq), true, false)
+            );
+            disk.keep_table(seq, "table".into());
+            assert_eq!(disk.saved(now, seq - 1), None, "an earlier save");
+            if good {
+                assert_eq!(disk.saved(now, seq).as_deref(), Some("table"));
+            } else {
+                disk.failed(now, seq, "full".into());
+            }
+            assert!(disk.is_settled());
+            disk.table_failed(now, "full".into());
+            assert_eq!(disk.trouble().count(), 1);
+        };
+        disk.save_table(now);
+        disk.save_table(now + TABLE_PAUSE);
+        round(&mut disk, now + TABLE_PAUSE, 1, true);
+        round(&mut disk, now + TABLE_PAUSE + SAVE_RETRY, 2, false);
+        disk.on_table_timer(now);
+        disk.table_saved(now);
+        assert_eq!(
+            (disk.trouble().count(), disk.timers()[1].1),
+            (1, None),
+            "the state file is not saved yet"
+        );
         disk.saved(now, 2);
         assert_eq!(disk.trouble().count(), 0);
     }

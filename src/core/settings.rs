@@ -50,6 +50,8 @@ pub struct Origin {
     pub token: Option<Secret>,
     /// The state file of an earlier process.
     pub record: Option<String>,
+    /// Its table of replicas, which counts only together with that.
+    pub table: Option<String>,
     /// The seed of the spread and of the names of attempts: different in each process.
     pub seed: u64,
     /// The machine's fingerprint, as far as it was read before the start.

@@ -41,12 +41,14 @@ pub(crate) enum Timer {
     Shutdown,
     /// The identity is saved.
     Identity,
+    /// The table of replicas is saved.
+    Table,
     /// The state file is saved, or a save takes too long. Last, so that one save has all changes of an event.
     StateFile,
 }
 
 impl Timer {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::WaitingCommand,
         Self::DurableBarrier,
         Self::Session,
@@ -62,6 +64,7 @@ impl Timer {
         Self::Inventory,
         Self::Shutdown,
         Self::Identity,
+        Self::Table,
         Self::StateFile,
     ];
 }

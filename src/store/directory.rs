@@ -114,7 +114,7 @@ impl Directory {
             log::warn!("other users can read {shown}, and its mode cannot be changed: {errno}");
         }
         let directory = Self { handle, path: path.to_owned(), unrenamed: Vec::new(), saved_mode: None };
-        for file in [RecordFile::Node, RecordFile::State] {
+        for file in [RecordFile::Node, RecordFile::State, RecordFile::Table] {
             directory.remove(temporary(file));
         }
         Ok(directory)
@@ -132,12 +132,12 @@ impl Directory {
         self.load(RecordFile::Node, identity::read)
     }
 
-    /// Reads `state.json`: one JSON value, of whatever shape.
+    /// Reads `state.json` or `replicas.json`: one JSON value, of whatever shape.
     ///
     /// # Errors
     /// When it exists but cannot be read.
-    pub fn load_state(&mut self) -> Result<Found<String>, String> {
-        let found = self.load(RecordFile::State, |text| {
+    pub fn load_json(&mut self, file: RecordFile) -> Result<Found<String>, String> {
+        let found = self.load(file, |text| {
             serde_json::from_str::<serde::de::IgnoredAny>(text)
                 .map(|_| text.to_owned())
                 .map_err(|error| format!("not JSON: {error}"))
@@ -147,8 +147,8 @@ impl Directory {
             Found::Absent | Found::Damaged(_) | Found::Newer(_) => None,
         };
         let Some(version) = version.filter(|version| *version > STATE_VERSION) else { return Ok(found) };
-        let kept = self.rename_aside(RecordFile::State, &format!("version-{version}"));
-        let path = self.path.join(RecordFile::State.name());
+        let kept = self.rename_aside(file, &format!("version-{version}"));
+        let path = self.path.join(file.name());
         Ok(Found::Newer(format!(
             "{} is of version {version}, newer than this agent's {STATE_VERSION}; {kept}",
             path.display()
@@ -350,7 +350,7 @@ impl Directory {
 const fn most_bytes(file: RecordFile) -> usize {
     match file {
         RecordFile::Node => NODE_MAX,
-        RecordFile::State => STATE_MAX,
+        RecordFile::State | RecordFile::Table => STATE_MAX,
     }
 }
 
@@ -375,6 +375,7 @@ pub(super) const fn temporary(file: RecordFile) -> &'static str {
     match file {
         RecordFile::Node => "node.json.new",
         RecordFile::State => "state.json.new",
+        RecordFile::Table => "replicas.json.new",
     }
 }
 

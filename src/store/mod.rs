@@ -1,4 +1,5 @@
-//! The state directory's files: `node.json` (who this node is) and `state.json` (what the core must not forget).
+//! The state directory's files: `node.json` (who this node is), `state.json` (what the core must not forget) and
+//! `replicas.json` (what else it knew of its replicas).
 //!
 //! A thread does the writing, so that a disk that hangs in fsync hangs nothing else. The core decides what to do about a
 //! failed save: the store tries once and reports. It never overwrites a file whose content it did not understand.
@@ -93,6 +94,7 @@ struct Order {
 struct Waiting {
     node: Option<Order>,
     state: Option<Order>,
+    table: Option<Order>,
     under_way: bool,
 }
 
@@ -101,16 +103,17 @@ impl Waiting {
         let place = match record.file() {
             RecordFile::Node => &mut self.node,
             RecordFile::State => &mut self.state,
+            RecordFile::Table => &mut self.table,
         };
         *place = Some(Order { record, seq });
     }
 
-    /// The next order, unless one is under way. The identity goes first.
+    /// The next order, unless one is under way. The identity goes first, and last the table, for which nobody waits.
     fn next(&mut self) -> Option<Order> {
         if self.under_way {
             return None;
         }
-        let order = self.node.take().or_else(|| self.state.take());
+        let order = self.node.take().or_else(|| self.state.take()).or_else(|| self.table.take());
         self.under_way = order.is_some();
         order
     }
@@ -122,7 +125,7 @@ fn serve(mut directory: Directory, orders: &Receiver<Order>, emit: &impl Fn(Stor
         let file = record.file();
         let content = match record {
             Record::Node(identity) => identity::write(&identity),
-            Record::State(text) => Secret::new(text),
+            Record::State(text) | Record::Table(text) => Secret::new(text),
         };
         emit(match directory.save(file, &content) {
             Ok(()) => StoreEvent::Saved(file, seq),
@@ -147,19 +150,25 @@ mod tests {
     #[test]
     fn the_newest_of_each_file_waits() {
         let mut waiting = Waiting::default();
-        let mut next = |put: &[(bool, u64)], answered: bool| {
-            for (node, seq) in put {
-                let state = Record::State(seq.to_string());
-                waiting.put(if *node { Record::Node(identity()) } else { state }, *seq);
+        let mut next = |put: &[(RecordFile, u64)], answered: bool| {
+            for (file, seq) in put {
+                let record = match file {
+                    RecordFile::Node => Record::Node(identity()),
+                    RecordFile::State => Record::State(seq.to_string()),
+                    RecordFile::Table => Record::Table(seq.to_string()),
+                };
+                waiting.put(record, *seq);
             }
             waiting.under_way &= !answered;
             waiting.next().map(|order| order.seq)
         };
         assert_eq!(next(&[], false), None);
-        assert_eq!(next(&[(false, 1)], false), Some(1));
-        assert_eq!(next(&[(false, 2), (true, 3), (false, 4)], false), None);
+        use RecordFile::{Node, State, Table};
+        assert_eq!(next(&[(State, 1)], false), Some(1));
+        assert_eq!(next(&[(Table, 9), (State, 2), (Node, 3), (State, 4)], false), None);
         assert_eq!(next(&[], true), Some(3));
-        assert_eq!(next(&[(false, 5)], true), Some(5));
+        assert_eq!(next(&[(State, 5)], true), Some(5));
+        assert_eq!(next(&[], true), Some(9), "the table last");
         assert_eq!(next(&[], true), None);
     }
 

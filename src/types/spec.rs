@@ -70,7 +70,7 @@ impl Port {
 }
 
 /// A port of the host, as `8080/tcp`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPort {
     /// Its number.
     pub number: u16,

@@ -24,6 +24,7 @@ pub struct Start {
     pub token: Option<&'static str>,
     pub record: Option<String>,
     pub boot_id: Option<&'static str>,
+    pub table: Option<String>,
     pub engine: Engine,
     pub orphans: BTreeMap<String, LeftoverCall>,
     /// Calls of an earlier process can be looked for.
@@ -42,6 +43,7 @@ impl Default for Start {
             token: Some("vtk_1"),
             record: None,
             boot_id: Some("boot-1"),
+            table: None,
             engine: Engine::new(),
             orphans: BTreeMap::new(),
             searching: true,
@@ -71,6 +73,7 @@ pub struct Rig {
     pub pings: Vec<u64>,
     pub saving: bool,
     pub record: Option<String>,
+    pub table: Option<String>,
     unsaved: Vec<(u64, String)>,
     pub sampling: bool,
     pub usage: Usage,
@@ -115,6 +118,7 @@ impl Rig {
             fresh_key: [7; 32],
             token: start.token.map(|token| Secret::new(token.into())),
             record: start.record.clone(),
+            table: start.table.clone(),
             seed: start.seed,
             machine_id: None,
             boot_id: start.boot_id.map(str::to_owned),
@@ -136,6 +140,7 @@ impl Rig {
             pings: Vec::new(),
             saving: true,
             record: start.record,
+            table: start.table,
             unsaved: Vec::new(),
             sampling: true,
             usage: Usage { free_bytes: Some(1 << 40), ..Usage::default() },
@@ -164,8 +169,8 @@ impl Rig {
 
     /// The same disk and engine, another process.
     pub fn restart(self) -> Self {
-        let Self { record, engine, gpus, .. } = self;
-        Self::start(Start { record, engine, gpus, seed: 2, ..Start::default() })
+        let Self { record, table, engine, gpus, .. } = self;
+        Self::start(Start { record, table, engine, gpus, seed: 2, ..Start::default() })
     }
 
     pub fn event(&mut self, event: Event) {
@@ -194,6 +199,10 @@ impl Rig {
                     events.push(Event::Saved(seq));
                 }
                 Action::Save(seq, text) => self.unsaved.push((seq, text)),
+                Action::SaveTable(table) => {
+                    self.table = Some(table);
+                    events.push(Event::TableSaved);
+                }
                 Action::SaveIdentity(identity) => {
                     self.identity = Some(identity);
                     events.push(Event::IdentitySaved);

@@ -62,6 +62,9 @@ enum Frame {
 #[derive(Default)]
 struct Store {
     saved: Option<String>,
+    /// The table of replicas, and the one that is being written.
+    table: Option<String>,
+    table_in_flight: Option<String>,
     /// The number, what is saved, and since when this save and the one right before it are under way.
     in_flight: Option<(u64, String, Instant)>,
     since: Option<Instant>,
@@ -135,7 +138,7 @@ impl World {
             Identity { node_id: NodeId::new("node-1").unwrap(), node_token: None, spec_key: Some([7; 32]) };
         let identity = (!seed.is_multiple_of(4)).then_some(identity);
         let mut out = Vec::new();
-        let core = Core::new(now, settings(), Self::origin(identity.clone(), None, seed), &mut out);
+        let core = Core::new(now, settings(), Self::origin(identity.clone(), None, None, seed), &mut out);
         let mut world = Self {
             now,
             start: now,
@@ -174,9 +177,14 @@ impl World {
         world
     }
 
-    fn origin(identity: Option<Identity>, record: Option<String>, seed: u64) -> Origin {
+    fn origin(
+        identity: Option<Identity>,
+        record: Option<String>,
+        table: Option<String>,
+        seed: u64,
+    ) -> Origin {
         let token = Some(Secret::new("vtk_test".into()));
-        Origin { identity, fresh_key: [9; 32], token, record, seed, machine_id: None, boot_id: None }
+        Origin { identity, fresh_key: [9; 32], token, record, table, seed, machine_id: None, boot_id: None }
     }
 
     pub fn say(&mut self, text: impl FnOnce() -> String) {
@@ -205,6 +213,10 @@ impl World {
             Some((_, text, _)) if luck & 1 == 1 => Some(text),
             Some(_) | None => store.saved,
         };
+        self.store.table = match store.table_in_flight {
+            Some(text) if luck & 4 == 4 => Some(text),
+            Some(_) | None => store.table,
+        };
         if let Some(identity) = self.identity_in_flight.take()
             && luck & 2 == 2
         {
@@ -231,7 +243,8 @@ impl World {
         self.incarnation += 1;
         self.seed = self.seed.wrapping_mul(6364136223846793005).wrapping_add(self.incarnation);
         let mut out = Vec::new();
-        let origin = Self::origin(self.identity.clone(), self.store.saved.clone(), self.seed);
+        let (record, table) = (self.store.saved.clone(), self.store.table.clone());
+        let origin = Self::origin(self.identity.clone(), record, table, self.seed);
         self.core = Core::new(self.now, settings(), origin, &mut out);
         for action in out {
             self.perform(action);
@@ -339,6 +352,11 @@ impl World {
                     self.store.last.filter(|(_, done)| *done == self.now).map(|(ordered, _)| ordered);
                 self.store.in_flight = Some((seq, text, before.unwrap_or(self.now)));
                 self.store.since = Some(self.now);
+            }
+            Action::SaveTable(text) => {
+                if self.store.table_in_flight.replace(text).is_some() {
+                    self.breaks("a table was ordered while one is being written".into());
+                }
             }
             Action::SaveIdentity(identity) => self.identity_in_flight = Some(identity),
             Action::Reply(_, reply) => self.reply = Some(reply),
@@ -675,7 +693,7 @@ impl World {
     /// The disk: `0` done, `1` failed, else nothing.
     pub fn disk(&mut self, how: u32) {
         match (how, self.store.in_flight.take()) {
-            (_, None) => {}
+            (_, None) => self.table_disk(how),
             (0, Some((seq, text, _))) => {
                 self.store.saved = Some(text);
                 self.store.was_bad = std::mem::take(&mut self.store.bad);
@@ -699,6 +717,24 @@ impl World {
             }
             (1, Some(_)) => self.handle(Event::IdentityFailed("disk full".into())),
             (_, kept) => self.identity_in_flight = kept,
+        }
+    }
+
+    /// The same for the table, which everything else is written before.
+    fn table_disk(&mut self, how: u32) {
+        match (how, self.store.table_in_flight.take()) {
+            (_, None) => {}
+            (0, Some(text)) => {
+                self.store.table = Some(text);
+                self.handle(Event::TableSaved);
+            }
+            (1, Some(text)) => {
+                if text.len().is_multiple_of(2) {
+                    self.store.table = Some(text);
+                }
+                self.handle(Event::TableFailed("disk full".into()));
+            }
+            (_, kept) => self.store.table_in_flight = kept,
         }
     }
 
@@ -929,6 +965,7 @@ impl World {
             || !self.scans.is_empty()
             || !self.watcher.is_empty()
             || self.store.in_flight.is_some()
+            || self.store.table_in_flight.is_some()
             || self.identity_in_flight.is_some()
             || self.reading.is_some()
             || !self.other_samples.is_empty()
@@ -1006,7 +1043,7 @@ fn detail_of(action: &Action) -> String {
             format!(" {text}")
         }
         Action::Link(LinkCommand::Send(_, text)) => format!(" {:.40}", text),
-        Action::Save(_, text) => format!(" {text}"),
+        Action::Save(_, text) | Action::SaveTable(text) => format!(" {text}"),
         _ => String::new(),
     }
 }

@@ -3,8 +3,8 @@
 //!
 //! One replica is a state machine: [`state`] has its values and what is legal, [`commands`] what a command means in
 //! each, [`lifecycle`] its inputs and effects, [`starting`] the way up, [`watching`] the watch over what runs,
-//! [`reconcile`] what a listing means and the recovery after a restart, [`record`] what survives the process, and
-//! [`outcome`] what is reported. [`admission`] says what is taken on.
+//! [`reconcile`] what a listing means and the recovery after a restart, [`record`] what survives the process and
+//! [`files`] in which file, and [`outcome`] what is reported. [`admission`] says what is taken on.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use crate::types::{ContainerId, HostPort, Port, ReplicaId};
 
 mod admission;
 mod commands;
+mod files;
 mod lifecycle;
 mod outcome;
 mod reconcile;
@@ -29,6 +30,7 @@ mod watching;
 pub(crate) use self::admission::{Load, WaitingCommands};
 use self::commands::{CommandClass, on_deploy};
 pub(crate) use self::commands::{OnDeploy, same_spec};
+use self::files::Files;
 pub(crate) use self::lifecycle::{Effect, Input, Surroundings};
 pub(crate) use self::outcome::{Code, Exit, Refusal, Report};
 pub(crate) use self::reconcile::Shown;
@@ -67,6 +69,7 @@ pub(crate) struct Replicas {
     ended_by_reboot: BTreeSet<ReplicaId>,
     /// Leftover containers that are being removed.
     leftovers: BTreeSet<ContainerId>,
+    files: Files,
     /// A listing has been taken up: the containers are known.
     known: bool,
 }
@@ -280,6 +283,7 @@ impl Replicas {
             self.queue.push_back(id.clone());
         }
         self.unindex(&id);
+        self.files.enter(&replica, cx.tick);
         self.all.insert(id.clone(), replica);
         self.index(cx, &id);
     }
@@ -294,7 +298,7 @@ impl Replicas {
     ) -> Vec<Effect> {
         self.unindex(id);
         let Some(replica) = self.all.get_mut(id) else { return Vec::new() };
-        let was_queued = replica.state == ReplicaState::Queued;
+        let (was_queued, before) = (replica.state == ReplicaState::Queued, replica.footprint());
         let mut effects = replica.apply(cx, around, input);
         let gone = effects.iter().any(|effect| matches!(effect, Effect::Gone));
         if gone {
@@ -307,9 +311,12 @@ impl Replicas {
         }
         if !gone {
             debug_assert_eq!(replica.illegal(), None, "{replica:?}");
+            self.files.track(id, before, replica.footprint(), cx.tick);
         } else if let Some(next) = self.all.remove(id).and_then(|replica| replica.succeed(cx.tick)) {
             self.insert(cx, next);
             return effects;
+        } else {
+            self.files.leave(id, cx.tick);
         }
         self.index(cx, id);
         effects
@@ -367,6 +374,52 @@ impl Replicas {
         self.leftovers.remove(container);
     }
 
+    /// The replicas that `state.json` has, and those that it says are gone; without the latter it has all.
+    pub(crate) fn in_state(&self) -> (Vec<&Replica>, Option<Vec<&ReplicaId>>) {
+        let Some(named) = self.files.in_state() else { return (self.all.values().collect(), None) };
+        #[cfg(debug_assertions)]
+        if self.all.len() <= 100 {
+            self.files.check(&self.all);
+        }
+        let (mut there, mut gone) = (Vec::new(), Vec::new());
+        for id in named {
+            match self.all.get(id) {
+                Some(replica) => there.push(replica),
+                None => gone.push(id),
+            }
+        }
+        (there, Some(gone))
+    }
+
+    /// The replicas that a table has which is composed now.
+    pub(crate) fn compose_table(&mut self, tick: u64) -> impl Iterator<Item = &Replica> {
+        self.files.compose(tick);
+        #[cfg(debug_assertions)]
+        self.files.check_later(&self.all);
+        self.all.values().filter(|replica| !self.files.is_in_flight(&replica.id))
+    }
+
+    /// That table is on the disk.
+    pub(crate) fn table_written(&mut self) {
+        self.files.written();
+    }
+
+    /// These replicas come from a table that is on the disk, and are as they are there; `gone` are not any more.
+    pub(crate) fn restore_table(&mut self, untouched: &[ReplicaId], gone: BTreeSet<ReplicaId>, tick: u64) {
+        gone.iter().for_each(|id| self.files.leave(id, tick));
+        self.files.restore(untouched);
+        #[cfg(debug_assertions)]
+        {
+            self.files.check_later(&self.all);
+            self.files.checked_from_now();
+        }
+    }
+
+    /// Whether something changed since this was last asked that the table is to have by and by.
+    pub(crate) fn take_stale_table(&mut self) -> bool {
+        self.files.take_stale()
+    }
+
     /// Whether sums, indexes and timers are what the replicas' states say. For tests: it walks all of them.
     #[cfg(debug_assertions)]
     pub(crate) fn is_consistent(&self, cx: &Cx) -> bool {
@@ -379,6 +432,7 @@ impl Replicas {
             && self.by_container.len() == self.all.values().filter(|r| r.running().is_some()).count()
             && self.awaiting_listing.len() == self.all.values().filter(|r| r.needs_listing()).count()
             && self.awaiting_record.len() == self.all.values().filter_map(Replica::awaited_record).count()
+            && self.all.values().all(|r| self.files.agrees_with(r))
             && self.all.iter().all(|(id, r)| cx.timers.of_replica(id) == r.timers(self.known))
     }
 }

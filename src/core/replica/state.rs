@@ -202,7 +202,7 @@ pub(crate) enum Desired {
 }
 
 /// What was last reported about a replica without a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Reported {
     Nothing,
     /// The control plane counts on it: should it go missing, that is reported.

@@ -118,7 +118,7 @@ fn damaged_files_are_kept_and_reported() {
     check(b"\xff\xfe", "node.json.damaged-4");
     check(&vec![b' '; NODE_MAX + 1], "node.json.damaged-5");
     place.put("state.json", b"{\"half\":");
-    let Found::Damaged(why) = place.open().load_state().unwrap() else { panic!() };
+    let Found::Damaged(why) = place.open().load_json(RecordFile::State).unwrap() else { panic!() };
     assert!(why.contains("state.json.damaged-1"), "{why}");
 }
 
@@ -131,7 +131,7 @@ fn a_damaged_file_that_cannot_be_kept_is_not_overwritten() {
     }
     let mut directory = place.open();
     assert!(
-        matches!(directory.load_state().unwrap(), Found::Damaged(why) if why.contains("not overwritten"))
+        matches!(directory.load_json(RecordFile::State).unwrap(), Found::Damaged(why) if why.contains("not overwritten"))
     );
     let error = directory.save(RecordFile::State, &state("{}")).unwrap_err();
     assert!(error.contains("cannot rename"), "{error}");
@@ -139,7 +139,7 @@ fn a_damaged_file_that_cannot_be_kept_is_not_overwritten() {
     fs::remove_file(place.0.join("state.json.damaged-7")).unwrap();
     directory.save(RecordFile::State, &state("{}")).unwrap();
     assert_eq!(fs::read(place.0.join("state.json.damaged-7")).unwrap(), b"precious");
-    assert_eq!(directory.load_state().unwrap(), Found::Good("{}".to_owned()));
+    assert_eq!(directory.load_json(RecordFile::State).unwrap(), Found::Good("{}".to_owned()));
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn what_is_not_a_regular_file_is_unreadable_and_stays() {
     let mut directory = place.open();
     let error = directory.load_identity().unwrap_err().to_string();
     assert!(error.contains("node.json") && error.contains("not a regular file"), "{error}");
-    assert!(directory.load_state().unwrap_err().contains("cannot read"));
+    assert!(directory.load_json(RecordFile::State).unwrap_err().contains("cannot read"));
     assert_eq!(place.names(), ["node.json", "state.json"]);
 }
 
@@ -168,7 +168,7 @@ fn too_large_a_state_is_not_saved() {
     directory.save(RecordFile::State, &state("1")).unwrap();
     let large = state(&" ".repeat(STATE_MAX + 1));
     assert!(directory.save(RecordFile::State, &large).unwrap_err().contains("would exceed"));
-    assert_eq!(directory.load_state().unwrap(), Found::Good("1".to_owned()));
+    assert_eq!(directory.load_json(RecordFile::State).unwrap(), Found::Good("1".to_owned()));
 }
 
 /// Mounts a file system of 64 KiB at `place`; `None` (and a line that says so) where that is not allowed.
@@ -217,9 +217,9 @@ fn a_full_disk_leaves_the_old_file() {
         error.to_string().contains("state.json: No space left") && error.to_string().contains("free some")
     );
     assert_eq!(place.names(), ["state.json"]);
-    assert_eq!(directory.load_state().unwrap(), Found::Good("{\"old\":1}".to_owned()));
+    assert_eq!(directory.load_json(RecordFile::State).unwrap(), Found::Good("{\"old\":1}".to_owned()));
     directory.save(RecordFile::State, &state("{\"new\":1}")).unwrap();
-    assert_eq!(directory.load_state().unwrap(), Found::Good("{\"new\":1}".to_owned()));
+    assert_eq!(directory.load_json(RecordFile::State).unwrap(), Found::Good("{\"new\":1}".to_owned()));
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn a_read_only_disk_starts_and_loads() {
     place.put("node.json", b"damaged");
     mounted.read_only();
     let mut directory = place.open();
-    assert_eq!(directory.load_state().unwrap(), Found::Good("{\"old\":1}".to_owned()));
+    assert_eq!(directory.load_json(RecordFile::State).unwrap(), Found::Good("{\"old\":1}".to_owned()));
     assert!(
         matches!(directory.load_identity().unwrap(), Found::Damaged(why) if why.contains("stays in place"))
     );
@@ -358,50 +358,69 @@ impl Disk {
     }
 }
 
-/// Saves one content after the other with the steps of `plan`, cutting the power after each step; a save that has a
-/// number fails after that many steps. Returns how many cuts were tried and how many were not survived.
-fn cut_everywhere(plan: &[Step], file: RecordFile, saves: &[(&str, Option<usize>)]) -> (usize, usize) {
+/// A save: the file, its content, and the steps after which it fails, if it does.
+type Save<'a> = (RecordFile, &'a str, Option<usize>);
+
+/// Saves one content after the other with the steps of `plan`, cutting the power after each step. Returns how many cuts
+/// were tried and how many were not survived: with a file that is neither old nor new, or a table newer than the state
+/// beside it (those of the tests begin with their number).
+fn cut_everywhere(plan: &[Step], saves: &[Save<'_>]) -> (usize, usize) {
     let mut disk = Disk::default();
-    // What a start may find: nothing, at first; then what was last confirmed or put in place since.
-    let mut allowed: Vec<Option<&str>> = vec![None];
+    // What a start may find of each file: nothing, at first; then what was last confirmed or put in place since.
+    let mut allowed: BTreeMap<RecordFile, Vec<Option<String>>> = BTreeMap::new();
+    for file in [RecordFile::Node, RecordFile::State, RecordFile::Table] {
+        allowed.insert(file, vec![None]);
+    }
     let (mut tried, mut lost) = (0, 0);
-    let mut cut = |disk: &Disk, allowed: &[Option<&str>]| {
+    let mut cut = |disk: &Disk, allowed: &BTreeMap<RecordFile, Vec<Option<String>>>| {
         for files in disk.after_power_cut() {
             let place = Place::new("power-cut");
             for (name, bytes) in &files {
                 place.put(name, bytes);
             }
             let mut directory = place.open();
-            let found = match file {
-                RecordFile::State => directory.load_state().unwrap(),
-                RecordFile::Node => match directory.load_identity().unwrap() {
-                    Found::Good(identity) => Found::Good(identity::write(&identity).expose().to_owned()),
-                    Found::Absent => Found::Absent,
-                    Found::Damaged(why) | Found::Newer(why) => Found::Damaged(why),
-                },
+            let mut survived = true;
+            let mut load = |file: RecordFile| {
+                let found = match file {
+                    RecordFile::State | RecordFile::Table => directory.load_json(file).unwrap(),
+                    RecordFile::Node => match directory.load_identity().unwrap() {
+                        Found::Good(identity) => Found::Good(identity::write(&identity).expose().to_owned()),
+                        Found::Absent => Found::Absent,
+                        Found::Damaged(why) | Found::Newer(why) => Found::Damaged(why),
+                    },
+                };
+                let found = match found {
+                    Found::Good(text) => Some(text),
+                    Found::Absent => None,
+                    Found::Damaged(why) | Found::Newer(why) => Some(why),
+                };
+                survived &= allowed[&file].contains(&found);
+                found
             };
-            let found = match &found {
-                Found::Good(text) => allowed.contains(&Some(text)),
-                Found::Absent => allowed.contains(&None),
-                Found::Damaged(_) | Found::Newer(_) => false,
-            };
+            load(RecordFile::Node);
+            let [state, table] = [RecordFile::State, RecordFile::Table].map(|file| {
+                let text = load(file).unwrap_or_default();
+                text.trim_start_matches('[').split(']').next().and_then(|n| n.parse::<u32>().ok())
+            });
             tried += 1;
-            lost += usize::from(!found);
-            assert!(!place.names().contains(&temporary(file).to_owned()));
+            lost += usize::from(!survived || table > state);
+            let left = |file| place.names().contains(&temporary(file).to_owned());
+            assert!(!left(RecordFile::Node) && !left(RecordFile::State) && !left(RecordFile::Table));
         }
     };
-    for (content, fails_after) in saves {
+    for (file, content, fails_after) in saves {
         for step in &plan[..fails_after.unwrap_or(plan.len())] {
-            disk.perform(*step, file, content.as_bytes());
+            disk.perform(*step, *file, content.as_bytes());
+            let content = Some((*content).to_owned());
             match step {
                 Step::Create | Step::Write | Step::SyncFile => {}
-                Step::Rename => allowed.push(Some(content)),
-                Step::SyncDirectory => allowed = vec![Some(content)],
+                Step::Rename => allowed.get_mut(file).unwrap().push(content),
+                Step::SyncDirectory => _ = allowed.insert(*file, vec![content]),
             }
             cut(&disk, &allowed);
         }
-        if fails_after.is_some() && disk.names.contains_key(temporary(file)) {
-            disk.change(NameChange::Unlink(temporary(file)));
+        if fails_after.is_some() && disk.names.contains_key(temporary(*file)) {
+            disk.change(NameChange::Unlink(temporary(*file)));
             cut(&disk, &allowed);
         }
     }
@@ -410,27 +429,38 @@ fn cut_everywhere(plan: &[Step], file: RecordFile, saves: &[(&str, Option<usize>
 
 #[test]
 fn a_power_cut_leaves_old_or_new() {
-    let check = |file: RecordFile, saves: &[(&str, Option<usize>)]| {
-        let (tried, lost) = cut_everywhere(SAVE, file, saves);
+    use RecordFile::{Node, State, Table};
+    let check = |saves: &[Save<'_>]| {
+        let (tried, lost) = cut_everywhere(SAVE, saves);
         assert!(tried > 20 && lost == 0, "{lost} of {tried}");
     };
-    check(RecordFile::State, &[("{\"a\":1}", None), ("{\"b\":2}", None), ("{\"c\":3}", None)]);
+    check(&[(State, "{\"a\":1}", None), (State, "{\"b\":2}", None), (State, "{\"c\":3}", None)]);
     for fails_after in 0..SAVE.len() {
-        check(RecordFile::State, &[("[1]", None), ("[2]", Some(fails_after)), ("[3]", None)]);
-        check(RecordFile::State, &[("[1]", Some(fails_after)), ("[2]", None)]);
+        let fails = Some(fails_after);
+        check(&[(State, "[1]", None), (State, "[2]", fails), (State, "[3]", None)]);
+        check(&[(State, "[1]", fails), (State, "[2]", None)]);
+        // A table is written when the state that it was composed with has arrived.
+        check(&[(State, "[1]", None), (Table, "[1]", fails), (State, "[2]", None)]);
+        check(&[(State, "[1]", None), (Table, "[1]", None), (State, "[2]", fails), (State, "[3]", None)]);
+        check(&[(State, "[2]", None), (State, "[3]", fails), (Table, "[2]", None)]);
     }
+    let states = [(State, "[1]", None), (State, "[2]", None), (State, "[3]", None), (State, "[4]", None)];
+    check(&[states[0], (Table, "[1]", None), states[1], states[2], (Table, "[2]", None), states[3]]);
     let node = |id: &str| {
         let node_id = NodeId::new(id).unwrap();
         identity::write(&Identity { node_id, node_token: None, spec_key: Some([1; 32]) })
     };
-    check(RecordFile::Node, &[(node("a").expose(), None), (node("b").expose(), None)]);
+    check(&[(Node, node("a").expose(), None), (Node, node("b").expose(), None)]);
 }
 
 #[test]
 fn the_model_finds_what_a_careless_save_loses() {
     let without = |step: Step| -> Vec<Step> { SAVE.iter().copied().filter(|other| *other != step).collect() };
-    let (_, lost) =
-        cut_everywhere(&without(Step::SyncFile), RecordFile::State, &[("[1]", None), ("[2]", None)]);
+    use RecordFile::{State, Table};
+    let states = [(State, "[1]", None), (State, "[2]", None)];
+    let (_, lost) = cut_everywhere(&without(Step::SyncFile), &states);
+    assert!(lost > 0);
+    let (_, lost) = cut_everywhere(SAVE, &[states[0], (Table, "[2]", None), states[1]]);
     assert!(lost > 0);
 }
 
@@ -443,7 +473,7 @@ fn maintenance_outlives_a_damaged_state() {
     drop(directory);
     place.put("state.json", b"{\"version\":1,\"mo");
     let mut directory = place.open();
-    assert!(matches!(directory.load_state().unwrap(), Found::Damaged(_)));
+    assert!(matches!(directory.load_json(RecordFile::State).unwrap(), Found::Damaged(_)));
     assert_eq!(directory.last_mode().as_deref(), Some("maintenance"));
     directory.save(RecordFile::State, &state(r#"{"version":1,"mode":"online"}"#)).unwrap();
     assert_eq!(directory.last_mode().as_deref(), Some("online"));
@@ -455,7 +485,7 @@ fn a_newer_versions_state_is_kept_untouched() {
     let newer = format!(r#"{{"version":{},"mode":"maintenance","more":1}}"#, STATE_VERSION + 1);
     place.put("state.json", newer.as_bytes());
     let mut directory = place.open();
-    let Found::Newer(why) = directory.load_state().unwrap() else { panic!() };
+    let Found::Newer(why) = directory.load_json(RecordFile::State).unwrap() else { panic!() };
     let kept = format!("state.json.version-{}-1", STATE_VERSION + 1);
     assert!(why.contains(&kept), "{why}");
     directory.save(RecordFile::State, &state("{}")).unwrap();
