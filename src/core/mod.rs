@@ -784,15 +784,6 @@ impl Core {
         }
     }
 
-    /// The images on the host are everyone's: what a pull had to prove a right to is remembered.
-    fn pulled(&mut self, id: &ReplicaId, outcome: &Outcome) {
-        let Outcome::Pulled(result) = outcome else { return };
-        let work = self.replicas.get(id).and_then(Replica::deploy).and_then(|deploy| deploy.work.as_ref());
-        if work.is_some_and(|work| self.private_images.pulled(work, result)) {
-            self.persistence.save(self.cx.now);
-        }
-    }
-
     fn job_done(&mut self, job: JobId, outcome: Outcome) {
         let Some(owner) = self.cx.jobs.finish(job) else { return };
         if self.engine.on_outcome(self.cx.now, &outcome) {
@@ -800,7 +791,14 @@ impl Core {
         }
         match (owner, outcome) {
             (JobOwner::Replica(id), outcome) => {
-                self.pulled(&id, &outcome);
+                // The images on the host are everyone's: what a pull had to prove a right to is remembered.
+                let deploy = self.replicas.get(&id).and_then(Replica::deploy);
+                if let Outcome::Pulled(result) = &outcome
+                    && let Some(work) = deploy.and_then(|deploy| deploy.work.as_ref())
+                    && self.private_images.pulled(work, result)
+                {
+                    self.persistence.save(self.cx.now);
+                }
                 self.apply(&id, Input::Outcome(job, outcome));
             }
             (JobOwner::Listing(began), Outcome::Listed(result)) => self.listed(began, result),
