@@ -66,6 +66,8 @@ fn nothing_gives_a_deploy_more_than_a_plain_container() {
             "PortBindings",
             "LogConfig",
             "Runtime",
+            // Higher than a plain container's, so that the kernel ends tenants first (exits.rs).
+            "OomScoreAdj",
         ] {
             for side in [&mut ours, &mut plain] {
                 side[field].take();
@@ -87,7 +89,6 @@ fn nothing_gives_a_deploy_more_than_a_plain_container() {
         "/process/apparmorProfile",
         "/process/selinuxLabel",
         "/process/rlimits",
-        "/process/oomScoreAdj",
         "/linux/seccomp",
         "/linux/maskedPaths",
         "/linux/readonlyPaths",
