@@ -17,6 +17,12 @@ die() {
     exit 1
 }
 
+# cannot WHY: ends a trial that this machine cannot do, with a status that tells it from one that failed.
+cannot() {
+    say "$*"
+    exit 77
+}
+
 # bounded SECONDS WHAT COMMAND…: ends with a line that says so when it takes longer.
 bounded() {
     local status=0

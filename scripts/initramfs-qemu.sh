@@ -12,15 +12,9 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 # One machine may run this long, in seconds.
 MACHINE_S=300
-CANNOT=77
 CACHE=$TARGET/vfio-qemu
 HOST=10.99.0.1
 UUID=5f3c8a52-7f0e-4a55-9d53-0c8a8f6c2b11
-
-cannot() {
-    say "$*"
-    exit "$CANNOT"
-}
 
 [ "$(uname -m)" = x86_64 ] || cannot "only an x86_64 machine can do this"
 [ -n "${1:-}" ] || die "usage: scripts/initramfs-qemu.sh BUSYBOX [AGENT [CONTROL-PLANE]]"

@@ -16,13 +16,7 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 # The container may run this long, in seconds.
 TRIAL_S=900
-CANNOT=77
 CACHE=$TARGET/install-systemd
-
-cannot() {
-    say "$*"
-    exit "$CANNOT"
-}
 
 agent=${1:-$TARGET/static/$(uname -m)/vectorlay-agent}
 plane=${2:-$TARGET/debug/control-plane}

@@ -17,13 +17,7 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 # The machine may run this long, in seconds, and the control plane take to listen.
 MACHINE_S=2400
 LISTENS_S=20
-CANNOT=77
 CACHE=$TARGET/systemd-qemu
-
-cannot() {
-    say "$*"
-    exit "$CANNOT"
-}
 
 [ "$(uname -m)" = x86_64 ] || cannot "only an x86_64 machine can do this"
 bundle=${1:-$(find "$TARGET/bundle" -name 'vectorlay-*.tar.gz' 2>/dev/null | sort | tail -n 1)}

@@ -17,18 +17,11 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 # One machine may run this long, in seconds: two minutes do where nothing else runs.
 MACHINE_S=600
-# Why not, for the caller.
-CANNOT=77
 CACHE=$TARGET/vfio-qemu
 # What the agent's machine is made of, as Debian has it; libraries come along.
 PROGRAMS=(dockerd /usr/bin/docker containerd containerd-shim-runc-v2 runc jq lspci)
 MODULES=(kernel/drivers/vfio kernel/virt/lib/irqbypass.ko kernel/drivers/virtio kernel/drivers/block/virtio_blk.ko
     kernel/fs/overlayfs)
-
-cannot() {
-    say "$*"
-    exit "$CANNOT"
-}
 
 install_all() {
     need qemu-system-x86_64=qemu-system-x86 cpio=cpio depmod=kmod gcc=gcc /usr/include/stdlib.h=libc6-dev \
