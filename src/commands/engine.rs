@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::core::job::gpus_of_label;
 use crate::engine::cli::{self, Cli};
 use crate::link::dates;
 use crate::process::{self, Ended};
@@ -53,7 +54,7 @@ fn parse(line: &str) -> Option<Container> {
         id: ContainerId::new(&text(id)?).ok()?,
         replica: text(replica)?,
         deploy: label(deploy),
-        gpus: gpus.split('+').filter(|gpu| !gpu.is_empty()).map(str::to_owned).collect(),
+        gpus: gpus_of_label(&gpus).map(str::to_owned).collect(),
         image: named.or_else(|| text(image))?,
         created: dates::seconds(&text(created)?),
         status: text(status)?,

@@ -15,6 +15,8 @@ pub const LABEL_DEPLOY: &str = "vectorlay.deploy";
 pub const LABEL_SPEC: &str = "vectorlay.spec";
 /// The label with the PCI addresses of the container's GPUs, joined by `+`; absent without GPUs.
 pub const LABEL_GPUS: &str = "vectorlay.gpus";
+/// Between two addresses of [`LABEL_GPUS`].
+const GPU_SEPARATOR: char = '+';
 /// The label with the node's ID when the container was started: for people, never decided on.
 pub const LABEL_NODE: &str = "vectorlay.node";
 
@@ -35,6 +37,17 @@ impl fmt::Display for JobId {
 /// `text` with what a label's value may not have replaced.
 pub fn label_value(text: &str) -> String {
     text.chars().map(|c| if matches!(c, ',' | '=' | '\n' | '"') { '_' } else { c }).collect()
+}
+
+/// The value of [`LABEL_GPUS`] for these GPUs.
+pub fn gpus_label(gpus: &[(PciAddress, String)]) -> String {
+    let addresses: Vec<String> = gpus.iter().map(|(address, _)| address.to_string()).collect();
+    addresses.join(&GPU_SEPARATOR.to_string())
+}
+
+/// The addresses in a value of [`LABEL_GPUS`], as they stand there.
+pub fn gpus_of_label(label: &str) -> impl Iterator<Item = &str> {
+    label.split(GPU_SEPARATOR).filter(|address| !address.is_empty())
 }
 
 /// Whether `text` has the form of a deploy's ID: 16 lower-case hexadecimal digits.

@@ -94,6 +94,11 @@ impl Flavour {
     }
 }
 
+/// A call's bounds but for those that differ.
+fn bounds(deadline: Duration, output: usize) -> Bounds {
+    Bounds { deadline, grace: GRACE, output, tail: false }
+}
+
 /// How a container is queried. `timeout`, because a process that an abandoned `exec` has started stays in the
 /// container.
 const ASK: &str = "command -v timeout >/dev/null && exec timeout -s KILL 8 sh -c \"$0\"; exec sh -c \"$0\"";
@@ -202,7 +207,6 @@ impl Cli {
     /// # Errors
     /// [`crate::core::job::FailureKind::Impossible`] when the job cannot be put on a command line.
     pub fn call(&self, job: &Job) -> Result<(Program, Bounds), Failure> {
-        let bounds = |deadline, output| Bounds { deadline, grace: GRACE, output, tail: false };
         Ok(match job {
             Job::Run(run) => {
                 // What cannot be carried is said before an image is pulled for it.
@@ -253,7 +257,7 @@ impl Cli {
     /// The call that prints, as JSON, which deploy a container is of: its log file is named after it.
     pub fn deploy_of(&self, id: &ContainerId) -> (Program, Bounds) {
         let program = self.inspect(id, format!("{{{{json (index .Config.Labels \"{LABEL_DEPLOY}\")}}}}"));
-        (program, Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: OUTPUT, tail: false })
+        (program, bounds(LOOK_DEADLINE, OUTPUT))
     }
 
     /// The call that describes our containers for a person: a line of JSON values each, separated by tabs: ID, replica,
@@ -269,8 +273,7 @@ impl Cli {
         );
         let filter = format!("--filter=label={LABEL_REPLICA}");
         let args = ["ps".into(), "--all".into(), "--no-trunc".into(), filter, format];
-        let bounds = Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: LIST_OUTPUT, tail: false };
-        (self.plain(args), bounds)
+        (self.plain(args), bounds(LOOK_DEADLINE, LIST_OUTPUT))
     }
 
     /// The call that prints a container's log to its own standard output, for a program that it takes the place of.
@@ -301,8 +304,7 @@ impl Cli {
         };
         let args = ["image".to_owned(), "inspect".to_owned()].into_iter().chain(mode);
         let args = args.chain(["--format={{json .}}".to_owned(), image.canonical().to_owned()]);
-        let bounds = Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: LIST_OUTPUT, tail: false };
-        (self.plain(args), bounds)
+        (self.plain(args), bounds(LOOK_DEADLINE, LIST_OUTPUT))
     }
 
     /// The call that runs `job` with the image that was looked at and checked, within what is left of its time.
@@ -376,7 +378,7 @@ impl Cli {
         let mut program = self.program(args);
         program.env.extend(split.inherited);
         program.input = split.file;
-        Ok((program, Bounds { deadline: left, grace: GRACE, output: OUTPUT, tail: false }))
+        Ok((program, bounds(left, OUTPUT)))
     }
 
     fn log_flags(&self, job: &RunJob, flag: &mut dyn FnMut(&str, &str)) {
@@ -431,7 +433,7 @@ impl Cli {
     pub fn list_one(&self, id: &ContainerId) -> (Program, Bounds) {
         let mut program = self.list();
         program.args.push(format!("--filter=id={id}").into());
-        (program, Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: OUTPUT, tail: false })
+        (program, bounds(LOOK_DEADLINE, OUTPUT))
     }
 
     fn list(&self) -> Program {
@@ -503,8 +505,7 @@ impl Cli {
             [format!("--address={address}"), format!("--namespace={namespace}"), "containers".into()];
         let program = Program { path, ..self.plain([]) };
         let args = global.into_iter().chain(args).map(OsString::from).collect();
-        let bounds = Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: LIST_OUTPUT, tail: false };
-        Some((Program { args, ..program }, bounds))
+        Some((Program { args, ..program }, bounds(LOOK_DEADLINE, LIST_OUTPUT)))
     }
 }
 

@@ -20,7 +20,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::cli::Flavour;
 use crate::core::LeftoverCall;
-use crate::core::job::{LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE, LABEL_REPLICA};
+use crate::core::job::{LABEL_DEPLOY, LABEL_GPUS, LABEL_NODE, LABEL_REPLICA, gpus_of_label};
 use crate::trust;
 use crate::types::{ContainerId, PciAddress, ReplicaId};
 use crate::wait::poll_until;
@@ -181,7 +181,7 @@ fn run_of(cmdline: &[u8], node: Option<&str>) -> Option<(String, LeftoverCall)> 
         return None;
     }
     let gpus = label(LABEL_GPUS).unwrap_or_default();
-    let gpus = gpus.split('+').filter_map(|gpu| PciAddress::parse(gpu).ok()).collect();
+    let gpus = gpus_of_label(&gpus).filter_map(|gpu| PciAddress::parse(gpu).ok()).collect();
     Some((deploy, LeftoverCall { replica, gpus }))
 }
 

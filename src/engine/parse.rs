@@ -12,7 +12,7 @@ use super::image::{self, Facts};
 use crate::core::inventory::GpuUse;
 use crate::core::job::{
     Failure, FailureKind, Inspected, InspectedState, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_REPLICA,
-    LABEL_SPEC, Listed, ListedStatus, Outcome, Vendor,
+    LABEL_SPEC, Listed, ListedStatus, Outcome, Vendor, gpus_of_label,
 };
 use crate::process::{Ended, Error, Finished};
 use crate::types::{ContainerId, ImageRef, PciAddress};
@@ -266,7 +266,7 @@ fn container(
 ) -> Result<Listed, Failure> {
     let [deploy, spec, gpus] = others.map(|value| if is_nothing(value) { "" } else { value });
     let mut addresses = Vec::new();
-    for address in gpus.split('+').filter(|part| !part.is_empty()) {
+    for address in gpus_of_label(gpus) {
         // To leave out a GPU that cannot be read would be to hand it out twice.
         addresses.push(PciAddress::parse(address).map_err(|_| {
             unreadable("ps", &format!("the GPUs of container {} are not PCI addresses", id.short()))

@@ -8,6 +8,7 @@ use vectorlay::core::job::{
     Failure, FailureKind, Inspected, InspectedState, Job, LABEL_DEPLOY, LABEL_REPLICA, LABEL_SPEC, Listed,
     ListedStatus, Outcome, RunJob,
 };
+use vectorlay::engine::parse;
 use vectorlay::types::{ContainerId, ImageRef, PciAddress};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -265,18 +266,8 @@ pub fn guest_use(percent: u8) -> GpuUse {
 pub fn failed(job: &Job, kind: FailureKind, message: &str) -> Outcome {
     let failure = Failure { kind, message: message.to_owned() };
     match job {
-        Job::Run(_) => Outcome::Ran(Err(failure)),
-        Job::Pull(_) => Outcome::Pulled(Err(failure)),
-        Job::List => Outcome::Listed(Err(failure)),
-        Job::Inspect(_) => Outcome::Inspected(Err(failure)),
-        Job::Stop(..) => Outcome::Stopped(Err(failure)),
         // `rm -f` says 0 whatever happens, except at its deadline.
         Job::Remove(_) if kind == FailureKind::Unavailable => Outcome::Removed(Ok(())),
-        Job::Remove(_) => Outcome::Removed(Err(failure)),
-        Job::Logs(..) => Outcome::Logs(Err(failure)),
-        Job::Probe => Outcome::Probed(Err(failure)),
-        Job::Images => Outcome::Images(Err(failure)),
-        Job::RemoveImage(_) => Outcome::ImageRemoved(Err(failure)),
-        Job::GuestUse(..) => Outcome::GuestUse(Err(failure)),
+        _ => parse::failed(job, failure),
     }
 }

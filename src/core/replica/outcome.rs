@@ -139,9 +139,7 @@ impl Exit {
     pub(crate) fn status(self) -> &'static str {
         if self.microvm_ended || self.rebooted { "failed" } else { "exited" }
     }
-}
 
-impl Exit {
     /// Writes what is known of it into a message.
     pub(crate) fn describe(self, message: &mut Map<String, Value>) {
         message.extend(self.code.map(|code| ("exit_code".to_owned(), code.into())));

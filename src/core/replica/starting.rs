@@ -10,7 +10,7 @@ use super::warnings::warnings;
 use crate::core::gpus::Claimed;
 use crate::core::job::{
     Failure, FailureKind, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_IMAGE, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC,
-    PullJob, RunJob, container_name, label_value,
+    PullJob, RunJob, container_name, gpus_label, label_value,
 };
 use crate::core::private_images::First;
 use crate::protocol::Pull;
@@ -112,8 +112,7 @@ impl Replica {
             (LABEL_IMAGE, work.spec.image.to_string()),
         ];
         if !work.gpus.is_empty() {
-            let addresses: Vec<String> = work.gpus.iter().map(|(address, _)| address.to_string()).collect();
-            labels.push((LABEL_GPUS, addresses.join("+")));
+            labels.push((LABEL_GPUS, gpus_label(&work.gpus)));
         }
         if let Some(node) = s.around.node {
             labels.push((LABEL_NODE, label_value(node.as_str())));
