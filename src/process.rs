@@ -114,6 +114,21 @@ impl Cancel {
         Wakeup::new().map(Self)
     }
 
+    /// Waits until the flag is raised, at most for `time`; says whether it is.
+    pub fn wait(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        loop {
+            let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+            // What cannot be waited for is not raised; the callers' own deadlines bound how often they ask.
+            if poll_until(&mut fds, Some(until)).is_err() || !fds[0].revents().is_empty() {
+                return !fds[0].revents().is_empty();
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+        }
+    }
+
     /// Raises the flag; never blocks.
     pub fn cancel(&self) {
         self.0.wake();

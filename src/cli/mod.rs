@@ -41,6 +41,8 @@ pub enum Command {
     Config(Form),
     Check(Form),
     Info(Form),
+    /// Starts a container of the agent's own, with these GPUs.
+    Prove(Vec<PciAddress>, Form),
     Status {
         form: Form,
         watch: bool,

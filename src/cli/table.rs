@@ -128,6 +128,16 @@ pub(super) const COMMANDS: &[Row] = &[
         "Check whether this host is ready, and how to mend it",
         |given, _| Ok(Command::Check(given.form())),
     ),
+    row(
+        "prove",
+        Takes::Addresses,
+        &[&JSON],
+        "Start a container as deploys do, with these GPUs if any are given, and show what it sees",
+        |given, arguments| {
+            let gpus = arguments.iter().map(|text| address(text)).collect::<Result<_, _>>()?;
+            Ok(Command::Prove(gpus, given.form()))
+        },
+    ),
     row("info", Takes::Nothing, &[&JSON], "Show the hardware", |given, _| Ok(Command::Info(given.form()))),
     row(
         "status",

@@ -10,6 +10,7 @@ mod history;
 mod info;
 mod logs;
 mod notes;
+mod prove;
 mod reach;
 mod replicas;
 mod report;
@@ -39,6 +40,9 @@ const TOKEN_REFUSED: u8 = 4;
 pub fn main(arguments: Vec<OsString>) -> u8 {
     if let Some(written) = vfio::as_writer(&arguments) {
         return written.map_or_else(|error| failed(&error, FAILED), |()| OK);
+    }
+    if prove::is_inside(&arguments) {
+        return print(&prove::report(), OK);
     }
     let invocation = match cli::parse(arguments) {
         Ok(invocation) => invocation,
@@ -90,6 +94,10 @@ fn run(command: Command, loaded: Loaded) -> u8 {
             let (text, ready) = check(config, form);
             print(&text, if ready { OK } else { FAILED })
         }
+        Command::Prove(gpus, form) => match prove::run(config, &gpus, form) {
+            Ok((text, proved)) => print(&text, if proved { OK } else { FAILED }),
+            Err(error) => failed(&error, FAILED),
+        },
         Command::Info(form) => print(&info(config, form), OK),
         Command::Status { form, watch: false } => show_status(config, form),
         Command::Status { form, watch: true } => watch_status(config, form),

@@ -24,6 +24,9 @@ pub const LABEL_NODE: &str = "vectorlay.node";
 /// engine lists.
 pub const LABEL_IMAGE: &str = "vectorlay.image";
 
+/// The label that makes a container one of a proof: the process that made it, by number and start time.
+pub const LABEL_PROOF: &str = "vectorlay.proof";
+
 /// Names one job. Never used again within a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(pub u64);

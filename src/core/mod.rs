@@ -97,6 +97,7 @@ mod outbox;
 pub mod persistence;
 mod poll;
 mod private_images;
+pub mod proof;
 pub mod random;
 mod replica;
 mod report;

@@ -12,8 +12,8 @@ use super::env;
 use super::image_policy::Checked;
 use crate::core::inventory::Handover;
 use crate::core::job::{
-    Failure, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_IMAGE, LABEL_NODE, LABEL_REPLICA, LABEL_SPEC, PullJob,
-    RunJob, Vendor,
+    Failure, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_IMAGE, LABEL_NODE, LABEL_PROOF, LABEL_REPLICA, LABEL_SPEC,
+    PullJob, RunJob, Vendor,
 };
 use crate::process::{Bounds, Program};
 use crate::types::{ContainerId, ImageRef};
@@ -47,6 +47,8 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 const STOP_EXTRA: Duration = Duration::from_secs(30);
 /// How long a removal may take. Ending one leaks the shim, so it is long.
 const REMOVE_DEADLINE: Duration = Duration::from_secs(120);
+/// How long an image of a few MB may take to load: the disk may be busy with a pull.
+const LOAD_DEADLINE: Duration = Duration::from_secs(120);
 /// From SIGTERM until SIGKILL. Neither CLI uses the time.
 const GRACE: Duration = Duration::from_secs(3);
 /// Size at which json-file changes its file where nothing is configured, in MiB.
@@ -286,6 +288,28 @@ impl Cli {
         }
     }
 
+    /// The call that loads the images of an archive.
+    pub fn load(&self, archive: Vec<u8>) -> (Program, Bounds) {
+        let program = self.plain(["load".to_owned()]);
+        let bounds = Bounds { deadline: LOAD_DEADLINE, grace: GRACE, output: OUTPUT, tail: false };
+        (Program { input: Some(archive), ..program }, bounds)
+    }
+
+    /// The call that ends when a container has.
+    pub fn wait(&self, id: &ContainerId, deadline: Duration) -> (Program, Bounds) {
+        let program = self.plain(["wait".to_owned(), id.as_str().to_owned()]);
+        (program, Bounds { deadline, grace: GRACE, output: OUTPUT, tail: false })
+    }
+
+    /// The call that prints the ID and the label of each container of a proof, with a tab between them.
+    pub fn list_proofs(&self) -> (Program, Bounds) {
+        let format = format!("--format={{{{.ID}}}}\t{{{{.Label \"{LABEL_PROOF}\"}}}}");
+        let filter = format!("--filter=label={LABEL_PROOF}");
+        let args = ["ps".into(), "--all".into(), "--no-trunc".into(), filter, format];
+        let bounds = Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: OUTPUT, tail: false };
+        (self.plain(args), bounds)
+    }
+
     fn guest_use(&self, id: &ContainerId, vendor: Vendor) -> Program {
         let question = match vendor {
             Vendor::Nvidia => NVIDIA_USE,
@@ -319,9 +343,11 @@ impl Cli {
         flag("name", &job.name);
         flag("runtime", &self.runtime);
         flag("pull", "never");
-        for label in LABELS {
+        let is_proof = job.labels.iter().any(|(name, _)| *name == LABEL_PROOF);
+        let labels = if is_proof { &[LABEL_PROOF][..] } else { &LABELS };
+        for label in labels {
             let value =
-                job.labels.iter().find(|(name, _)| *name == label).map_or(LABEL_NONE, |(_, value)| value);
+                job.labels.iter().find(|(name, _)| name == label).map_or(LABEL_NONE, |(_, value)| value);
             flag("label", &format!("{label}={value}"));
         }
         for label in &image.masked {
@@ -629,6 +655,21 @@ mod tests {
         let mut job = job();
         job.spec.command = vec!["a\0".into()];
         assert!(cli(Flavour::Docker).call(&Job::Run(Box::new(job))).is_err());
+    }
+
+    #[test]
+    fn a_proof_is_run_as_a_deploy_is_but_for_its_label() {
+        let cli = cli(Flavour::Nerdctl);
+        let proof = RunJob { labels: vec![(LABEL_PROOF, "7-99".into())], ..job() };
+        let without_labels = |job: &RunJob| {
+            let mut args = run_args(&cli, job);
+            args.retain(|arg| !arg.starts_with("--label="));
+            args
+        };
+        assert_eq!(without_labels(&proof), without_labels(&job()));
+        let args = run_args(&cli, &proof);
+        let labels: Vec<&String> = args.iter().filter(|arg| arg.starts_with("--label=")).collect();
+        assert_eq!(labels, ["--label=vectorlay.proof=7-99"]);
     }
 
     #[test]

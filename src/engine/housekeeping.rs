@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Builder;
 use std::time::Duration;
@@ -91,7 +91,7 @@ fn work(
         match order {
             Order::FindCalls => found(find_calls(settings)),
             Order::EndCalls(deploy) => end_calls(settings, &deploy),
-            Order::EndShim(container) => end_shim(settings, container),
+            Order::EndShim(container) => end_shim(&settings.root, container),
             Order::CleanUp(cleanup) => clean_up(settings, &cleanup, &mut suspects),
         }
     }
@@ -118,8 +118,8 @@ fn end_calls(settings: &Settings, deploy: &str) {
 }
 
 /// A shim that hangs while its guest boots takes no SIGTERM; Kata's leaves nothing of the microVM behind when it is killed.
-fn end_shim(settings: &Settings, container: ContainerId) {
-    let helpers = orphans::leaks(&settings.root, &BTreeSet::from([container])).unwrap_or_default();
+pub(super) fn end_shim(root: &Path, container: ContainerId) {
+    let helpers = orphans::leaks(root, &BTreeSet::from([container])).unwrap_or_default();
     for Leak { process, container, name } in helpers {
         if name.starts_with("containerd-shim") {
             log::warn!("ending {name} (pid {}): it hangs with container {}", process.pid, container.short());

@@ -28,6 +28,8 @@ pub mod orphans;
 pub mod parse;
 mod piecewise;
 mod ports;
+pub mod proof;
+mod proof_image;
 pub mod releases;
 pub mod watcher;
 

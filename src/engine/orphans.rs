@@ -239,7 +239,8 @@ fn has_living_agent(proc: &Path, pid: i32) -> bool {
     false
 }
 
-fn process(proc: &Path, pid: i32) -> Option<Process> {
+/// The process with this number, from the /proc at `proc`; `None` when there is none, or it has ended.
+pub fn process(proc: &Path, pid: i32) -> Option<Process> {
     stat(proc, pid).map(|(_, started)| Process { pid, started })
 }
 

@@ -15,6 +15,7 @@ pub mod handover;
 pub mod health;
 pub mod holders;
 pub mod identity;
+pub mod inside;
 pub mod iommu;
 pub mod kata;
 pub mod kernel_log;

@@ -104,3 +104,27 @@ fn a_frozen_shim_is_no_exit() {
         event["payload"]["replica_id"] == "frozen" && event["payload"]["exit_code"] == 137
     });
 }
+
+#[test]
+fn a_shim_that_holds_up_a_stop_is_ended_after_the_stops_deadline() {
+    let Some(world) = World::start("a-shim-that-holds-up-a-stop") else { return };
+    if world.engine.is_docker() {
+        // Its daemon gives such a shim up by itself.
+        return;
+    }
+    let container = world.deploy("frozen", &json!({}));
+    let other = world.deploy("other", &json!({}));
+    let frozen = Frozen::of(&container);
+    let request = world.send("stop", &json!({"replica_id": "frozen", "timeout_s": 0}));
+    // 60 s after the stop's own time it is told that it failed; until then nothing is ended.
+    let mine = |event: &Value| event["payload"]["request_id"] == request.as_str();
+    let result = world.plane.wait_event(5 * WAIT, mine)["payload"].clone();
+    assert_eq!((&result["status"], &result["code"]), (&json!("failed"), &json!("timeout")), "{result}");
+    world
+        .agent
+        .wait_line(WAIT, |line| line.contains("ending containerd-shim") && line.contains(&container[..12]));
+    wait_until(2 * WAIT, "its container is gone", || world.engine.containers("frozen").is_empty());
+    assert!(world.engine.pid(&other) > 0, "the other one runs");
+    drop(frozen);
+    world.deploy("frozen", &json!({}));
+}

@@ -33,6 +33,7 @@ mod looks;
 mod names;
 mod operate;
 mod ports;
+mod prove;
 mod ready;
 mod rebooted;
 mod reconnect;

@@ -66,7 +66,17 @@ const RESERVED: [(&str, &[&str]); 7] = [
     ("thread::scope", &[]),
     (
         "thread::Builder",
-        &["agent/", "control.rs", "engine/", "host/", "link/", "logging.rs", "sampler.rs", "store/"],
+        &[
+            "agent/",
+            "commands/prove.rs",
+            "control.rs",
+            "engine/",
+            "host/",
+            "link/",
+            "logging.rs",
+            "sampler.rs",
+            "store/",
+        ],
     ),
     ("thread::sleep", &["commands/", "control.rs"]),
 ];
