@@ -1,5 +1,5 @@
 //! The running agent: starts the threads, then takes events, hands each to the core with the time, and carries out
-//! what the core answers. It decides nothing.
+//! what the core answers. It decides nothing by itself.
 //!
 //! ```text
 //!  link · pool · watcher · sampler · store · housekeeping · control · heartbeat · signals
@@ -8,11 +8,11 @@
 //!
 //! The events' channel is bounded and its senders block; nothing that the main loop calls blocks.
 
-mod choices;
+mod host_choices;
 pub mod metrics;
 mod observer;
-mod origin;
-mod supervisor;
+mod sd_notify;
+mod startup;
 mod timers;
 
 use std::fmt;
@@ -34,7 +34,7 @@ use crate::core::persistence::{Record, RecordFile, StoreEvent};
 use crate::core::{self, Action, Core, End, Event};
 use crate::engine::cli::Flavour;
 use crate::engine::housekeeping::Housekeeper;
-use crate::engine::orphans;
+use crate::engine::leftover_calls;
 use crate::engine::watcher::{self, Watcher};
 use crate::engine::{self, Pool, housekeeping};
 use crate::host::{identity, kernel_log};
@@ -47,9 +47,9 @@ use crate::store::metrics_file::MetricsFile;
 use crate::store::{Directory, Store, machine};
 use crate::types::NodeId;
 
-use self::choices::Choices;
+use self::host_choices::Choices;
 use self::observer::Observer;
-use self::supervisor::Supervisor;
+use self::sd_notify::SdNotify;
 
 /// Events that wait for the main loop; past it their senders wait.
 const EVENTS_MAX: usize = 64;
@@ -94,7 +94,7 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
     let link = link_settings(config)?;
     let _machine = machine::lock(Path::new(machine::FOLDER), config.instance.as_deref())
         .map_err(Error::Configuration)?;
-    let (directory, origin) = origin::open(config)?;
+    let (directory, origin) = startup::open(config)?;
     log::info!(
         "vectorlay-agent {VERSION}: url {}, settings {}, state {}, node {}",
         link.url,
@@ -104,7 +104,7 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
     );
     if identity::hostname(&config.root).is_none() {
         log::warn!(
-            "this host has no name, and the node is shown without one: set it, by DHCP or `hostname NAME`"
+            "this host has no name, so the node is shown without one: set it, by DHCP or `hostname NAME`"
         );
     }
     let mut observer = Observer::new(Instant::now(), link.url.to_string());
@@ -116,9 +116,9 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
         timers::heartbeat(events).map_err(|e| Error::Start("the heartbeat's thread", e.to_string()))?;
 
     let mut actions = Vec::new();
-    let mut supervisor = Supervisor::new(Instant::now(), |name| std::env::var_os(name));
+    let mut sd_notify = SdNotify::new(Instant::now(), |name| std::env::var_os(name));
     let mut core = Core::new(Instant::now(), core_settings(config), origin, &mut actions);
-    supervisor.ready();
+    sd_notify.ready();
     loop {
         for mut action in actions.drain(..) {
             log::debug!("do: {action}");
@@ -127,7 +127,7 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
                 observer.extend(Instant::now(), answer);
             }
             if let Some(end) = edges.perform(action) {
-                supervisor.stopping();
+                sd_notify.stopping();
                 records.record(&mut observer);
                 return match end {
                     End::Clean => Ok(()),
@@ -136,21 +136,21 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
                 };
             }
         }
-        supervisor.turn(Instant::now());
-        supervisor.report(Instant::now(), || core.status(Instant::now()));
+        sd_notify.turn(Instant::now());
+        sd_notify.report(Instant::now(), || core.status(Instant::now()));
         // A heartbeat that is due goes before everything that waits in the channel.
         let event = if heartbeat.is_due() {
             Event::HeartbeatDue
         } else {
-            next_event(&core, &received, supervisor.deadline())
+            next_event(&core, &received, sd_notify.deadline())
         };
         log::debug!("event: {event}");
         if is_of_the_store(&event) {
             edges.store.answered();
         }
         match event {
-            Event::Reload => supervisor.reloading(),
-            Event::Terminate => supervisor.stopping(),
+            Event::Reload => sd_notify.reloading(),
+            Event::Terminate => sd_notify.stopping(),
             _ => {}
         }
         let is_reload = matches!(event, Event::Reload);
@@ -174,7 +174,7 @@ pub fn run(config: &Config, file: Option<&Path>) -> Result<(), Error> {
         }
         records.record(&mut observer);
         if is_reload {
-            supervisor.ready();
+            sd_notify.ready();
         }
     }
 }
@@ -192,10 +192,10 @@ fn is_of_the_store(event: &Event) -> bool {
     )
 }
 
-/// The next event; only time if the core's deadline or the supervisor's comes first.
-fn next_event(core: &Core, received: &Receiver<Event>, supervisor: Option<Instant>) -> Event {
+/// The next event; only time if the core's deadline or the watchdog's comes first.
+fn next_event(core: &Core, received: &Receiver<Event>, watchdog: Option<Instant>) -> Event {
     let now = Instant::now();
-    let deadline = core.next_deadline().into_iter().chain(supervisor).min();
+    let deadline = core.next_deadline().into_iter().chain(watchdog).min();
     let wait = deadline.map(|at| at.saturating_duration_since(now));
     match received.recv_timeout(wait.unwrap_or(Duration::from_secs(3600))) {
         Ok(event) => event,
@@ -330,7 +330,7 @@ impl Edges {
         let send = to_main(events);
         let mut choices = Choices::new(config, &setup);
         let (flavour, data_config) = (setup.cli.flavour, config.clone());
-        let caller = orphans::Caller {
+        let caller = leftover_calls::Caller {
             cli: setup.cli.path.clone(),
             flavour,
             node: node.map(|node| label_value(node.as_str())),

@@ -79,7 +79,6 @@ impl Complaints {
 mod tests {
     use super::*;
 
-    /// No clock is read here: the time is only a number.
     fn start() -> Instant {
         Instant::now()
     }

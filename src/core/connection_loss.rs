@@ -8,9 +8,9 @@ use log::Level;
 /// A loss of the connection that lasts this long is logged as a warning.
 const LONG_LOSS: Duration = Duration::from_secs(60);
 
-/// See the module.
+/// A time without a connection: since when, and how many attempts failed.
 #[derive(Debug)]
-pub(crate) struct Loss {
+pub(crate) struct ConnectionLoss {
     /// `None` while connected.
     since: Option<Instant>,
     /// Attempts that failed since then.
@@ -22,7 +22,7 @@ pub(crate) struct Loss {
     connected_once: bool,
 }
 
-impl Loss {
+impl ConnectionLoss {
     /// A process that has just started.
     pub(crate) fn new(now: Instant) -> Self {
         Self { since: Some(now), attempts: 0, repeated: 0, warned: false, connected_once: false }
@@ -42,8 +42,8 @@ impl Loss {
         without
     }
 
-    /// An attempt failed, or the connection was lost. Gives the level at which to log it, and how often it failed so.
-    /// Short losses happen. One that lasts is for somebody to look at, and so is a start without a connection.
+    /// An attempt failed, or the connection was lost. Gives the level at which to log it, and how often in a row it
+    /// failed for this reason. Short losses happen; a long one, or a start without a connection, is worth a warning.
     pub(crate) fn add(&mut self, now: Instant, same_reason: bool) -> (Level, String) {
         let since = *self.since.get_or_insert(now);
         self.attempts += 1;

@@ -18,7 +18,7 @@ const LIST_PAUSE_FIRST: Duration = Duration::from_millis(500);
 /// The longest of these pauses.
 const LIST_PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// See the module.
+/// Whether the engine answers, and when the containers are listed.
 #[derive(Debug)]
 pub(crate) struct EngineHealth {
     /// Why it counts as unavailable.
@@ -82,7 +82,8 @@ impl EngineHealth {
         self.listing.want(at);
     }
 
-    /// Something waits for a listing: the next one starts now, unless one is under way, which may do.
+    /// Something waits for a listing: the next one starts now, unless one is under way, which may be
+    /// enough.
     pub(crate) fn need_listing(&mut self, now: Instant) {
         if !self.listing.is_under_way() {
             self.listing.want(now);

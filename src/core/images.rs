@@ -12,7 +12,7 @@ use crate::types::ImageRef;
 /// The pause after a round that did not make enough room.
 const ROUND_PAUSE: Duration = Duration::from_secs(600);
 
-/// See the module.
+/// The clean-up of images.
 #[derive(Debug, Default)]
 pub(crate) struct Images {
     state: State,

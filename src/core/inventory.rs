@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::types::PciAddress;
 
-/// What changes only with a reboot or a screwdriver. A field that the kernel does not tell is `None`.
+/// The host's inventory, with its GPUs as they are now. A field that the kernel does not tell is `None`.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Hardware {
     /// The kernel's host name.

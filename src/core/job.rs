@@ -1,4 +1,4 @@
-//! The work that the core gives to the engine's pool, and what comes back: one CLI call each.
+//! The work that the core gives to the engine's pool, and what comes back. Most jobs are one CLI call.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,7 +17,8 @@ pub const LABEL_SPEC: &str = "vectorlay.spec";
 pub const LABEL_GPUS: &str = "vectorlay.gpus";
 /// Between two addresses of [`LABEL_GPUS`].
 const GPU_SEPARATOR: char = '+';
-/// The label with the node's ID when the container was started: for people, never decided on.
+/// The label with the node's ID when the container was started: it tells this node's CLI calls from
+/// others'. Containers are adopted whatever it says.
 pub const LABEL_NODE: &str = "vectorlay.node";
 
 /// The label with the image as the deploy named it, for people: the container is run by digest, and that is what the
@@ -90,7 +91,7 @@ pub fn container_name(replica: &ReplicaId, taken: u32) -> String {
     name
 }
 
-/// One call of the container CLI.
+/// One operation of the container engine.
 #[derive(Debug, Clone)]
 pub enum Job {
     /// `run -d --pull never`, after a look at the image's configuration.
@@ -258,7 +259,8 @@ pub enum ListedStatus {
 pub struct Inspected {
     /// Its state.
     pub state: InspectedState,
-    /// Whether the kernel ended it for want of memory, where the engine knows (Docker alone does).
+    /// Whether the kernel ended it for want of memory, where that is known: Docker says so, and for
+    /// nerdctl the kernel's log does.
     pub oom_killed: Option<bool>,
 }
 
@@ -298,7 +300,7 @@ pub enum FailureKind {
     NameReserved,
     /// The engine does not answer (or its CLI cannot be started).
     Unavailable,
-    /// The call's deadline passed and it was ended.
+    /// The call was ended: its deadline passed, or it was cancelled.
     Deadline,
     /// The engine says that there is no such container.
     NoSuchContainer,
@@ -306,7 +308,7 @@ pub enum FailureKind {
     PortInUse,
     /// The call cannot be made at all: says why (a variable that the CLI cannot carry).
     Impossible,
-    /// The disk is full.
+    /// The data path's file system is full.
     NoSpace,
     /// The image could not be pulled, for a reason that is certain.
     PullRefused(PullCause),

@@ -16,7 +16,7 @@ const SEARCH_RETRY: Duration = Duration::from_secs(10);
 /// When the node's state says that nothing is known of them.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(10);
 
-/// See the module.
+/// The CLI calls of an earlier process that may still be at work.
 #[derive(Debug)]
 pub(crate) struct LeftoverCalls {
     search: Poll,
@@ -114,7 +114,8 @@ impl LeftoverCalls {
 
     /// For the node's state.
     pub(crate) fn trouble(&self) -> Option<String> {
-        let unknown = "what an earlier process left at work is not known: /proc cannot be read";
+        let unknown =
+            "cannot tell which container CLI calls the previous agent process left: /proc cannot be read";
         (!self.known && self.unknown_at.is_none()).then(|| unknown.to_owned())
     }
 }

@@ -9,7 +9,7 @@ use super::leftover_calls::LeftoverCalls;
 use super::replica::{Replica, Replicas, Shown};
 use crate::types::{PciAddress, ReplicaId};
 
-/// See the module.
+/// A listing of the containers, sorted by replica.
 #[derive(Debug)]
 pub(crate) struct Listing {
     /// The tick at which it was asked for.
@@ -34,7 +34,7 @@ impl Listing {
             match ReplicaId::new(&container.replica) {
                 Ok(id) => containers.entry(id).or_default().push(container),
                 Err(invalid) => cx.warn(format!(
-                    "container {} carries our label, but its {invalid}: left alone",
+                    "container {} has our label, but its {invalid}: ignored",
                     container.id.short()
                 )),
             }

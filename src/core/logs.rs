@@ -9,7 +9,7 @@ use crate::types::{ContainerId, ReplicaId, RequestId};
 /// Maximum number of logs that are read at once.
 const LOGS_MAX: usize = 16;
 
-/// See the module.
+/// The requests for logs that are under way.
 #[derive(Debug, Default)]
 pub(crate) struct Logs {
     under_way: usize,

@@ -1,7 +1,8 @@
-//! The pure core: every decision of the agent, as machines that own their state.
+//! The pure core: every decision about replicas, results, GPUs and the connection, as machines that own their state.
 //!
-//! It is fed [`Event`]s with the time and answers with [`Action`]s. It blocks on nothing, does no I/O, reads no clock
-//! and starts no thread; the edges carry the actions out and decide nothing. A machine is the only writer of its state:
+//! It takes [`Event`]s with the time and answers with [`Action`]s. It blocks on nothing, does no I/O, reads no clock
+//! and starts no thread; the edges carry the actions out. (What is safe to hand to the CLI is the engine's to judge: an
+//! image's configuration, ports in use.) A machine is the only writer of its state:
 //! it gets the event's context (`cx`) and values, and gives values back; none reaches another, and none gets the
 //! [`Core`], which routes. After each event the core does what has become due (`timers`) and what follows from the
 //! state alone, so no handler can forget to start something.
@@ -33,7 +34,8 @@
 //!
 //! # A heartbeat
 //!
-//! The heartbeat's thread says when it is time: `Event::HeartbeatDue`. `report` composes it from what the machines hold,
+//! The heartbeat's thread sets a flag when it is time, and the main loop turns that into `Event::HeartbeatDue` before it
+//! takes anything that waits in the channel. `report` composes the message from what the machines hold,
 //! the session sends it. One event, no waiting, no I/O: nothing that hangs elsewhere can make it late.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,8 +62,8 @@ use self::outbox::ResultKind;
 use self::persistence::Persistence;
 use self::private_images::PrivateImages;
 use self::replica::{
-    Awaited, Code, DEPLOY_TIMEOUT, DEPLOY_TIMEOUT_GPU, Deploy, Effect, Input, Load, OnDeploy, REQUESTS_MAX,
-    Refusal, Replica, Replicas, Shown, Surroundings, WaitingCommands, Work, warnings,
+    Awaited, Code, Deploy, Effect, Input, Load, OnDeploy, REQUESTS_MAX, Refusal, Replica, Replicas, Shown,
+    Surroundings, WaitingCommands, Work, default_deploy_timeout, warnings,
 };
 use self::report::View;
 use self::results::Results;
@@ -533,7 +535,8 @@ impl Core {
         }
     }
 
-    /// Starts deploys from the queue, in order, as far as there are slots and GPUs. Says whether any left the queue.
+    /// Starts deploys from the queue, in order, as far as there are slots and GPUs. Says whether another pass could admit
+    /// more.
     fn admit(&mut self) -> bool {
         if self.replicas.queue().is_empty() || self.replicas.are_clearing() {
             return false;
@@ -718,7 +721,7 @@ impl Core {
             self.apply(&id, Input::AlreadyRuns(request, warnings));
             return;
         }
-        let usual = if spec.gpu_count > 0 { DEPLOY_TIMEOUT_GPU } else { DEPLOY_TIMEOUT };
+        let usual = default_deploy_timeout(spec.gpu_count > 0);
         let accept = |core: &mut Self, request| Deploy {
             id: core.cx.fresh_deploy_id(),
             requests: vec![request],
@@ -953,6 +956,6 @@ impl Core {
         for id in queued.into_iter().chain(self.replicas.ids()) {
             self.apply(&id, Input::Shutdown);
         }
-        self.cx.info("ending: finishing what is in flight; containers go on running");
+        self.cx.info("shutting down: finishing what is in flight; containers keep running");
     }
 }

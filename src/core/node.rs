@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::cx::Cx;
 use super::inventory::{Check, GpuUse, Storage, Usage};
+use super::link_api::LinkId;
 use super::poll::Poll;
 use super::replica::{Code, Refusal};
 use super::timers::Timer;
@@ -37,15 +38,22 @@ word_enum! {
     }
 }
 
-/// See the module.
+/// The node: mode, checks, usage.
 #[derive(Debug)]
 pub(crate) struct Node {
     mode: Mode,
     checks: BTreeMap<&'static str, Check>,
     checking: Poll,
     usage: Option<Usage>,
-    /// The state that was last sent, and why.
-    reported: Option<(&'static str, String)>,
+    reported: Option<Reported>,
+}
+
+/// The state that was last sent, why, and on which connection.
+#[derive(Debug)]
+struct Reported {
+    link: LinkId,
+    state: &'static str,
+    reason: String,
 }
 
 impl Node {
@@ -189,17 +197,21 @@ impl Node {
         (state, reasons.join("; "))
     }
 
-    /// Sends the state if it is not the one that was sent last.
+    /// Sends the state unless it was the last one sent on this connection, and logs it unless it was the last one logged.
     pub(crate) fn report_state(&mut self, cx: &mut Cx, state: &'static str, reason: String) {
-        let known = self.reported.as_ref().is_some_and(|(sent, why)| *sent == state && *why == reason);
-        if cx.peer.is_none() || known {
+        let Some(link) = cx.peer else { return };
+        let reported = self.reported.as_ref();
+        let known = reported.is_some_and(|last| (last.state, &last.reason) == (state, &reason));
+        if known && reported.is_some_and(|last| last.link == link) {
             return;
         }
         cx.send("node_state", json!({ "state": state, "reason": reason }));
-        let level = if state == "degraded" { Level::Warn } else { Level::Info };
-        let colon = if reason.is_empty() { "" } else { ": " };
-        cx.act(Action::Log(level, format!("node state: {state}{colon}{reason}")));
-        self.reported = Some((state, reason));
+        if !known {
+            let level = if state == "degraded" { Level::Warn } else { Level::Info };
+            let colon = if reason.is_empty() { "" } else { ": " };
+            cx.act(Action::Log(level, format!("node state: {state}{colon}{reason}")));
+        }
+        self.reported = Some(Reported { link, state, reason });
     }
 
     /// The data path's file system, as messages show it.

@@ -84,7 +84,7 @@ impl fmt::Display for StoreEvent {
 
 /// How long something waits for its record to be on disk before it goes on without: a bad disk is reported and does not
 /// stop the work.
-pub(crate) const BARRIER_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const BARRIER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long after a failed save the next one is tried.
 const SAVE_RETRY: Duration = Duration::from_secs(10);
 /// A save that takes longer than this counts as a bad disk.
@@ -161,7 +161,7 @@ impl Persistence {
     /// A barrier that opens when all that stands now is on disk.
     pub(crate) fn barrier(&mut self, now: Instant) -> DurableBarrier {
         self.save(now);
-        let (seq, gives_up_at) = (self.issued + 1, now + BARRIER_PATIENCE);
+        let (seq, gives_up_at) = (self.issued + 1, now + BARRIER_TIMEOUT);
         if let Some(last) = self.closed.back()
             && (last.seq, last.gives_up_at) == (seq, gives_up_at)
         {
@@ -316,8 +316,8 @@ mod tests {
         assert!(disk.is_durable(first) && !disk.is_durable(second));
         assert_eq!(disk.on_timer(now), Some(2));
         assert!(!disk.is_settled());
-        assert_eq!(disk.timers()[3].1, Some(now + BARRIER_PATIENCE));
-        disk.on_barrier_timer(now + BARRIER_PATIENCE);
+        assert_eq!(disk.timers()[3].1, Some(now + BARRIER_TIMEOUT));
+        disk.on_barrier_timer(now + BARRIER_TIMEOUT);
         assert!(disk.is_durable(second), "it is not waited for longer");
         disk.saved(now, 2);
         assert!(disk.is_settled() && disk.is_durable(DurableBarrier::OPEN));

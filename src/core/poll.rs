@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-/// See the module. `T` is what is kept of an answer.
+/// Something that is read again and again. `T` is what is kept of an answer.
 #[derive(Debug)]
 pub(crate) struct Poll<T = ()> {
     wanted: Option<Instant>,
@@ -18,15 +18,15 @@ pub(crate) struct Poll<T = ()> {
     not_before: Option<Instant>,
     started: Option<Instant>,
     /// How long one may take before it counts as slow.
-    patience: Option<Duration>,
+    slow_after: Option<Duration>,
     slow: bool,
     last: Option<(Instant, T)>,
 }
 
 impl<T> Poll<T> {
-    /// Nothing is wanted yet. One that takes longer than `patience` is slow.
-    pub(crate) fn new(patience: Option<Duration>) -> Self {
-        Self { wanted: None, not_before: None, started: None, patience, slow: false, last: None }
+    /// Nothing is wanted yet. One that takes longer than `slow_after` is slow.
+    pub(crate) fn new(slow_after: Option<Duration>) -> Self {
+        Self { wanted: None, not_before: None, started: None, slow_after, slow: false, last: None }
     }
 
     /// The next one starts at `at` at the latest.
@@ -41,9 +41,9 @@ impl<T> Poll<T> {
 
     /// Its slot in the timer table.
     pub(crate) fn timer(&self) -> Option<Instant> {
-        match (self.started, self.patience) {
+        match (self.started, self.slow_after) {
             (Some(_), _) if self.slow => None,
-            (Some(since), patience) => patience.map(|patience| since + patience),
+            (Some(since), slow_after) => slow_after.map(|slow_after| since + slow_after),
             (None, _) => self.wanted.map(|at| self.not_before.map_or(at, |pause| pause.max(at))),
         }
     }

@@ -16,7 +16,7 @@ use crate::protocol::Pull;
 /// How many repositories are remembered. With more, every image is taken for one of them.
 const MAX: usize = 1024;
 
-/// See the module.
+/// The repositories whose images are asked for at the registry before each use.
 #[derive(Debug, Default)]
 pub(crate) struct PrivateImages {
     repositories: BTreeSet<String>,

@@ -19,14 +19,15 @@ const ANSWERED_MAX: usize = 1024;
 /// Maximum number of results that are kept and outcomes that are owed; past it new deploys are `busy`.
 pub(crate) const OWED_MAX: usize = 1024;
 
-/// Why a replica failed whose container is there and has ended.
+/// Why a replica failed whose microVM died under its program.
 const MICROVM_ENDED: &str =
     "the microVM ended: its hypervisor, guest or shim died, not the program; see the kernel's log and Kata's";
-/// Why one failed whose container is not there.
+/// Why a replica failed that ran when the host was rebooted.
 const HOST_REBOOTED: &str = "host rebooted";
+/// Why a replica failed that this agent had not removed.
 const CONTAINER_GONE: &str = "its container is gone: something other than this agent removed it";
 
-/// See the module.
+/// The results that are owed, and the answers that are given again.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
     outbox: Outbox,
@@ -309,8 +310,6 @@ fn log_outcome(cx: &mut Cx, kind: ResultKind, id: &ReplicaId, payload: &Map<Stri
     let failed = word("status") == "failed";
     if failed && kind != ResultKind::Exit {
         text += &format!(" ({}): {}", word("code"), word("error"));
-    } else if failed {
-        text += &format!(": {}", word("reason"));
     }
     for warning in payload.get("warnings").and_then(Value::as_array).into_iter().flatten() {
         cx.warn(format!("replica {id}: {}", warning.as_str().unwrap_or_default()));

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::complaints::{Complaint, Complaints};
-use super::connection_loss::Loss;
+use super::connection_loss::ConnectionLoss;
 use super::cx::Cx;
 use super::identity::Identity;
 use super::link_api::{DIAL_DEADLINE, Down, DownReason, LinkCommand, LinkEvent, LinkId, Registration};
@@ -40,15 +40,15 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 /// A connection on which nothing arrives for this long is dead.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// A connection that lasted this long resets the count of failures.
-const GOOD_LIFE: Duration = Duration::from_secs(60);
+const FAILURES_RESET_AFTER: Duration = Duration::from_secs(60);
 /// How long after the upgrade `system_info` waits for missing readings, and the first heartbeat for the first listing.
 const INFO_WAIT: Duration = Duration::from_secs(2);
 /// How long a registration over the socket may take.
-const NAMED_WITHIN: Duration = Duration::from_secs(30);
+const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a proper close may take.
-const CLOSE_WITHIN: Duration = Duration::from_secs(3);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How much longer than its deadline an attempt may take to report.
-const DIAL_GUARD: Duration = Duration::from_secs(4);
+const DIAL_MARGIN: Duration = Duration::from_secs(4);
 
 /// The longest delay before an attempt, after a disconnect.
 const RECONNECT_LATEST: Duration =
@@ -64,7 +64,7 @@ const _: () = assert!(
 );
 const _: () = assert!(PING_EVERY.as_millis() * 2 < SILENCE_MAX.as_millis());
 
-/// See the module.
+/// The session with the control plane.
 #[derive(Debug)]
 pub(crate) struct Session {
     state: State,
@@ -86,7 +86,7 @@ pub(crate) struct Session {
     /// Why there is no connection.
     trouble: Option<String>,
     complaints: Complaints,
-    loss: Loss,
+    loss: ConnectionLoss,
 }
 
 #[derive(Debug)]
@@ -171,7 +171,7 @@ impl Session {
             unusable: 0,
             complaints: Complaints::default(),
             trouble: None,
-            loss: Loss::new(now),
+            loss: ConnectionLoss::new(now),
         }
     }
 
@@ -242,7 +242,7 @@ impl Session {
                 let link = *link;
                 cx.act(Action::Link(LinkCommand::Abandon(link)));
                 self.failures += 1;
-                self.try_later(cx, false, None, "the attempt to connect hangs: given up");
+                self.try_later(cx, false, None, "the attempt to connect timed out");
             }
             (State::Closing(link, _), Timer::Session) => {
                 let link = *link;
@@ -252,10 +252,12 @@ impl Session {
             (State::Up(up), Timer::Ping) => up.ping(cx),
             (State::Up(up), Timer::SystemInfo) => up.info_deadline = None,
             (State::Up(_), Timer::Silence) => {
-                self.give_up(cx, "nothing arrived for 15 s: the connection is given up");
+                let seconds = SILENCE_MAX.as_secs();
+                self.give_up(cx, &format!("nothing arrived for {seconds} s: the connection is closed"));
             }
             (State::Up(_), Timer::NodeId) => {
-                self.give_up(cx, "the server did not name this node within 30 s");
+                let seconds = REGISTRATION_TIMEOUT.as_secs();
+                self.give_up(cx, &format!("the control plane did not name this node within {seconds} s"));
             }
             (
                 State::Waiting(_)
@@ -327,7 +329,7 @@ impl Session {
                 let credential = self.node_token.clone().or_else(|| token.clone());
                 let link = self.next_link();
                 cx.act(Action::Link(LinkCommand::Dial { link, node, credential }));
-                let until = cx.now + DIAL_DEADLINE + DIAL_GUARD;
+                let until = cx.now + DIAL_DEADLINE + DIAL_MARGIN;
                 self.enter(cx, State::Dialing(link, until));
             }
         }
@@ -342,7 +344,7 @@ impl Session {
         let Some(token) = self.token.clone() else { return };
         let link = self.next_link();
         cx.act(Action::Link(LinkCommand::Register { link, token, body }));
-        let until = cx.now + DIAL_DEADLINE + DIAL_GUARD;
+        let until = cx.now + DIAL_DEADLINE + DIAL_MARGIN;
         self.enter(cx, State::Registering(link, until));
     }
 
@@ -356,7 +358,7 @@ impl Session {
             }
             Registration::Refused(status) => self.token_refused(cx, status),
             Registration::Absent => {
-                cx.info("the server does not register over HTTP: registering over the socket");
+                cx.info("the control plane does not register over HTTP: registering over the socket");
                 self.over_socket = true;
                 let now = cx.now;
                 self.enter(cx, State::Waiting(now));
@@ -396,7 +398,7 @@ impl Session {
             info: InfoSent::None,
             info_deadline: Some(info_deadline),
             established: false,
-            named_by: self.node.is_none().then_some(now + NAMED_WITHIN),
+            named_by: self.node.is_none().then_some(now + REGISTRATION_TIMEOUT),
         };
         self.enter(cx, State::Up(up));
     }
@@ -437,7 +439,7 @@ impl Session {
             cx.warn(format!("a message of {bytes} bytes {what}: ignored{more}"));
         }
         if let (true, State::Up(up)) = (verdict.is_flood, &self.state) {
-            let detail = "the server floods this node with messages that cannot be used".to_owned();
+            let detail = "the control plane floods this node with messages that cannot be used".to_owned();
             cx.act(Action::Link(LinkCommand::Reject { link: up.link, detail }));
         }
     }
@@ -448,7 +450,7 @@ impl Session {
         }
         match &self.node {
             Some(known) if *known != node => {
-                cx.warn(format!("the server calls this node {node}, but it is {known}: ignored"));
+                cx.warn(format!("the control plane calls this node {node}, but it is {known}: ignored"));
                 None
             }
             Some(_) if token.is_none() => None,
@@ -503,7 +505,7 @@ impl Session {
 
     /// A connection that lasted long enough resets the count of failures.
     fn failures_of(&mut self, since: Instant, now: Instant) {
-        if now.saturating_duration_since(since) >= GOOD_LIFE {
+        if now.saturating_duration_since(since) >= FAILURES_RESET_AFTER {
             self.failures = 0;
         }
     }
@@ -607,7 +609,7 @@ impl Session {
     pub(crate) fn close(&mut self, cx: &mut Cx) {
         match &self.state {
             State::Up(up) => {
-                let (link, until) = (up.link, cx.now + CLOSE_WITHIN);
+                let (link, until) = (up.link, cx.now + CLOSE_TIMEOUT);
                 cx.act(Action::Link(LinkCommand::Close { link, code: 1001, reason: "agent stops" }));
                 self.enter(cx, State::Closing(link, until));
             }

@@ -2,8 +2,9 @@
 //!
 //! Each has a named slot. Machines keep their points in time as part of their state and say them with a function of
 //! their own (`timers`); one place writes these into the table after each change ([`super::Core`] for its machines,
-//! `Replicas` for each replica), and one place reads it. What is to be done at once is a slot that is due now. Nobody
-//! else compares times, so a wake-up cannot be forgotten: what is not in the table does not happen.
+//! `Replicas` for each replica), and one place reads it. What is to be done at once is a slot that is due now.
+//! What has to start at a time starts from here alone, so a wake-up cannot be forgotten: what is not in the table does not
+//! happen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -25,6 +26,7 @@ pub(crate) enum Timer {
     NodeId,
     /// `system_info` waits no longer for what is not known yet.
     SystemInfo,
+    /// A ping is to be sent.
     Ping,
     /// Calls of the CLI that an earlier process left behind are looked for.
     LeftoverCalls,

@@ -24,7 +24,7 @@ use crate::wait::poll_until;
 /// Where the plugin keeps them, below the machine's root.
 const NETWORKS: &str = "var/lib/cni/networks";
 /// How long the plugin may hold its lock.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause before its lock is tried again.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
@@ -33,7 +33,7 @@ pub fn give_back(root: &Path, gone: &BTreeSet<ContainerId>) {
     let Ok(networks) = fs::read_dir(root.join(NETWORKS)) else { return };
     for network in networks.flatten() {
         let folder = network.path();
-        match give_back_of(&folder, gone, LOCK_PATIENCE) {
+        match give_back_of(&folder, gone, LOCK_TIMEOUT) {
             Ok(given) => {
                 for (record, owner) in given {
                     log::info!("{} is free again: its container {} is gone", record.display(), owner.short());
@@ -51,7 +51,7 @@ pub fn give_back(root: &Path, gone: &BTreeSet<ContainerId>) {
 fn give_back_of(
     folder: &Path,
     gone: &BTreeSet<ContainerId>,
-    patience: Duration,
+    timeout: Duration,
 ) -> io::Result<Vec<(PathBuf, ContainerId)>> {
     let theirs = |record: &Path| owner(record).filter(|owner| gone.contains(owner));
     let mut records = Vec::new();
@@ -65,7 +65,7 @@ fn give_back_of(
     if records.is_empty() {
         return Ok(Vec::new());
     }
-    let _lock = lock(&folder.join("lock"), patience)?;
+    let _lock = lock(&folder.join("lock"), timeout)?;
     let mut given = Vec::new();
     for record in records {
         // Looked at again under the lock: by now it may be another container's.
@@ -86,9 +86,9 @@ fn owner(record: &Path) -> Option<ContainerId> {
 }
 
 /// Takes the plugin's lock, which is let go when the file is closed.
-fn lock(path: &Path, patience: Duration) -> io::Result<File> {
+fn lock(path: &Path, timeout: Duration) -> io::Result<File> {
     let file = File::options().create(true).append(true).open(path)?;
-    let until = Instant::now() + patience;
+    let until = Instant::now() + timeout;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),

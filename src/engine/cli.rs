@@ -1,6 +1,6 @@
 //! Job in, argv out: what each job is on the command line of nerdctl and of Docker's CLI. Pure.
 //!
-//! Nothing from outside can become a flag: each flag and its value are one argument, positional values (image,
+//! Nothing from outside can become a flag: a flag and its value from outside are one argument, positional values (image,
 //! container) are of types that begin with a letter or a digit, and both CLIs stop reading flags at the image
 //! (`SetInterspersed(false)` in their `run`), so what follows is the container's command, whatever it looks like.
 
@@ -13,7 +13,7 @@ use super::image_policy::Checked;
 use crate::core::inventory::Handover;
 use crate::core::job::{
     Failure, Job, LABEL_DEPLOY, LABEL_GPUS, LABEL_IMAGE, LABEL_NODE, LABEL_PROOF, LABEL_REPLICA, LABEL_SPEC,
-    PullJob, RunJob, Vendor,
+    PullJob, RunJob, Vendor, is_deploy_id,
 };
 use crate::process::{Bounds, Program};
 use crate::types::{ContainerId, ImageRef};
@@ -38,7 +38,7 @@ const DEFAULT_NAMESPACE: &str = "default";
 pub const LABELS: [&str; 6] = [LABEL_REPLICA, LABEL_DEPLOY, LABEL_SPEC, LABEL_GPUS, LABEL_NODE, LABEL_IMAGE];
 
 /// How long a query (list, inspect, logs) may take. The CLI itself gives up on a silent engine after 10 s.
-const LOOK_DEADLINE: Duration = Duration::from_secs(20);
+const QUERY_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a container may take to say how busy its GPUs are.
 const GUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the engine may take to say that it is there.
@@ -49,7 +49,7 @@ const STOP_EXTRA: Duration = Duration::from_secs(30);
 const REMOVE_DEADLINE: Duration = Duration::from_secs(120);
 /// How long an image of a few MB may take to load: the disk may be busy with a pull.
 const LOAD_DEADLINE: Duration = Duration::from_secs(120);
-/// From SIGTERM until SIGKILL. Neither CLI uses the time.
+/// From SIGTERM until SIGKILL. Neither CLI needs the time.
 const GRACE: Duration = Duration::from_secs(3);
 /// Size at which json-file changes its file where nothing is configured, in MiB.
 pub const DEFAULT_LOG_MIB: u32 = 10;
@@ -96,7 +96,7 @@ impl Flavour {
     }
 }
 
-/// A call's bounds but for those that differ.
+/// The bounds that most calls have in common.
 fn bounds(deadline: Duration, output: usize) -> Bounds {
     Bounds { deadline, grace: GRACE, output, tail: false }
 }
@@ -217,9 +217,9 @@ impl Cli {
                 (program, Bounds { deadline: look.deadline.min(run.deadline), ..look })
             }
             Job::Pull(pull) => (self.pull(pull), bounds(pull.deadline, OUTPUT)),
-            Job::List => (self.list(), bounds(LOOK_DEADLINE, LIST_OUTPUT)),
+            Job::List => (self.list(), bounds(QUERY_DEADLINE, LIST_OUTPUT)),
             Job::Inspect(id) => {
-                (self.inspect(id, "{{json .State}}".to_owned()), bounds(LOOK_DEADLINE, OUTPUT))
+                (self.inspect(id, "{{json .State}}".to_owned()), bounds(QUERY_DEADLINE, OUTPUT))
             }
             Job::Stop(id, timeout) => {
                 // A fraction of a second is not worth a SIGKILL: round up.
@@ -236,7 +236,7 @@ impl Cli {
                 // The time tells the container's lines from the CLI's own, and puts both streams in order.
                 let tail = format!("--tail={lines}");
                 let args = ["logs".into(), "--timestamps".into(), tail, id.as_str().to_owned()];
-                (self.plain(args), Bounds { tail: true, ..bounds(LOOK_DEADLINE, LOGS_OUTPUT) })
+                (self.plain(args), Bounds { tail: true, ..bounds(QUERY_DEADLINE, LOGS_OUTPUT) })
             }
             Job::Probe => {
                 // Both CLIs ask the engine for its version and fail where it does not answer.
@@ -247,7 +247,7 @@ impl Cli {
                 let format = "--format={{.CreatedAt}}\t{{.Repository}}\t{{.Tag}}\t{{.Digest}}".to_owned();
                 // Docker tells digests only when it is asked for them.
                 let args = ["images".into(), "--digests".into(), format];
-                (self.plain(args), bounds(LOOK_DEADLINE, LIST_OUTPUT))
+                (self.plain(args), bounds(QUERY_DEADLINE, LIST_OUTPUT))
             }
             Job::RemoveImage(image) => {
                 (self.plain(["rmi".into(), image.canonical().to_owned()]), bounds(REMOVE_DEADLINE, OUTPUT))
@@ -259,7 +259,7 @@ impl Cli {
     /// The call that prints, as JSON, which deploy a container is of: its log file is named after it.
     pub fn deploy_of(&self, id: &ContainerId) -> (Program, Bounds) {
         let program = self.inspect(id, format!("{{{{json (index .Config.Labels \"{LABEL_DEPLOY}\")}}}}"));
-        (program, bounds(LOOK_DEADLINE, OUTPUT))
+        (program, bounds(QUERY_DEADLINE, OUTPUT))
     }
 
     /// The call that describes our containers for a person: a line of JSON values each, separated by tabs: ID, replica,
@@ -275,10 +275,10 @@ impl Cli {
         );
         let filter = format!("--filter=label={LABEL_REPLICA}");
         let args = ["ps".into(), "--all".into(), "--no-trunc".into(), filter, format];
-        (self.plain(args), bounds(LOOK_DEADLINE, LIST_OUTPUT))
+        (self.plain(args), bounds(QUERY_DEADLINE, LIST_OUTPUT))
     }
 
-    /// The call that prints a container's log to its own standard output, for a program that it takes the place of.
+    /// The call that prints a container's log to its own standard output; to be exec'ed.
     pub fn follow_logs(&self, id: &ContainerId, tail: u32, follow: bool) -> Program {
         let tail = format!("--tail={tail}");
         if follow {
@@ -291,14 +291,14 @@ impl Cli {
     /// The call that loads the images of an archive.
     pub fn load(&self, archive: Vec<u8>) -> (Program, Bounds) {
         let program = self.plain(["load".to_owned()]);
-        let bounds = Bounds { deadline: LOAD_DEADLINE, grace: GRACE, output: OUTPUT, tail: false };
+        let bounds = bounds(LOAD_DEADLINE, OUTPUT);
         (Program { input: Some(archive), ..program }, bounds)
     }
 
     /// The call that ends when a container has.
     pub fn wait(&self, id: &ContainerId, deadline: Duration) -> (Program, Bounds) {
         let program = self.plain(["wait".to_owned(), id.as_str().to_owned()]);
-        (program, Bounds { deadline, grace: GRACE, output: OUTPUT, tail: false })
+        (program, bounds(deadline, OUTPUT))
     }
 
     /// The call that prints the ID and the label of each container of a proof, with a tab between them.
@@ -306,8 +306,7 @@ impl Cli {
         let format = format!("--format={{{{.ID}}}}\t{{{{.Label \"{LABEL_PROOF}\"}}}}");
         let filter = format!("--filter=label={LABEL_PROOF}");
         let args = ["ps".into(), "--all".into(), "--no-trunc".into(), filter, format];
-        let bounds = Bounds { deadline: LOOK_DEADLINE, grace: GRACE, output: OUTPUT, tail: false };
-        (self.plain(args), bounds)
+        (self.plain(args), bounds(QUERY_DEADLINE, OUTPUT))
     }
 
     fn guest_use(&self, id: &ContainerId, vendor: Vendor) -> Program {
@@ -328,7 +327,7 @@ impl Cli {
         };
         let args = ["image".to_owned(), "inspect".to_owned()].into_iter().chain(mode);
         let args = args.chain(["--format={{json .}}".to_owned(), image.canonical().to_owned()]);
-        (self.plain(args), bounds(LOOK_DEADLINE, LIST_OUTPUT))
+        (self.plain(args), bounds(QUERY_DEADLINE, LIST_OUTPUT))
     }
 
     /// The call that runs `job` with the image that was looked at and checked, within what is left of its time.
@@ -459,7 +458,7 @@ impl Cli {
     pub fn list_one(&self, id: &ContainerId) -> (Program, Bounds) {
         let mut program = self.list();
         program.args.push(format!("--filter=id={id}").into());
-        (program, bounds(LOOK_DEADLINE, OUTPUT))
+        (program, bounds(QUERY_DEADLINE, OUTPUT))
     }
 
     fn list(&self) -> Program {
@@ -531,11 +530,11 @@ impl Cli {
             [format!("--address={address}"), format!("--namespace={namespace}"), "containers".into()];
         let program = Program { path, ..self.plain([]) };
         let args = global.into_iter().chain(args).map(OsString::from).collect();
-        Some((Program { args, ..program }, bounds(LOOK_DEADLINE, LIST_OUTPUT)))
+        Some((Program { args, ..program }, bounds(QUERY_DEADLINE, LIST_OUTPUT)))
     }
 }
 
-/// Whether a value can be a container's host name (RFC 1123, and 64 bytes in Linux).
+/// Whether a value can be a container's host name (RFC 1123; Linux has room for 64 bytes).
 fn is_host_name(text: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
@@ -546,13 +545,9 @@ fn is_host_name(text: &str) -> bool {
     text.len() <= 63 && text.split('.').all(label)
 }
 
-/// The log file of a deploy; `None` when its ID is not fit for a file name (then nothing is known to be ours).
+/// The log file of a deploy; `None` when this is no ID of a deploy.
 pub fn log_file(dir: &Path, deploy: &str) -> Option<PathBuf> {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
-    let good = deploy.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && deploy.len() <= 128
-        && deploy.bytes().all(fits);
-    good.then(|| dir.join(format!("{deploy}.log")))
+    is_deploy_id(deploy).then(|| dir.join(format!("{deploy}.log")))
 }
 
 fn deploy(job: &RunJob) -> &str {
@@ -569,6 +564,8 @@ fn joined(flag: &str, value: &OsStr) -> OsString {
 mod tests {
     use super::*;
     use crate::types::{EnvName, ImageRef, PciAddress, Port, Secret, Spec};
+
+    const DEPLOY: &str = "00000000000000d1";
 
     fn cli(flavour: Flavour) -> Cli {
         Cli {
@@ -594,7 +591,7 @@ mod tests {
         RunJob {
             name: "replica-r".into(),
             spec: Spec::new(ImageRef::new("bb:1").unwrap()),
-            labels: vec![(LABEL_REPLICA, "r".into()), (LABEL_DEPLOY, "d1".into())],
+            labels: vec![(LABEL_REPLICA, "r".into()), (LABEL_DEPLOY, DEPLOY.into())],
             gpus: vec![],
             ended_by_reboot: [].into(),
             deadline: Duration::from_secs(900),
@@ -621,7 +618,7 @@ mod tests {
     fn a_plain_run() {
         let args = run_args(&cli(Flavour::Nerdctl), &job());
         let expected = "--namespace=ns run --detach --name=replica-r --runtime=io.containerd.kata.v2 --pull=never \
-             --label=vectorlay.replica=r --label=vectorlay.deploy=d1 --label=vectorlay.spec=- \
+             --label=vectorlay.replica=r --label=vectorlay.deploy=00000000000000d1 --label=vectorlay.spec=- \
              --label=vectorlay.gpus=- --label=vectorlay.node=- --label=vectorlay.image=- --log-driver=json-file --log-opt=max-size=10m \
              --log-opt=max-file=3 --oom-score-adj=500 sha256:ab";
         assert_eq!(args.join(" "), expected);
@@ -645,7 +642,7 @@ mod tests {
         let check = |flavour, line: &str| {
             let (program, bounds) = cli(flavour).call(&Job::Run(Box::new(job()))).unwrap();
             assert_eq!(text(&program).join(" "), line);
-            assert_eq!(bounds.deadline, LOOK_DEADLINE);
+            assert_eq!(bounds.deadline, QUERY_DEADLINE);
         };
         check(
             Flavour::Nerdctl,
@@ -715,7 +712,7 @@ mod tests {
         let from = args.iter().position(|arg| arg.starts_with("--network")).unwrap();
         let expected = [
             "--network=net",
-            "--log-driver=file:///var/log/v/d1.log",
+            "--log-driver=file:///var/log/v/00000000000000d1.log",
             "--cpus=1.050",
             "--memory=512m",
             "--shm-size=64m",
@@ -863,8 +860,8 @@ mod tests {
     #[test]
     fn log_files_stay_in_their_folder() {
         let dir = Path::new("/l");
-        assert_eq!(log_file(dir, "d-1.x"), Some("/l/d-1.x.log".into()));
-        for bad in ["", "..", "../x", ".x", "a/b", "a b", "ä"] {
+        assert_eq!(log_file(dir, DEPLOY), Some("/l/00000000000000d1.log".into()));
+        for bad in ["", "..", "../00000000000d1", "d1", "00000000000000D1", "00000000000000d1.1"] {
             assert_eq!(log_file(dir, bad), None, "{bad}");
         }
     }

@@ -19,7 +19,7 @@ const SECRET_MIN: usize = 4;
 const HIDING_MAX: usize = 16 * 1024 * 1024;
 /// What stands for a text that would take more.
 const TOO_MANY_SECRETS: &str =
-    "what the engine said is left out: too much of it is like the deploy's variables";
+    "the engine's message is left out: too much of it matches the deploy's variables";
 
 /// The error in a CLI's standard error: the message of the last line of logrus' level `fatal`, else of its level
 /// `error` (`nerdctl rm -f` has nothing worse), else the last line that says something. Escapes of Go's quoting are

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Builder;
 use std::time::Duration;
 
-use super::orphans::{self, Caller, Leak, Process};
+use super::leftover_calls::{self, Caller, Leak, Process};
 use super::{addresses, logs};
 use crate::core::{Cleanup, LeftoverCall};
 use crate::types::ContainerId;
@@ -99,31 +99,31 @@ fn work(
 
 /// The calls of an earlier process, by deploy; `None`: /proc cannot be read, and nothing may be concluded.
 fn find_calls(settings: &Settings) -> Option<BTreeMap<String, LeftoverCall>> {
-    let calls = orphans::calls(&settings.root, &settings.caller).map_err(|error| {
+    let calls = leftover_calls::calls(&settings.root, &settings.caller).map_err(|error| {
         log::warn!("cannot look for calls of an earlier process: {error}; mount /proc");
     });
-    Some(calls.ok()?.into_iter().map(|orphan| (orphan.deploy, orphan.call)).collect())
+    Some(calls.ok()?.into_iter().map(|found| (found.deploy, found.call)).collect())
 }
 
 fn end_calls(settings: &Settings, deploy: &str) {
-    for orphan in orphans::calls(&settings.root, &settings.caller).unwrap_or_default() {
-        if orphan.deploy == deploy {
+    for found in leftover_calls::calls(&settings.root, &settings.caller).unwrap_or_default() {
+        if found.deploy == deploy {
             log::warn!(
                 "ending the call (pid {}) of an earlier process for deploy {deploy}",
-                orphan.process.pid
+                found.process.pid
             );
-            end_process(orphan.process);
+            end_process(found.process);
         }
     }
 }
 
 /// A shim that hangs while its guest boots takes no SIGTERM; Kata's leaves nothing of the microVM behind when it is killed.
 pub(super) fn end_shim(root: &Path, container: ContainerId) {
-    let helpers = orphans::leaks(root, &BTreeSet::from([container])).unwrap_or_default();
+    let helpers = leftover_calls::leaks(root, &BTreeSet::from([container])).unwrap_or_default();
     for Leak { process, container, name } in helpers {
         if name.starts_with("containerd-shim") {
             log::warn!("ending {name} (pid {}): it hangs with container {}", process.pid, container.short());
-            if let Err(error) = orphans::end(process, true) {
+            if let Err(error) = leftover_calls::end(process, true) {
                 log::warn!("cannot end process {}: {error}", process.pid);
             }
         }
@@ -131,9 +131,9 @@ pub(super) fn end_shim(root: &Path, container: ContainerId) {
 }
 
 fn end_process(process: Process) {
-    let ended = orphans::end(process, false).and_then(|there| {
-        let gone = !there || orphans::wait(process, END_WITHIN)?;
-        if gone { Ok(true) } else { orphans::end(process, true) }
+    let ended = leftover_calls::end(process, false).and_then(|there| {
+        let gone = !there || leftover_calls::wait(process, END_WITHIN)?;
+        if gone { Ok(true) } else { leftover_calls::end(process, true) }
     });
     if let Err(error) = ended {
         log::warn!("cannot end process {}: {error}", process.pid);
@@ -148,7 +148,7 @@ fn clean_up(settings: &Settings, cleanup: &Cleanup, suspects: &mut BTreeSet<(i32
         return;
     }
     addresses::give_back(&settings.root, &cleanup.gone);
-    let leaks = orphans::leaks(&settings.root, &cleanup.gone).unwrap_or_default();
+    let leaks = leftover_calls::leaks(&settings.root, &cleanup.gone).unwrap_or_default();
     let mut seen = BTreeSet::new();
     for Leak { process, container, name } in leaks {
         let key = (process.pid, process.started);

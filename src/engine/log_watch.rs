@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 
-use super::logs::{self, Held};
+use super::logs::{self, OpenLogs};
 use crate::trust;
 use crate::wait::poll_until;
 
@@ -50,10 +50,10 @@ impl Limits {
             && rustix::fs::fstatvfs(folder)
                 .is_ok_and(|found| found.f_bavail.saturating_mul(found.f_frsize) < self.min_free);
         let part = self.size / PARTS;
-        if is_low { logs::SHORT.min(part) } else { part }
+        if is_low { logs::KEPT_WHEN_LOW.min(part) } else { part }
     }
 
-    /// How long one look may follow the other: what 2 GB/s write meanwhile is a quarter of the size.
+    /// The longest pause between two checks: what 2 GB/s write meanwhile is a quarter of the size.
     fn pause(&self) -> Duration {
         Duration::from_nanos(self.size / 8).min(Duration::from_millis(50))
     }
@@ -72,9 +72,9 @@ pub fn start(dir: PathBuf, limits: Limits) -> io::Result<()> {
     });
     let inotify = inotify.ok();
     Builder::new().name("logs".into()).spawn(move || {
-        // Of this thread alone (setpriority(2)). On a busy host it would else come to its turn when the log is long.
+        // Of this thread alone (setpriority(2)). On a busy host it would otherwise run when the log is too long already.
         let _ = rustix::process::setpriority_process(None, URGENT);
-        let mut held = Held::new();
+        let mut held = OpenLogs::new();
         loop {
             let due = Instant::now() + PASS_EVERY;
             match pass(&dir, inotify.as_ref(), &limits, &mut held) {
@@ -94,7 +94,7 @@ pub fn start(dir: PathBuf, limits: Limits) -> io::Result<()> {
 }
 
 /// Bounds every file, and watches the folder from now on.
-fn pass(dir: &Path, inotify: Option<&OwnedFd>, limits: &Limits, held: &mut Held) -> io::Result<OwnedFd> {
+fn pass(dir: &Path, inotify: Option<&OwnedFd>, limits: &Limits, held: &mut OpenLogs) -> io::Result<OwnedFd> {
     let folder = trust::folder(dir)?;
     if let Some(inotify) = inotify {
         // The folder may be another one by now; of the same one the kernel keeps one watch.
@@ -105,7 +105,7 @@ fn pass(dir: &Path, inotify: Option<&OwnedFd>, limits: &Limits, held: &mut Held)
 }
 
 /// Waits for a file to be written to, up to `due`, and bounds those that were.
-fn turn(folder: &OwnedFd, inotify: Option<&OwnedFd>, limits: &Limits, held: &mut Held, due: Instant) {
+fn turn(folder: &OwnedFd, inotify: Option<&OwnedFd>, limits: &Limits, held: &mut OpenLogs, due: Instant) {
     let Some(inotify) = inotify else {
         let _ = poll_until(&mut [], Some(due));
         return;
@@ -134,7 +134,7 @@ fn turn(folder: &OwnedFd, inotify: Option<&OwnedFd>, limits: &Limits, held: &mut
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::logs::SHORT;
+    use crate::engine::logs::KEPT_WHEN_LOW;
     use std::fs;
     use std::io::Write as _;
 
@@ -145,7 +145,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("vectorlay-log-watch-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).unwrap();
-        let mut held = Held::new();
+        let mut held = OpenLogs::new();
         let limits = Limits { size: 1 << 20, min_free: 0 };
         let folder = pass(&dir, Some(&inotify), &limits, &mut held).unwrap();
         let path = dir.join(format!("{DEPLOY}.log"));
@@ -157,7 +157,11 @@ mod tests {
             assert_eq!((size(&path), size(&path.with_extension("log.1"))), (0, limits.size / PARTS));
             shim.write_all(&[b'y'; 1_000_000]).unwrap();
             turn(&folder, Some(&inotify), &limits, &mut held, Instant::now() + Duration::from_secs(60));
-            assert_eq!((size(&path), size(&path.with_extension("log.1"))), (0, SHORT), "it grows fast");
+            assert_eq!(
+                (size(&path), size(&path.with_extension("log.1"))),
+                (0, KEPT_WHEN_LOW),
+                "it grows fast"
+            );
         }
         shim.write_all(b"y\n").unwrap();
         turn(&folder, Some(&inotify), &limits, &mut held, Instant::now() + Duration::from_secs(60));
@@ -165,7 +169,7 @@ mod tests {
         // A disk that is nearly full.
         shim.write_all(&[b'z'; 100_000]).unwrap();
         pass(&dir, None, &Limits { min_free: u64::MAX, ..limits }, &mut held).unwrap();
-        assert_eq!((size(&path), size(&path.with_extension("log.1"))), (0, SHORT));
+        assert_eq!((size(&path), size(&path.with_extension("log.1"))), (0, KEPT_WHEN_LOW));
         fs::write(path.with_extension("log.1"), [b'z'; 100_000]).unwrap();
         pass(&dir, None, &limits, &mut held).unwrap();
         assert_eq!(size(&path.with_extension("log.1")), 100_000);

@@ -21,11 +21,11 @@ use crate::core::job::is_deploy_id;
 use crate::trust;
 
 /// What is kept of a part where more would do harm, in bytes: the last lines.
-pub(super) const SHORT: u64 = 64 * 1024;
+pub(super) const KEPT_WHEN_LOW: u64 = 64 * 1024;
 
-/// The logs that were looked at, by name, open. ext4 writes a file to the disk when one who has cut it to nothing closes it
-/// (its mount option auto_da_alloc), and whoever closes waits for that: so they stay open, as long as they exist.
-pub(super) type Held = BTreeMap<String, File>;
+/// The logs that were looked at, by name, open. ext4 writes a file to the disk when a process that truncated it
+/// closes it (its mount option auto_da_alloc), and the close waits for that: so they stay open, as long as they exist.
+pub(super) type OpenLogs = BTreeMap<String, File>;
 
 /// The last `most` lines of a deploy's output, and whether some were left out for their length.
 ///
@@ -62,7 +62,7 @@ pub fn open_log(dir: &Path, deploy: &str) -> io::Result<File> {
 ///
 /// # Errors
 /// Of the first file that cannot be bounded; the others are.
-pub(super) fn bound(folder: &OwnedFd, part: u64, held: &mut Held) -> io::Result<()> {
+pub(super) fn bound(folder: &OwnedFd, part: u64, held: &mut OpenLogs) -> io::Result<()> {
     held.retain(|_, file| file.metadata().is_ok_and(|found| found.nlink() > 0));
     for older in log_files(folder, ".log.1") {
         if open(folder, &older, OFlags::RDONLY).and_then(|file| file.metadata()).is_ok_and(|m| m.len() > part)
@@ -112,7 +112,7 @@ fn end_of(folder: &OwnedFd, name: &str) -> io::Result<(Vec<u8>, bool)> {
 ///
 /// # Errors
 /// The file's.
-pub(super) fn bound_one(folder: &OwnedFd, name: &str, part: u64, held: &mut Held) -> io::Result<bool> {
+pub(super) fn bound_one(folder: &OwnedFd, name: &str, part: u64, held: &mut OpenLogs) -> io::Result<bool> {
     if !is_log(name, ".log") {
         return Ok(false);
     }
@@ -126,7 +126,7 @@ pub(super) fn bound_one(folder: &OwnedFd, name: &str, part: u64, held: &mut Held
     }
     // What grew far beyond its bound since the last look would grow by as much again while all of that is copied, and
     // its lines last no longer than that anyhow.
-    let kept = if size > part + part / 8 { part.min(SHORT) } else { part };
+    let kept = if size > part + part / 8 { part.min(KEPT_WHEN_LOW) } else { part };
     from.seek(SeekFrom::Start(size.saturating_sub(kept)))?;
     let mut to = open(folder, &aside(name), OFlags::WRONLY | OFlags::CREATE)?;
     let copied = io::copy(&mut from.take(kept), &mut to).and_then(|copied| to.set_len(copied));
@@ -174,7 +174,7 @@ mod tests {
         let (first, second) = ("00000000000000d1", "00000000000000d2");
         let path = dir.join(format!("{first}.log"));
         let handle = trust::folder(&dir).unwrap();
-        let mut held = Held::new();
+        let mut held = OpenLogs::new();
         let mut shim = OpenOptions::new().append(true).create(true).open(&path).unwrap();
         for i in 0..100 {
             writeln!(shim, "line {i:04}").unwrap();
@@ -218,14 +218,14 @@ mod tests {
         fs::write(&precious, "x".repeat(1000)).unwrap();
         std::os::unix::fs::symlink(&precious, &log).unwrap();
         let handle = trust::folder(&dir).unwrap();
-        assert!(bound(&handle, 10, &mut Held::new()).is_err());
+        assert!(bound(&handle, 10, &mut OpenLogs::new()).is_err());
         assert!(tail(&dir, deploy, 1).is_err() && open_log(&dir, deploy).is_err());
         untouched();
         // In the place of the older part.
         fs::remove_file(&log).unwrap();
         fs::write(&log, "y".repeat(1000)).unwrap();
         std::os::unix::fs::symlink(&precious, log.with_extension("log.1")).unwrap();
-        assert!(bound(&handle, 10, &mut Held::new()).is_err());
+        assert!(bound(&handle, 10, &mut OpenLogs::new()).is_err());
         untouched();
         // In the folder's.
         let link = dir.join("link");
@@ -238,13 +238,13 @@ mod tests {
     #[test]
     fn a_long_file_gives_its_end() {
         let dir = folder("tail");
-        fs::write(dir.join("d.log"), "0123456789abcde\n".repeat(100_000)).unwrap();
-        let (lines, cut) = tail(&dir, "d", 1_000_000).unwrap();
+        fs::write(dir.join("00000000000000d1.log"), "0123456789abcde\n".repeat(100_000)).unwrap();
+        let (lines, cut) = tail(&dir, "00000000000000d1", 1_000_000).unwrap();
         assert_eq!((lines.len(), cut), (LOG_MAX / 16, true));
-        let (lines, cut) = tail(&dir, "d", 3).unwrap();
+        let (lines, cut) = tail(&dir, "00000000000000d1", 3).unwrap();
         assert_eq!((lines, cut), (vec!["0123456789abcde".to_owned(); 3], false));
         assert!(tail(&dir, "../d", 3).is_err());
-        assert!(tail(&dir, "none", 3).is_err());
+        assert!(tail(&dir, "00000000000000d2", 3).is_err());
         fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -8,25 +8,27 @@
 //!
 //! A job waits in its lane (runs, pulls, stops, queries) for a slot and then has a thread of its own until its call has
 //! ended. A stop or removal that hangs releases its slot after [`OVERDUE`] and is still reaped: killing it would leak
-//! the container's shim. Every job has exactly one outcome.
+//! the container's shim. Every job has exactly one outcome while
+//! the pool lives.
 //!
-//! Nothing is decided or retried here.
+//! No deploy is decided on or retried here: a call is repeated only to repair what the CLI got wrong (a damaged image, a
+//! list that one unreadable container spoils).
 
 pub mod addresses;
 pub mod cli;
 pub mod credentials;
-mod damaged;
 pub mod env;
 pub mod error_text;
 mod failure;
 pub mod housekeeping;
 pub mod image;
 pub mod image_policy;
+mod image_repair;
+pub mod leftover_calls;
+mod list_one_by_one;
 pub mod log_watch;
 pub mod logs;
-pub mod orphans;
 pub mod parse;
-mod piecewise;
 mod ports;
 pub mod proof;
 mod proof_image;
@@ -92,7 +94,7 @@ enum Message {
     Submit(JobId, Job),
     Cancel(JobId),
     /// How the CLI is used from now on.
-    Use(Box<Cli>),
+    SetCli(Box<Cli>),
     /// With the image of a run as it was looked at.
     Ended(JobId, Option<Checked>),
     Close,
@@ -113,7 +115,6 @@ impl Pool {
             settings: Arc::new(settings),
             sink,
             inbox: inbox.clone(),
-            closing: false,
         };
         std::thread::Builder::new().name("jobs".into()).spawn(move || manager.work(&messages))?;
         Ok(Self { inbox })
@@ -130,7 +131,7 @@ impl Pool {
         CliSetter { inbox: self.inbox.clone() }
     }
 
-    /// Drops a job that still waits, and ends the call of one that runs, if that is a pull or a look. A run, stop or
+    /// Drops a job that still waits, and ends the call of one that runs, if that is a pull or a query. A run, stop or
     /// removal under way goes on: killed, it would leave more behind than it does when it ends. The outcome comes in
     /// either case.
     pub fn cancel(&self, id: JobId) {
@@ -148,7 +149,7 @@ impl CliSetter {
     /// Calls that begin from now on use the CLI so.
     pub fn set(&self, cli: Cli) {
         // A pool that has ended needs it no more.
-        let _ = self.inbox.send(Message::Use(Box::new(cli)));
+        let _ = self.inbox.send(Message::SetCli(Box::new(cli)));
     }
 }
 
@@ -193,11 +194,11 @@ struct Running {
     overdue: Option<Instant>,
     /// Whether it counts against its lane.
     holds_slot: bool,
-    image: Use,
+    image: ImageUse,
 }
 
 /// What a job has to do with an image.
-enum Use {
+enum ImageUse {
     Nothing,
     /// It runs it; at its start images had changed this many times.
     Runs(ImageRef, u64),
@@ -212,7 +213,6 @@ struct Manager {
     settings: Arc<Settings>,
     sink: Sink,
     inbox: Sender<Message>,
-    closing: bool,
 }
 
 impl Manager {
@@ -231,14 +231,11 @@ impl Manager {
                 Some(Message::Submit(id, job)) => self.lanes[lane_of(&job)].waiting.push_back((id, job)),
                 Some(Message::Cancel(id)) => self.cancel(id),
                 Some(Message::Ended(id, image)) => self.ended(id, image),
-                Some(Message::Use(cli)) => {
+                Some(Message::SetCli(cli)) => {
                     self.settings = Arc::new(Settings { cli: *cli, ..(*self.settings).clone() });
                 }
-                Some(Message::Close) => self.closing = true,
+                Some(Message::Close) => return,
                 None => self.free_overdue(),
-            }
-            if self.closing {
-                return;
             }
             self.start_waiting();
         }
@@ -265,10 +262,10 @@ impl Manager {
             Job::Run(run) => {
                 let image = run.spec.image.clone();
                 let known = self.known.get(&image, Instant::now());
-                (Use::Runs(image, self.known.changes()), known)
+                (ImageUse::Runs(image, self.known.changes()), known)
             }
-            Job::Pull(pull) => (Use::Changes(pull.image.clone()), None),
-            Job::RemoveImage(image) => (Use::Changes(image.clone()), None),
+            Job::Pull(pull) => (ImageUse::Changes(pull.image.clone()), None),
+            Job::RemoveImage(image) => (ImageUse::Changes(image.clone()), None),
             Job::List
             | Job::Inspect(_)
             | Job::Stop(..)
@@ -276,7 +273,7 @@ impl Manager {
             | Job::Logs(..)
             | Job::Probe
             | Job::Images
-            | Job::GuestUse(..) => (Use::Nothing, None),
+            | Job::GuestUse(..) => (ImageUse::Nothing, None),
         };
         let thread = std::thread::Builder::new().name(format!("job-{}", id.0)).spawn(move || {
             let (outcome, image) = match &job {
@@ -322,11 +319,11 @@ impl Manager {
             let (_, job) = self.running.swap_remove(at);
             self.lanes[job.lane].taken -= usize::from(job.holds_slot);
             match (job.image, checked) {
-                (Use::Changes(image), _) => self.known.forget(&image),
-                (Use::Runs(image, changes), Some(checked)) => {
+                (ImageUse::Changes(image), _) => self.known.forget(&image),
+                (ImageUse::Runs(image, changes), Some(checked)) => {
                     self.known.keep(&image, checked, changes, Instant::now());
                 }
-                (Use::Runs(..), None) | (Use::Nothing, _) => {}
+                (ImageUse::Runs(..), None) | (ImageUse::Nothing, _) => {}
             }
         }
     }
@@ -438,7 +435,7 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
         })) if let Job::Pull(pull) = job
             && settings.cli.flavour == Flavour::Nerdctl =>
         {
-            match damaged::remove(&settings.cli, &pull.image, cancel) {
+            match image_repair::remove(&settings.cli, &pull.image, cancel) {
                 Ok(None) => parse::outcome(job, &result),
                 Ok(Some(why)) => {
                     log::warn!("the copy of {} was damaged and is pulled anew: {why}", pull.image);
@@ -449,7 +446,7 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
             }
         }
         Outcome::Listed(Err(whole @ Failure { kind: FailureKind::Refused, .. })) => {
-            Outcome::Listed(piecewise::list(&settings.cli, whole, cancel))
+            Outcome::Listed(list_one_by_one::list(&settings.cli, whole, cancel))
         }
         Outcome::Inspected(Ok(Some(Inspected {
             state: state @ InspectedState::Exited(KILLED),
@@ -676,14 +673,14 @@ mod tests {
 
     #[test]
     fn logs_come_from_the_shims_file_where_there_is_one() {
-        let script = "case $1 in container) echo '\"d1\"';; logs) echo 2026-11-24T00:19:22.93Z old;; esac";
+        let script = "case $1 in container) echo '\"00000000000000d1\"';; logs) echo 2026-11-24T00:19:22.93Z old;; esac";
         let bench = Bench::new("logs", script, LONG);
         let logs =
             |lines: &[&str]| Outcome::Logs(Ok((lines.iter().map(|l| (*l).to_owned()).collect(), false)));
         bench.submit(1, Job::Logs(container(1), 9));
         assert_eq!(bench.next(), (1, logs(&["old"])));
         std::fs::create_dir(bench.dir.join("logs")).unwrap();
-        std::fs::write(bench.dir.join("logs/d1.log"), "a\nb\n").unwrap();
+        std::fs::write(bench.dir.join("logs/00000000000000d1.log"), "a\nb\n").unwrap();
         bench.submit(2, Job::Logs(container(1), 1));
         assert_eq!(bench.next(), (2, logs(&["b"])));
     }

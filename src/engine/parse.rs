@@ -243,7 +243,7 @@ fn listed(finished: &Finished) -> Result<Vec<Listed>, Failure> {
 fn listed_line(line: &str) -> Result<Listed, Failure> {
     let fields: Vec<&str> = line.split('\t').collect();
     let [id, replica, deploy, spec, gpus, status] = fields[..] else {
-        return Err(unreadable("ps", "a line has not six fields"));
+        return Err(unreadable("ps", "a line does not have six fields"));
     };
     let id =
         ContainerId::new(id).map_err(|_| unreadable("ps", "a line does not begin with a container ID"))?;

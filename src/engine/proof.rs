@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::cli::{Cli, LogChoice};
-use super::orphans::{self, Process};
+use super::leftover_calls::{self, Process};
 use super::proof_image::{self, ProofImage};
 use super::{failure, housekeeping, image_policy, parse};
 use crate::core::job::{Failure, Job, LABEL_PROOF, Outcome, RunJob};
@@ -68,7 +68,7 @@ pub fn prove(order: &Order<'_>, cancel: &Cancel) -> Result<Proved, String> {
     let cli = Cli { log: LogChoice::JsonFile { max_mib: 1, files: 1 }, ..order.cli.clone() };
     let proc = Path::new("/proc");
     let pid = i32::try_from(std::process::id()).unwrap_or(i32::MAX);
-    let owner = orphans::process(proc, pid).ok_or("cannot read /proc; mount it")?;
+    let owner = leftover_calls::process(proc, pid).ok_or("cannot read /proc; mount it")?;
     remove_all(&cli, owner)?;
     let image = proof_image::make(order.executable, order.argument, std::env::consts::ARCH);
     let name = ImageRef::new(&image.name).map_err(|error| error.to_string())?;
@@ -183,7 +183,7 @@ fn label(process: Process) -> String {
 /// Whether the process that a label names is there.
 fn is_alive(label: &str) -> bool {
     let pid = label.split('-').next().and_then(|pid| pid.parse().ok());
-    pid.and_then(|pid| orphans::process(Path::new("/proc"), pid))
+    pid.and_then(|pid| leftover_calls::process(Path::new("/proc"), pid))
         .is_some_and(|process| self::label(process) == label)
 }
 

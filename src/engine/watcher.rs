@@ -108,19 +108,21 @@ fn watch(inbox: &Receiver<Order>, wake: &Wakeup, oom_score_adj: u64, events: &dy
         wake.clear();
         for order in inbox.try_iter() {
             match order {
-                Order::Watch(id, pid) => match open(pid, watched.len()) {
-                    Ok(fd) => {
-                        raise_oom_score(&id, pid, oom_score_adj);
-                        watched.insert(id, fd);
+                Order::Watch(id, pid) => {
+                    let opened = open(pid, watched.len());
+                    raise_oom_score(&id, pid, oom_score_adj);
+                    match opened {
+                        Ok(fd) => {
+                            watched.insert(id, fd);
+                        }
+                        Err(errno) => {
+                            watched.remove(&id);
+                            // There was such a process when the engine named it.
+                            let gone = errno == Errno::SRCH;
+                            events(if gone { Event::Exited(id) } else { Event::Unwatchable(id) });
+                        }
                     }
-                    Err(errno) => {
-                        raise_oom_score(&id, pid, oom_score_adj);
-                        watched.remove(&id);
-                        // There was such a process when the engine named it.
-                        let gone = errno == Errno::SRCH;
-                        events(if gone { Event::Exited(id) } else { Event::Unwatchable(id) });
-                    }
-                },
+                }
                 Order::Unwatch(id) => drop(watched.remove(&id)),
                 Order::End => return,
             }

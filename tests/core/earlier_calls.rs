@@ -218,7 +218,7 @@ fn where_they_cannot_be_looked_for_nothing_is_concluded_and_the_state_says_so() 
     assert_eq!(rig.sent(), [""; 0]);
     let status = rig.control(Request::Status);
     assert_eq!((&status["state"], &status["containers_age_s"]), (&json!("degraded"), &json!(null)));
-    assert!(status["reason"].as_str().unwrap().contains("an earlier process"), "{status}");
+    assert!(status["reason"].as_str().unwrap().contains("the previous agent process"), "{status}");
     rig.searching = true;
     rig.wait(11 * SECOND);
     assert_eq!(rig.sent(), ["deploy_result r running q1"]);

@@ -2,6 +2,7 @@
 
 use vectorlay::core::Event;
 use vectorlay::core::job::FailureKind;
+use vectorlay::core::link_api::DownReason;
 use vectorlay::core::operator::Request;
 
 use crate::rig::{Rig, SECOND, Start, check};
@@ -57,6 +58,20 @@ fn a_required_dependency_that_fails_degrades_and_refuses_nothing() {
     rig.event(Event::ChecksDone);
     assert_eq!(rig.state(), "online");
     assert!(rig.everything_sent().contains(&"node_state".to_owned()));
+}
+
+#[test]
+fn each_connection_hears_the_state_and_nothing_twice() {
+    let mut rig = Rig::online();
+    let states = |rig: &mut Rig| {
+        let sent = rig.everything_sent();
+        sent.iter().filter(|message| *message == "node_state").count()
+    };
+    rig.down(DownReason::Broken);
+    rig.connect();
+    assert_eq!(states(&mut rig), 1, "this peer may not know it");
+    rig.beat();
+    assert_eq!(states(&mut rig), 0, "nothing has changed");
 }
 
 #[test]

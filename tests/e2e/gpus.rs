@@ -227,9 +227,9 @@ fn from_the_fewest_numa_nodes_and_never_twice() {
     let arguments = world.runs("pair", &["1b", "43"]);
     assert_eq!(devices(&arguments), ["--device=/dev/vfio/40", "--device=/dev/vfio/41"]);
     world.runs("four", &["9d", "c3", "d1", "df"]);
-    world.refused("three", 3, "3 GPUs asked for, 2 of 8 free");
+    world.refused("three", 3, "GPUs requested: 3; 2 of 8 are free");
     world.runs("rest", &["52", "61"]);
-    world.refused("none", 1, "1 GPUs asked for, 0 of 8 free");
+    world.refused("none", 1, "GPUs requested: 1; 0 of 8 are free");
     assert_eq!(world.holders(), ["pair", "pair", "rest", "rest", "four", "four", "four", "four"]);
 
     // The labels alone say who has what.
@@ -241,7 +241,7 @@ fn from_the_fewest_numa_nodes_and_never_twice() {
         status["containers"].as_array().unwrap().iter().find(of).unwrap()["gpus"].clone()
     };
     assert_eq!(held("pair"), json!(["0000:1b:00.0", "0000:43:00.0"]));
-    world.refused("none", 1, "1 GPUs asked for, 0 of 8 free");
+    world.refused("none", 1, "GPUs requested: 1; 0 of 8 are free");
 
     assert_eq!(world.stop("pair")["status"], "stopped");
     world.runs("next", &["1b", "43"]);
@@ -279,7 +279,7 @@ fn what_is_not_well_or_not_free_is_left_out_and_named() {
     for words in &reasons[..3] {
         assert!(text.contains(words), "{text} lacks {words:?}");
     }
-    world.refused("five", 5, "5 GPUs asked for, 4 of 8 free");
+    world.refused("five", 5, "GPUs requested: 5; 4 of 8 are free");
     world.runs("four", &["9d", "c3", "d1", "df"]);
 
     // What was held back stays so across a restart, until it is released.
@@ -300,7 +300,7 @@ fn by_nvidias_driver_for_a_plain_runtime() {
     let (_, text) = world.node.said(&["check"]);
     assert!(text.contains("nvidia: --gpus with the UUIDs"), "{text}");
     assert!(text.contains("does not tell the UUID of 0000:1b:00.0"), "{text}");
-    world.refused("all", 8, "8 GPUs asked for, 7 of 8 free");
+    world.refused("all", 8, "GPUs requested: 8; 7 of 8 are free");
     let arguments = world.runs("pair", &["43", "52"]);
     assert_eq!(devices(&arguments), [format!("--gpus=\"device={},{}\"", uuid(1), uuid(2))]);
     assert!(arguments.contains(&"--runtime=io.containerd.runc.v2".to_owned()));
@@ -329,7 +329,7 @@ fn by_amdgpu_for_a_plain_runtime() {
 #[test]
 fn a_node_that_hands_out_none() {
     let world = World::start("gpus-none", &eight("vfio-pci"), &[("gpu-handover", "none")]);
-    world.refused("one", 1, "1 GPUs asked for, 0 of 8 free");
+    world.refused("one", 1, "GPUs requested: 1; 0 of 8 are free");
     let info = world.info(|info| info["gpus"].as_array().is_some_and(|gpus| gpus.len() == 8));
     assert!(info["gpus"][0]["reason"].as_str().unwrap().contains("gpu_handover"), "{info}");
     let result = world.deploy("without", 0);

@@ -26,7 +26,7 @@ const CLAIM_AGE_MAX: Duration = Duration::from_secs(5);
 /// How long after a claim that had to wait the hardware is read again.
 const CLAIM_RETRY: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// The GPUs, and when they are read.
 #[derive(Debug)]
 pub(crate) struct Gpus {
     table: GpuTable,
@@ -105,8 +105,8 @@ impl Gpus {
         self.inventory.is_slow().then(|| "a reading of the GPUs hangs; see the kernel's log".to_owned())
     }
 
-    /// Claims `count` GPUs for a replica. `leaving`: whether a holder is on its way out. How well they are is read before
-    /// each job.
+    /// Claims `count` GPUs for a replica. `leaving`: whether a holder is on its way out. Takes a
+    /// reading of the hardware that is less than 5 s old.
     pub(crate) fn claim(
         &mut self,
         cx: &Cx,
@@ -134,7 +134,7 @@ impl Gpus {
                 NotClaimed::Wait
             }
             Denied::Short { free, total } => {
-                let error = format!("{count} GPUs asked for, {free} of {total} free");
+                let error = format!("GPUs requested: {count}; {free} of {total} are free");
                 NotClaimed::Refused(Refusal::new(Code::NoGpu, error))
             }
         })

@@ -14,7 +14,7 @@ use crate::types::{PciAddress, ReplicaId};
 /// A GPU that this many readings in a row do not show is gone, unless a replica has it.
 const READINGS_UNTIL_GONE: u32 = 3;
 /// How many readings may show a GPU held after its container is gone: its microVM may still be ending.
-const READINGS_UNTIL_KEPT: u8 = 10;
+const BUSY_READINGS_TOLERATED: u8 = 10;
 
 /// What the core knows of one GPU.
 #[derive(Debug, Clone)]
@@ -22,10 +22,10 @@ struct Slot {
     gpu: Gpu,
     /// Readings in a row that did not show it.
     missed: u32,
-    /// Freed, and this many readings are still to come before one says how it is since.
-    stale: u8,
-    /// How many more readings may show a freed one held by a process that has not quite ended.
-    patience: u8,
+    /// Freed: the reading that is this many ahead is the first one taken since. 0: this reading is fresh.
+    until_fresh: u8,
+    /// How many more readings may show a freed GPU held by a process that has not quite ended.
+    busy_left: u8,
     /// It failed: good readings before this time do not count.
     retest: Option<Instant>,
 }
@@ -68,14 +68,14 @@ impl GpuTable {
             }
         }
         for gpu in gpus {
-            let mut slot = Slot { gpu: gpu.clone(), missed: 0, stale: 0, patience: 0, retest: None };
+            let mut slot = Slot { gpu: gpu.clone(), missed: 0, until_fresh: 0, busy_left: 0, retest: None };
             let old = self.slots.get(&gpu.address);
             if let Some(old) = old {
-                slot.stale = old.stale.saturating_sub(1);
-                slot.patience = old.patience;
-                if old.stale == 1 && old.patience > 0 && matches!(gpu.verdict, Verdict::Held(_)) {
-                    slot.stale = 1;
-                    slot.patience -= 1;
+                slot.until_fresh = old.until_fresh.saturating_sub(1);
+                slot.busy_left = old.busy_left;
+                if old.until_fresh == 1 && old.busy_left > 0 && matches!(gpu.verdict, Verdict::Held(_)) {
+                    slot.until_fresh = 1;
+                    slot.busy_left -= 1;
                 }
             }
             if let Health::Failed(_) = gpu.health {
@@ -90,7 +90,7 @@ impl GpuTable {
                 kind(&old.gpu) != kind(&slot.gpu)
                     || old.gpu.driver != slot.gpu.driver
                     || old.missed > 0
-                    || (old.stale > 0) != (slot.stale > 0)
+                    || (old.until_fresh > 0) != (slot.until_fresh > 0)
             });
             self.slots.insert(gpu.address, slot);
         }
@@ -127,7 +127,7 @@ impl GpuTable {
         let free: usize = groups.iter().map(|group| group.gpus.len()).sum();
         let Some(chosen) = choose(&groups, count) else {
             let coming_back = self.held.values().filter(|holder| returning(holder)).count()
-                + self.slots.values().filter(|slot| slot.stale > 0).count();
+                + self.slots.values().filter(|slot| slot.until_fresh > 0).count();
             return Err(if free + coming_back >= count && coming_back > 0 {
                 Denied::Wait
             } else {
@@ -152,8 +152,8 @@ impl GpuTable {
         self.held.retain(|address, holder| {
             if holder == replica && !kept.contains(address) {
                 if let Some(slot) = slots.get_mut(address) {
-                    slot.stale = under_way + 1;
-                    slot.patience = READINGS_UNTIL_KEPT;
+                    slot.until_fresh = under_way + 1;
+                    slot.busy_left = BUSY_READINGS_TOLERATED;
                 }
                 false
             } else {
@@ -234,14 +234,15 @@ impl GpuTable {
         }
         if self.held_back.contains(&address) {
             judgement.assignable = false;
-            judgement.reason = Some("held back by the operator: vectorlay-agent gpu release".to_owned());
+            judgement.reason =
+                Some("held back by the operator: vectorlay-agent gpu release ADDRESS".to_owned());
         }
         judgement
     }
 
     fn usable(&self, slot: &Slot) -> bool {
         slot.missed == 0
-            && slot.stale == 0
+            && slot.until_fresh == 0
             && slot.gpu.verdict == Verdict::Assignable
             && !matches!(slot.gpu.health, Health::Failed(_))
             && !self.held.contains_key(&slot.gpu.address)
@@ -412,7 +413,7 @@ mod tests {
         read(&mut gpus, &host());
         claim(&mut gpus, "a", 6).unwrap();
         gpus.free(&replica("a"), &[], 0);
-        for _ in 0..READINGS_UNTIL_KEPT {
+        for _ in 0..BUSY_READINGS_TOLERATED {
             read(&mut gpus, &busy);
             assert_eq!(claim(&mut gpus, "b", 1), Err(Denied::Wait));
         }

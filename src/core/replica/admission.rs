@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::outcome::{Code, Refusal};
 use super::state::Stop;
-use super::{DEPLOY_TIMEOUT, REQUESTS_MAX, STOP_TIMEOUT};
+use super::{REQUESTS_MAX, STOP_TIMEOUT, default_deploy_timeout};
 use crate::core::results::OWED_MAX;
 use crate::core::timers::Timer;
 use crate::protocol::Inbound;
@@ -39,14 +39,14 @@ impl WaitingCommands {
         if self.commands.iter().rev().find(of_replica).is_some_and(|(_, waiting)| *waiting == command) {
             return Ok(());
         }
-        let Some(patience) = patience(&command) else { return Ok(()) };
+        let Some(timeout) = timeout(&command) else { return Ok(()) };
         let bytes = self.bytes + command.bytes();
         if self.commands.len() >= WAITING_MAX || bytes > WAITING_BYTES_MAX {
             let why = "too many commands wait for the node to know its containers";
             return Err((command, Refusal::new(Code::Busy, why)));
         }
         self.bytes = bytes;
-        self.commands.push_back((now + patience, command));
+        self.commands.push_back((now + timeout, command));
         Ok(())
     }
 
@@ -71,11 +71,14 @@ impl WaitingCommands {
     }
 }
 
-/// How long a command waits at most; `None`: it is none that waits.
-fn patience(command: &Inbound) -> Option<Duration> {
+/// How long a command waits at most; `None` for commands that never wait.
+fn timeout(command: &Inbound) -> Option<Duration> {
     match command {
-        Inbound::Deploy(deploy) => Some(deploy.deploy_timeout.unwrap_or(DEPLOY_TIMEOUT)),
-        Inbound::Stop(stop) => Some(Stop::patience(stop.timeout.unwrap_or(STOP_TIMEOUT))),
+        Inbound::Deploy(deploy) => {
+            let usual = default_deploy_timeout(deploy.spec.gpu_count > 0);
+            Some(deploy.deploy_timeout.unwrap_or(usual))
+        }
+        Inbound::Stop(stop) => Some(Stop::total_timeout(stop.timeout.unwrap_or(STOP_TIMEOUT))),
         Inbound::Registered { .. }
         | Inbound::Drain
         | Inbound::Maintenance
@@ -152,7 +155,7 @@ mod tests {
         }
         assert_eq!(waiting.len(), 2, "the third is the first, delivered again");
         let next = waiting.timers()[0].1.unwrap();
-        assert_eq!(next, now + Stop::patience(second));
+        assert_eq!(next, now + Stop::total_timeout(second));
         assert_eq!(waiting.take_expired(next), [stop("b", second)]);
         assert_eq!(waiting.take_all().collect::<Vec<_>>(), [stop("a", 9 * second)]);
     }

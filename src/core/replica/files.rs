@@ -2,7 +2,7 @@
 //!
 //! `state.json` is written before anything is told, so it has what that needs and no more: replicas of which a command
 //! is not done, and those that changed since the table was written. The table (`replicas.json`) has the others, of which
-//! all is told. What `state.json` says of a replica counts, and so does that one is gone.
+//! nothing is left to tell. Where both name a replica, `state.json` is right, also when it says that one is gone.
 
 use std::collections::{BTreeMap, BTreeSet, btree_map};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -13,7 +13,7 @@ use crate::types::ReplicaId;
 /// Past so many changes that no table has taken up, `state.json` has all replicas again: the table cannot be written.
 const CHANGED_MAX: usize = 4096;
 
-/// See the module.
+/// Which replica stands in which file.
 #[derive(Debug, Default)]
 pub(super) struct Files {
     in_flight: BTreeSet<ReplicaId>,

@@ -36,7 +36,7 @@ pub(crate) enum Input<'a> {
     Join { request: Option<RequestId>, of: Awaited },
     /// A deploy of what runs already, and what of it does not reach the container.
     AlreadyRuns(Option<RequestId>, Vec<String>),
-    /// It leaves the queue, with these GPUs, and begins with this. The containers ended with the host, and are kept.
+    /// It leaves the queue with these GPUs; what it does first; the containers that a reboot ended and that are kept.
     Admitted(Claimed, First, BTreeSet<ContainerId>),
     /// It leaves the queue, and is not started.
     NotAdmitted(Refusal),
@@ -251,7 +251,7 @@ impl Replica {
     }
 
     fn on_shutdown(&mut self, s: &mut Step<'_>) {
-        let refusal = || Refusal::new(Code::Interrupted, "the agent was ended before the deploy was started");
+        let refusal = || Refusal::new(Code::Interrupted, "the agent was stopped before it began the deploy");
         if matches!(self.state, ReplicaState::Queued) {
             self.not_started(s, refusal());
         } else if let Some(next) = self.successor.take_if(|next| next.work.is_some()) {
@@ -279,7 +279,7 @@ impl Replica {
         match timer {
             ReplicaTimer::Successor => {
                 if let Some(next) = self.successor.take() {
-                    let late = "the container before it was not gone in time";
+                    let late = "the previous container was not removed in time";
                     s.report(next.failed(now, Refusal::new(Code::Timeout, late)));
                 }
             }
@@ -291,7 +291,9 @@ impl Replica {
                             "its start has not ended: a guest that hangs while it boots holds it for up to dial_timeout of \
                              Kata's configuration; its shim is ended now, and the removal goes on"
                         }
-                        _ => "it was not proven gone in time; its removal goes on",
+                        _ => {
+                            "it could not be confirmed in time that the container is gone; its removal continues"
+                        }
                     };
                     self.ends_shims = true;
                     s.effect(Effect::ListAgain(s.cx.now));
@@ -307,7 +309,7 @@ impl Replica {
     fn on_state_timer(&mut self, s: &mut Step<'_>) {
         match self.state.clone() {
             ReplicaState::Queued => {
-                let late = "no slot to start it came free before its deadline";
+                let late = "it was still queued at its deadline: the slot, GPUs, memory or ports that it needs did not come free";
                 self.not_started(s, Refusal::new(Code::Timeout, late));
             }
             ReplicaState::Running(
@@ -334,7 +336,8 @@ impl Replica {
                 self.state = ReplicaState::AwaitingLeftoverCall(s.cx.now + INSPECT_RETRY);
                 // Reported even if the call cannot be ended; what it makes after all is removed.
                 if let Some(deploy) = &mut self.deploy {
-                    let late = "a call of an earlier process did not end in time";
+                    let late =
+                        "a container CLI call that the previous agent process left did not finish in time";
                     deploy.failure.get_or_insert_with(|| (Refusal::new(Code::Timeout, late), s.cx.now));
                     self.desired = Desired::Absent;
                     s.effect(Effect::Save);

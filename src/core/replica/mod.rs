@@ -38,10 +38,12 @@ use self::state::ReplicaState;
 pub(crate) use self::state::{Awaited, Deploy, Replica, Work};
 pub(crate) use self::warnings::warnings;
 
-/// How long pull and start may take together, where the deploy does not say.
-pub(crate) const DEPLOY_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-/// The same with GPUs: a large guest pins all of its memory first.
-pub(crate) const DEPLOY_TIMEOUT_GPU: Duration = Duration::from_secs(30 * 60);
+/// How long pull and start may take together, where the deploy does not say. With GPUs a large guest pins all of its
+/// memory first.
+pub(crate) fn default_deploy_timeout(with_gpus: bool) -> Duration {
+    Duration::from_secs(if with_gpus { 30 * 60 } else { 15 * 60 })
+}
+
 /// How long a container has to end after SIGTERM, where neither the stop nor its deploy says.
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many replicas whose state the engine cannot tell are named in the node's reason.
@@ -391,7 +393,7 @@ impl Replicas {
         (there, Some(gone))
     }
 
-    /// The replicas that a table has which is composed now.
+    /// The replicas that belong in the table that is composed now.
     pub(crate) fn compose_table(&mut self, tick: u64) -> impl Iterator<Item = &Replica> {
         self.files.compose(tick);
         #[cfg(debug_assertions)]

@@ -76,11 +76,11 @@ impl Refusal {
     }
 
     pub(crate) fn interrupted() -> Self {
-        Self::new(Code::Interrupted, "the agent was ended before the deploy was done")
+        Self::new(Code::Interrupted, "the agent exited before the deploy finished")
     }
 
     pub(crate) fn cancelled() -> Self {
-        Self::new(Code::Cancelled, "stopped before it was running")
+        Self::new(Code::Cancelled, "cancelled by a stop before it was running")
     }
 
     pub(crate) fn too_many_requests() -> Self {

@@ -6,11 +6,11 @@
 use std::time::Duration;
 
 use super::commands::same_spec;
+use super::default_deploy_timeout;
 use super::lifecycle::{Effect, Step};
 use super::outcome::{Exit, Refusal, Report};
 use super::state::{Desired, ExitWatch, Removal, RemovalStep, Replica, ReplicaState, Reported, StopCall};
 use super::warnings::warnings;
-use super::{DEPLOY_TIMEOUT, DEPLOY_TIMEOUT_GPU};
 use crate::core::Action;
 use crate::core::cx::JobOwner;
 use crate::core::job::{Job, Listed, ListedStatus};
@@ -18,7 +18,7 @@ use crate::core::persistence::DurableBarrier;
 use crate::types::ContainerId;
 
 /// How long a call of an earlier process may go on making a container that is not wanted any more.
-const UNWANTED_CALL_PATIENCE: Duration = Duration::from_secs(60);
+const UNWANTED_CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// The pause before the second removal of a container that is still there; doubled for each that follows.
 const REMOVE_PAUSE_FIRST: Duration = Duration::from_millis(125);
 /// The longest of these pauses.
@@ -61,7 +61,7 @@ pub(crate) enum Found {
     SuccessorBegun,
     /// A call that is still at work: what it makes is not known yet.
     LeftoverCall,
-    /// Containers ran, and all of a deploy that the record does not name: it was started after the record was saved.
+    /// Containers ran, each of a deploy that the record does not name: that was started after the record was saved.
     Newer,
     /// The container of the recorded deploy is up.
     Up,
@@ -282,12 +282,11 @@ impl Replica {
         let up_or_unclear = there.up.or(there.unclear.map(|(container, _)| container));
         match (recovery, there.up, there.exited, up_or_unclear) {
             (Recovery::AwaitCall, ..) => {
-                let patience = match (self.desired, self.gpus.is_empty()) {
-                    (Desired::Absent, _) => UNWANTED_CALL_PATIENCE,
-                    (Desired::Present, true) => DEPLOY_TIMEOUT,
-                    (Desired::Present, false) => DEPLOY_TIMEOUT_GPU,
+                let timeout = match self.desired {
+                    Desired::Absent => UNWANTED_CALL_TIMEOUT,
+                    Desired::Present => default_deploy_timeout(!self.gpus.is_empty()),
                 };
-                self.enter(s.cx, ReplicaState::AwaitingLeftoverCall(now + patience));
+                self.enter(s.cx, ReplicaState::AwaitingLeftoverCall(now + timeout));
             }
             (Recovery::Adopt, Some(up), ..) => {
                 self.trust_labels(s, shown.containers);
@@ -399,7 +398,7 @@ impl Replica {
     fn remove_listed(&mut self, s: &mut Step<'_>, shown: &Shown<'_>, removal: Removal) {
         if shown.leftover_call {
             // The call may still make a container: nothing is proven before it is over.
-            let until = s.cx.now + UNWANTED_CALL_PATIENCE;
+            let until = s.cx.now + UNWANTED_CALL_TIMEOUT;
             self.enter(s.cx, ReplicaState::AwaitingLeftoverCall(until));
             return;
         }

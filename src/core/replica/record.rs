@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::outcome::{Code, Refusal};
 use super::state::{Deploy, Desired, Removal, RemovalStep, Replica, ReplicaState, Reported, Stop, StopCall};
-use super::{DEPLOY_TIMEOUT, STOP_TIMEOUT};
+use super::{STOP_TIMEOUT, default_deploy_timeout};
 use crate::core::persistence::DurableBarrier;
 use crate::core::results::millis;
 use crate::types::{ContainerId, PciAddress, ReplicaId, RequestId};
@@ -116,7 +116,7 @@ impl Replica {
         // A deploy that waited behind it may have been begun since: the first listing shows that.
         replica.successor = record.get("next").map(|next| {
             let (id, spec_hash) = (text(next, "deploy"), text(next, "spec"));
-            Deploy::recovered(now, now + DEPLOY_TIMEOUT, id, spec_hash, requests(next))
+            Deploy::recovered(now, now + default_deploy_timeout(false), id, spec_hash, requests(next))
         });
         replica
     }

@@ -9,7 +9,8 @@
 //!                              Running ─── the process ends ──► Exited ── retention ──┐
 //!                                 │ stop                                              │
 //!                                 ▼                                                   ▼
-//!   any failure, cancel ─────► Stopping ──────────────────────────────────────────► Removing ─► (none)
+//!                              Stopping ──────────────────────────────────────────► Removing ─► (none)
+//!   any failure, cancel ────────────────────────────────────────────────────────────▲
 //! ```
 //! `Removing` looks up the containers by label, removes each by its full ID and looks again; it ends only when a
 //! listing that began afterwards shows none. `Unverified` replicas come from the record of an earlier process and
@@ -32,7 +33,7 @@ use crate::types::{ContainerId, HostPort, PciAddress, RegistryAuth, ReplicaId, R
 /// How much longer than its timeout a stop may take before it is reported as failed.
 const STOP_MARGIN: Duration = Duration::from_secs(60);
 /// How long a failure is withheld until its containers are proven gone.
-const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A deploy whose outcome is not decided, or not reported.
 #[derive(Debug, Clone)]
@@ -116,11 +117,11 @@ pub(crate) struct Stop {
 
 impl Stop {
     pub(crate) fn new(now: Instant, timeout: Duration, barrier: DurableBarrier) -> Self {
-        Self { requests: Vec::new(), timeout, deadline: now + Self::patience(timeout), barrier }
+        Self { requests: Vec::new(), timeout, deadline: now + Self::total_timeout(timeout), barrier }
     }
 
     /// How long a stop may take in all.
-    pub(crate) fn patience(timeout: Duration) -> Duration {
+    pub(crate) fn total_timeout(timeout: Duration) -> Duration {
         timeout + STOP_MARGIN
     }
 }
@@ -176,11 +177,11 @@ pub(crate) enum RemovalStep {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum ReplicaState {
     /// Whether its container runs is not known, and a listing decides: an earlier process recorded it, or the engine
-    /// could not say. With what the engine says instead of the container's state, while it cannot tell that.
+    /// could not say. `Some`: what the engine says instead of the container's state, as long as it cannot tell that.
     Unverified(Option<String>),
     /// A CLI call of an earlier process is at work on it, until this time at most.
     AwaitingLeftoverCall(Instant),
-    /// Accepted; waits for its record, for GPUs and for a slot.
+    /// Accepted; waits for its record, then for a slot, GPUs, memory and ports.
     Queued,
     Pulling(JobId),
     Starting(JobId),
@@ -201,14 +202,14 @@ pub(crate) enum Desired {
     Absent,
 }
 
-/// What was last reported about a replica without a command.
+/// What the control plane was last told of a replica: tells news from repetition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Reported {
     Nothing,
     /// The control plane counts on it: should it go missing, that is reported.
     Running,
     Exited,
-    /// Its microVM ended.
+    /// Its microVM ended, or the host was rebooted.
     Failed,
 }
 
@@ -535,7 +536,7 @@ impl Replica {
         };
         let stop = self.stop.as_ref().map(|stop| stop.deadline);
         let failure =
-            self.failure().filter(|_| self.stop.is_none()).map(|(_, since)| *since + REMOVAL_PATIENCE);
+            self.failure().filter(|_| self.stop.is_none()).map(|(_, since)| *since + REMOVAL_TIMEOUT);
         // One of an earlier process is not given up as long as it may have been begun.
         let may_expire = |next: &&Deploy| next.work.is_some() || containers_known;
         let successor = self.successor.as_ref().filter(may_expire).map(|next| next.deadline);

@@ -43,8 +43,8 @@ impl Replica {
                 self.vanished(s, container);
                 return;
             }
-            // Kata tells of the program's end before the hypervisor ends. Where the engine took the container for running
-            // when that was gone already, nobody told.
+            // Kata tells of the program's end before the hypervisor ends. If the engine still said "running" after the
+            // hypervisor was gone, Kata never reported the program's end.
             (
                 Ok(Some(Inspected { state: InspectedState::Exited(MICROVM_ENDED), .. })),
                 ExitWatch::Confirming(_, tries),

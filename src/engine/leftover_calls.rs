@@ -142,13 +142,13 @@ pub fn end(target: Process, kill: bool) -> io::Result<bool> {
     }
 }
 
-/// Waits for `target` to end, at most `patience`; says whether it has.
+/// Waits for `target` to end, at most `timeout`; says whether it has.
 ///
 /// # Errors
 /// The kernel's, when it cannot be watched.
-pub fn wait(target: Process, patience: Duration) -> io::Result<bool> {
+pub fn wait(target: Process, timeout: Duration) -> io::Result<bool> {
     let Some(fd) = open(target)? else { return Ok(true) };
-    let until = Instant::now() + patience;
+    let until = Instant::now() + timeout;
     loop {
         let mut fds = [PollFd::new(&fd, PollFlags::IN)];
         poll_until(&mut fds, Some(until))?;
@@ -369,9 +369,9 @@ mod tests {
         check(&["containerd-shim-runc-v2", "-id", &format!("{id}0")], &[], None);
     }
 
-    /// Starts a script at `cli` that sleeps, with the labels of a run for `deploy`, and gives the command that did.
+    /// The command that starts a script at `cli`, which sleeps and has the labels of a run.
     fn sleeper(name: &str) -> (PathBuf, Caller, Command) {
-        let dir = std::env::temp_dir().join(format!("vectorlay-orphans-{name}-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("vectorlay-leftover-{name}-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let caller = Caller { cli: dir.join("cli"), ..caller() };
         let mut command = Command::new("/bin/sh");
@@ -392,28 +392,28 @@ mod tests {
         shell.args(["-c", "\"$@\" </dev/null >/dev/null 2>&1 &", "sh"]).arg(command.get_program());
         assert!(shell.args(command.get_args()).status().unwrap().success());
         let until = Instant::now() + Duration::from_secs(60);
-        let orphan = loop {
-            if let Some(orphan) = calls(Path::new("/"), &caller).unwrap().pop() {
-                break orphan;
+        let found = loop {
+            if let Some(found) = calls(Path::new("/"), &caller).unwrap().pop() {
+                break found;
             }
             assert!(Instant::now() < until, "not found");
         };
-        assert_eq!((orphan.deploy.as_str(), orphan.call.replica.as_str()), ("d1", "r"));
+        assert_eq!((found.deploy.as_str(), found.call.replica.as_str()), ("d1", "r"));
         assert_eq!(calls(Path::new("/"), &Caller { node: Some("n2".into()), ..caller.clone() }).unwrap(), []);
         assert_eq!(calls(Path::new("/"), &Caller { cli: "/opt/cli".into(), ..caller.clone() }).unwrap(), []);
-        assert!(!wait(orphan.process, Duration::from_millis(50)).unwrap());
+        assert!(!wait(found.process, Duration::from_millis(50)).unwrap());
         // A process with the same number that started at another time is not touched.
-        let other = Process { started: orphan.process.started + 1, ..orphan.process };
+        let other = Process { started: found.process.started + 1, ..found.process };
         assert!(!end(other, true).unwrap());
-        assert!(end(orphan.process, false).unwrap());
-        assert!(wait(orphan.process, Duration::from_secs(60)).unwrap());
-        assert!(!end(orphan.process, true).unwrap());
+        assert!(end(found.process, false).unwrap());
+        assert!(wait(found.process, Duration::from_secs(60)).unwrap());
+        assert!(!end(found.process, true).unwrap());
         assert_eq!(calls(Path::new("/"), &caller).unwrap(), []);
         fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
-    fn children_of_a_living_agent_are_no_orphans() {
+    fn children_of_a_living_agent_are_not_leftovers() {
         let (dir, caller, mut command) = sleeper("living");
         let mut child = command.spawn().unwrap();
         assert_eq!(calls(Path::new("/"), &caller).unwrap(), []);

@@ -18,7 +18,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 const STATUS_CHARS: usize = 200;
 
 #[derive(Debug)]
-pub(super) struct Supervisor {
+pub(super) struct SdNotify {
     socket: Option<(UnixDatagram, SocketAddr)>,
     /// How often the watchdog is fed: twice per its timeout, as sd_watchdog_enabled(3) recommends.
     feed_every: Option<Duration>,
@@ -27,7 +27,7 @@ pub(super) struct Supervisor {
     reported: Option<Instant>,
 }
 
-impl Supervisor {
+impl SdNotify {
     /// `variable` reads the environment.
     pub(super) fn new(now: Instant, variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let socket = variable("NOTIFY_SOCKET").and_then(|name| {
@@ -60,7 +60,7 @@ impl Supervisor {
         self.send("READY=1");
     }
 
-    /// Configuration is being reloaded; [`Supervisor::ready`] ends it.
+    /// Configuration is being reloaded; [`SdNotify::ready`] ends it.
     pub(super) fn reloading(&self) {
         let now = clock_gettime(ClockId::Monotonic);
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}{:06}", now.tv_sec, now.tv_nsec / 1000));
@@ -70,7 +70,7 @@ impl Supervisor {
         self.send("STOPPING=1");
     }
 
-    /// When [`Supervisor::turn`] must be called at the latest.
+    /// When [`SdNotify::turn`] must be called at the latest.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.feed_every.map(|every| self.fed + every)
     }
@@ -142,7 +142,7 @@ mod tests {
             _ => None,
         };
         let now = Instant::now();
-        let mut ours = Supervisor::new(now, environment);
+        let mut ours = SdNotify::new(now, environment);
         assert_eq!(ours.deadline(), Some(now + Duration::from_secs(10)));
         ours.ready();
         assert_eq!(heard(), "READY=1");
@@ -172,10 +172,10 @@ mod tests {
             _ => None,
         };
         let now = Instant::now();
-        let ours = Supervisor::new(now, environment);
+        let ours = SdNotify::new(now, environment);
         assert!(ours.deadline().is_none());
         // Nobody listens: no error.
         ours.ready();
-        Supervisor::new(now, |_| None).report(now, || unreachable!("nobody asked"));
+        SdNotify::new(now, |_| None).report(now, || unreachable!("nobody asked"));
     }
 }

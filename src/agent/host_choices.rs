@@ -79,7 +79,9 @@ impl Choices {
         let started = log_watch::start(dir.to_owned(), Limits::new(size, min_free, dir, &data_path));
         self.logs_are_bounded = started.is_ok();
         if let Err(error) = started {
-            log::warn!("cannot watch over the size of logs: {error}; the engine keeps them (json-file)");
+            log::warn!(
+                "cannot limit the size of log files: {error}; the engine keeps the logs instead (json-file)"
+            );
         }
         self.logs_are_bounded
     }
