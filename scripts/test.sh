@@ -65,6 +65,8 @@ engine_start
 engine_registry
 say "engine: $VECTORLAY_TEST_ENGINE ($VECTORLAY_TEST_CLI)"
 
+# Most tests wait for an engine or a deadline and leave the processors idle.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((3 * $(nproc)))}
 status=0
 timeout "$TEST_S" cargo test --locked --no-fail-fast -- "$@" 2>&1 | tee "$log" || status=$?
 [ "$status" != 124 ] || say "the tests were stopped after $TEST_S seconds"
