@@ -1,7 +1,7 @@
 //! What moves a replica from one state to the next: commands, outcomes of its jobs, its timers, its process's end.
 //!
 //! [`Replica::apply`] is the only way in; the way up is `starting`, the watch over what runs is `watching`, and what a
-//! listing means is `reconcile`. It changes nothing but the replica; what follows for others comes back as
+//! listing means is `reconcile` and, after a restart, `recovery`. It changes nothing but the replica; what follows for others comes back as
 //! [`Effect`]s.
 
 use std::collections::BTreeSet;

@@ -3,7 +3,7 @@
 //!
 //! One replica is a state machine: [`state`] has its values and what is legal, [`commands`] what a command means in
 //! each, [`lifecycle`] its inputs and effects, [`starting`] the way up, [`watching`] the watch over what runs,
-//! [`reconcile`] what a listing means and the recovery after a restart, [`record`] what survives the process and
+//! [`reconcile`] what a listing means, [`recovery`] what a restart makes of it, [`record`] what survives the process and
 //! [`files`] in which file, and [`outcome`] what is reported. [`admission`] says what is taken on.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -22,6 +22,7 @@ mod lifecycle;
 mod outcome;
 mod reconcile;
 mod record;
+mod recovery;
 mod starting;
 mod state;
 mod warnings;
