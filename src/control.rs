@@ -239,13 +239,20 @@ fn request_line(request: &Request) -> String {
     Value::Object(object).to_string()
 }
 
-enum Asked {
+/// What a request asks for.
+#[derive(Debug)]
+pub enum Asked {
+    /// What the core answers.
     Core(Request),
     /// The agent's last log lines.
     Log,
 }
 
-fn read_request(line: &[u8]) -> Result<Asked, String> {
+/// Reads a line of the socket: `{"request": NAME, "address"?: PCI address}`.
+///
+/// # Errors
+/// What is wrong with it, for whoever asked.
+pub fn read_request(line: &[u8]) -> Result<Asked, String> {
     let value: Value =
         serde_json::from_slice(line).map_err(|error| format!("the request is not JSON: {error}"))?;
     let text = |field: &str| {

@@ -29,7 +29,7 @@ mod list_one_by_one;
 pub mod log_watch;
 pub mod logs;
 pub mod parse;
-mod ports;
+pub mod ports;
 pub mod proof;
 mod proof_image;
 pub mod releases;

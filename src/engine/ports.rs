@@ -18,7 +18,10 @@ use crate::types::{HostPort, Port};
 const TABLE_MAX: u64 = 16 * 1024 * 1024;
 
 /// Looks for sockets at the host's side of `ports`, in the tables below `root`.
-pub(super) fn look(root: &Path, ports: &[Port]) -> Result<(), Failure> {
+///
+/// # Errors
+/// [`FailureKind::PortInUse`] for the first port that is in use; another kind when that cannot be told.
+pub fn look(root: &Path, ports: &[Port]) -> Result<(), Failure> {
     for (udp, tables) in
         [(false, ["proc/net/tcp", "proc/net/tcp6"]), (true, ["proc/net/udp", "proc/net/udp6"])]
     {

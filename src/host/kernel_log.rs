@@ -18,7 +18,7 @@ const RECORD_MAX: usize = 8192;
 const RECORDS_MAX: usize = 65_536;
 /// Most findings kept of one reading.
 const FINDINGS_MAX: usize = 256;
-/// The longest text of a finding that is kept, in bytes.
+/// The longest text of a finding that is kept, in characters.
 const TEXT_MAX: usize = 200;
 
 /// How bad a line is.

@@ -265,7 +265,7 @@ fn configured(fd: OwnedFd) -> TcpStream {
 }
 
 /// Asks the proxy for a tunnel.
-fn tunnel(sock: &mut Sock, proxy: &Proxy, url: &Url, deadline: &Deadline) -> Result<(), Error> {
+pub(super) fn tunnel(sock: &mut Sock, proxy: &Proxy, url: &Url, deadline: &Deadline) -> Result<(), Error> {
     let at = format!("{}:{}", proxy.host(), proxy.port());
     let lost =
         |error| step_failed(deadline, "asking the proxy for a tunnel", "answer to CONNECT", &at, error);

@@ -23,6 +23,7 @@
 //! | `upgrade`, `head` | from there to a WebSocket; the head of an HTTP answer |
 //! | `connection` | frames in and out, and the ends that a connection can have |
 //! | `register` | the one HTTP request |
+//! | `replay` | all of these on bytes that somebody made up, for fuzzing |
 //! | `sock`, `tls` | the non-blocking socket and the stream over it |
 //! | `shared` | what the handle and the thread share: wake-up, cancelled attempts, the core's backlog |
 
@@ -33,6 +34,7 @@ mod error;
 mod head;
 mod proxy;
 mod register;
+pub mod replay;
 mod shared;
 mod sock;
 mod tls;

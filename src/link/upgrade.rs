@@ -50,15 +50,19 @@ pub(super) fn upgrade(
     }
     judge(&head, &derive_accept_key(key.as_bytes()))
         .map_err(|why| Error::Upgrade { url: url.to_string(), why })?;
-    let config = WebSocketConfig::default()
+    stream.sock_mut().set_deadline(None);
+    Ok(WebSocket::from_raw_socket(stream, Role::Client, Some(limits())))
+}
+
+/// How much a connection reads and keeps.
+pub(super) fn limits() -> WebSocketConfig {
+    WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         // Each frame goes to the socket at once.
         .write_buffer_size(0)
         .max_write_buffer_size(UNSENT_MAX)
         .max_message_size(Some(MESSAGE_MAX))
-        .max_frame_size(Some(MESSAGE_MAX));
-    stream.sock_mut().set_deadline(None);
-    Ok(WebSocket::from_raw_socket(stream, Role::Client, Some(config)))
+        .max_frame_size(Some(MESSAGE_MAX))
 }
 
 fn request(
@@ -89,7 +93,7 @@ fn request(
 }
 
 /// Whether an answer with status 101 opens a WebSocket, by RFC 6455, section 4.1 (page 19); says why not.
-fn judge(head: &Head, accept_key: &str) -> Result<(), String> {
+pub(super) fn judge(head: &Head, accept_key: &str) -> Result<(), String> {
     if !head.is_http_1_1 {
         return Err("the answer is not HTTP/1.1".to_owned());
     }

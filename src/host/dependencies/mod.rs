@@ -8,7 +8,7 @@
 
 mod kata;
 mod version_query;
-mod versions;
+pub mod versions;
 mod vfio;
 
 use std::ffi::OsString;
