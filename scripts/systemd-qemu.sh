@@ -4,8 +4,10 @@
 #   scripts/systemd-qemu.sh [BUNDLE [CONTROL-PLANE]]
 # BUNDLE is what scripts/bundle.sh makes, CONTROL-PLANE of any build. What is tried stands in systemd-qemu/node: install from
 # the bundle, upgrades, ends of the agent and of the engine, memory and disk used up, no network for three minutes, a reboot,
-# a power cut, uninstall. Needs root and nerdctl on the PATH, installs what else is missing from Debian, and takes half an
-# hour of two cores that have nothing else to do. Exit status: 0 all checks passed, 77 it cannot be done here.
+# a power cut, uninstall; a display device behind an IOMMU is bound by its unit and handed to a container. Needs root and
+# nerdctl on the PATH, installs what else is missing from Debian, and takes half an hour of two cores that have nothing else
+# to do; on a machine that has, SYSTEMD_QEMU_S lets it run longer. Exit status: 0 all checks passed, 77 it cannot be done
+# here.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/debian.sh
@@ -15,7 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 # The machine may run this long, in seconds, and the control plane take to listen.
-MACHINE_S=2400
+MACHINE_S=${SYSTEMD_QEMU_S:-2400}
 LISTENS_S=20
 CACHE=$TARGET/systemd-qemu
 
@@ -38,6 +40,7 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+: >"$work/plane"
 "$plane" --token vtk_trial --no-reschedule --quiet </dev/null >"$work/plane" 2>&1 &
 pids+=($!)
 for _ in $(seq "$LISTENS_S"); do
@@ -70,7 +73,8 @@ begun=$SECONDS
 # On a reset it boots again, and finds its disk as it was cut off.
 TMPDIR=$work timeout --kill-after=5 "$MACHINE_S" qemu-system-x86_64 -accel tcg,thread=multi -machine q35 -cpu max -smp 2 \
     -m 1536 -display none -monitor none -kernel "$work/vmlinuz" -initrd "$work/initrd" \
-    -append "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 mitigations=off panic=-1" \
+    -append "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 mitigations=off panic=-1 intel_iommu=on iommu=pt" \
+    -vga std -device intel-iommu,intremap=on -device pcie-root-port,id=rp1,slot=1 -device ati-vga,bus=rp1,addr=0.0 \
     -drive "file=$work/disk,format=raw,if=virtio" -nic user,model=virtio-net-pci -serial "file:$work/console" \
     -chardev "file,id=said,path=$work/said,append=on" -serial chardev:said </dev/null || true
 printf 'it took %s s\n' $((SECONDS - begun))
