@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Shows the whole life of a node, with the real messages: the reference control plane, a container engine of its own
-# and the agent, on this machine alone. Installs what is missing from Debian, builds, cleans up.
+# Shows the whole life of a node, with the real messages, and how another one takes over its work: the reference control
+# plane, container engines of its own and the agent, on this machine alone. Installs what is missing from Debian, builds,
+# cleans up.
 #   scripts/demo.sh [--verbose]    with the whole messages, as JSON
 # Without colours where NO_COLOR is set or standard output is no terminal.
 set -euo pipefail
@@ -18,7 +19,9 @@ REPLICA=hello-1
 clean_up() {
     trap - EXIT
     end "${agent:-}"
+    end "${other_agent:-}"
     end "${server:-}"
+    [ -z "${other_engine:-}" ] || engine_stop "$other_engine"
     [ -z "${VECTORLAY_TEST_ENGINE_DIR:-}" ] || engine_stop
     [ -z "${dir:-}" ] || rm -rf "$dir"
     tell_installed
@@ -86,6 +89,13 @@ start_server() {
 # The agent, in an environment without the settings of this script's engine.
 run_agent() { exec env -i PATH="$PATH" HOME="${HOME:-/root}" "$TARGET/debug/vectorlay-agent" "$@"; }
 
+# node_agent NAME CLI NAMESPACE: becomes the agent of one of the nodes, each of which has its files by its name.
+node_agent() {
+    run_agent --instance "$1" --images '*,127.0.0.1:1' --url "$url" --token-file "$dir/token" --state-dir "$dir/$1" \
+        --control-socket "$dir/$1.sock" --container-cli "$2" ${3:+--namespace "$3"} --log-dir "$dir/$1-logs" \
+        --min-free-gb 0 >>"$dir/$1.log" 2>&1
+}
+
 # post PATH JSON: what an operator of the control plane would do.
 post() { curl -fsS -m 10 -X POST "$api/nodes/$node/$1" -d "$2" >/dev/null; }
 
@@ -108,7 +118,7 @@ say "starting a container engine of its own"
 engine_start
 dir=$(mktemp -d)
 : >"$dir/server.log"
-: >"$dir/agent.log"
+: >"$dir/first.log"
 printf '%s\n' "$TOKEN" >"$dir/token"
 chmod 600 "$dir/token"
 
@@ -122,16 +132,14 @@ api=$(sed -n 's/^api on //p' "$dir/server.log" | tail -n 1)
 step "2. The agent starts on a new node: it has an organisation token, and registers."
 namespace=()
 [ -z "${VECTORLAY_TEST_NAMESPACE:-}" ] || namespace=(--namespace "$VECTORLAY_TEST_NAMESPACE")
-run_agent --instance demo --images '*,127.0.0.1:1' --url "$url" --token-file "$dir/token" --state-dir "$dir/state" --control-socket "$dir/agent.sock" \
-    --container-cli "$VECTORLAY_TEST_CLI" "${namespace[@]}" --log-dir "$dir/logs" --min-free-gb 0 \
-    >"$dir/agent.log" 2>&1 &
+node_agent first "$VECTORLAY_TEST_CLI" "${VECTORLAY_TEST_NAMESPACE:-}" &
 agent=$!
 await "$dir/server.log" ' registered '
 node=$(grep -m1 ' registered ' "$dir/server.log" | cut -d' ' -f2)
 
 step "3. It saves its identity, for root alone."
-await "$dir/agent.log" 'this node is '
-stat -c '%A %U %s bytes  %n' "$dir/state/node.json" | shown
+await "$dir/first.log" 'this node is '
+stat -c '%A %U %s bytes  %n' "$dir/first/node.json" | shown
 
 step "4. It connects, says what the machine is, and sends its first heartbeat."
 await "$dir/server.log" "^$node system_info"
@@ -162,22 +170,23 @@ post deploy "{\"replica_id\":\"missing-1\",\"image\":\"127.0.0.1:1/no/such:1\"}"
 await "$dir/server.log" "^$node deploy_result .*missing-1"
 
 step "8. The control plane is killed. The agent says so, and the container goes on running."
-from=$(lines "$dir/agent.log")
+from=$(lines "$dir/first.log")
 kill -9 "$server"
 wait "$server" 2>/dev/null || true
 port=${url#ws://}
 port=${port%%/*}
 start_server --listen "$port"
-await "$dir/agent.log" 'next attempt in' "$from"
+await "$dir/first.log" 'next attempt in' "$from"
 "$VECTORLAY_TEST_CLI" "${namespace[@]}" ps --filter "label=vectorlay.replica" | shown
 
 step "9. About 5 seconds later it is connected again, and reports the same container."
-await "$dir/agent.log" 'connected to the control plane' "$from"
+await "$dir/first.log" 'connected to the control plane' "$from"
 api=$(sed -n 's/^api on //p' "$dir/server.log" | tail -n 1)
 await "$dir/server.log" "^$node heartbeat .*$REPLICA" "$(grep -n '^listening on' "$dir/server.log" | tail -n 1 | cut -d: -f1)"
 
 step "10. It goes on: the operator's view, then the control plane stops the replica."
-(run_agent status --control-socket "$dir/agent.sock" || true) | shown
+# It is degraded here, which is no success. (The agent takes the place of the inner shell.)
+{ (run_agent status --control-socket "$dir/first.sock") || true; } | shown
 post stop "{\"replica_id\":\"$REPLICA\",\"timeout_s\":5}"
 await "$dir/server.log" "^$node stop_result "
 
@@ -193,4 +202,35 @@ wait "$agent" || status=$?
 agent=
 printf 'exit status %s\n' "$status" | shown
 [ "$status" = 0 ] || die "the agent ended with status $status"
-step "That was the life of a node."
+
+step "13. A second node, on an engine of its own; and the first one is started again."
+other=$(unset VECTORLAY_TEST_ENGINE_DIR && VECTORLAY_TEST_ENGINE=$VECTORLAY_TEST_ENGINE "$ENGINE_SCRIPT" start)
+of_other() { (eval "$other" && printf '%s' "${!1:-}"); }
+other_engine=$(of_other VECTORLAY_TEST_ENGINE_DIR)
+from=$(lines "$dir/server.log")
+: >"$dir/second.log"
+node_agent second "$(of_other VECTORLAY_TEST_CLI)" "$(of_other VECTORLAY_TEST_NAMESPACE)" &
+other_agent=$!
+await "$dir/server.log" ' registered ' "$from"
+other_node=$(tail -n "+$((from + 1))" "$dir/server.log" | grep -m1 ' registered ' | cut -d' ' -f2)
+node_agent first "$VECTORLAY_TEST_CLI" "${VECTORLAY_TEST_NAMESPACE:-}" &
+agent=$!
+await "$dir/server.log" "^$other_node heartbeat " "$from"
+await "$dir/server.log" "^$node heartbeat " "$from"
+from=$(lines "$dir/server.log")
+post deploy "{\"replica_id\":\"moved-1\",\"image\":\"$image\"}"
+await "$dir/server.log" "^$node deploy_result .*moved-1" "$from"
+
+step "14. The first node is gone without a word. After a minute of silence its replica is started on the second one."
+from=$(lines "$dir/server.log")
+kill -9 "$agent"
+wait "$agent" 2>/dev/null || true
+await "$dir/server.log" "^$other_node deploy_result .*moved-1" "$from"
+
+step "15. The first node comes back. Its container ran on meanwhile; it is told to stop it."
+from=$(lines "$dir/server.log")
+node_agent first "$VECTORLAY_TEST_CLI" "${VECTORLAY_TEST_NAMESPACE:-}" &
+agent=$!
+await "$dir/server.log" "^$node stop_result .*moved-1" "$from"
+await "$dir/server.log" "^$other_node heartbeat .*moved-1.*running" "$from"
+step "That was the life of two nodes."
