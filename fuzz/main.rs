@@ -1,5 +1,6 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the counts, and what hangs")]
 //! Tries mutated bytes on every reader of bytes from outside, and sees that none panics, hangs, or takes more time or
 //! memory than it may. One test for each target in `targets.rs`, so as many run at once as the test runner has threads.
 //!

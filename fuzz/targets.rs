@@ -13,7 +13,7 @@ use vectorlay::core::inventory::Handover;
 use vectorlay::core::job::{Job, PullJob, RunJob, Vendor};
 use vectorlay::core::link_api::LinkEvent;
 use vectorlay::engine::cli::Flavour;
-use vectorlay::engine::orphans::{self, Caller};
+use vectorlay::engine::leftover_calls::{self, Caller};
 use vectorlay::engine::{addresses, error_text, image, image_policy, logs, parse, ports, releases};
 use vectorlay::host::dependencies::versions;
 use vectorlay::host::handover::CdiNames;
@@ -99,7 +99,7 @@ pub const TARGETS: &[Target] = &[
     target(
         "processes",
         PROCESS_FILES.len() as u8,
-        &["src/engine/orphans.rs", "src/host/containerd_path.rs"],
+        &["src/engine/leftover_calls.rs", "src/host/containerd_path.rs"],
         processes,
     ),
     target("cni", CNI_FILES.len() as u8, &["src/host/cni.rs"], networks),
@@ -508,8 +508,11 @@ fn processes(choice: u8, bytes: &[u8], scratch: &Path) {
         flavour: Flavour::Nerdctl,
         node: Some("n".to_owned()),
     };
-    drop(orphans::calls(scratch, &caller).unwrap());
-    drop(orphans::leaks(scratch, &BTreeSet::from([ContainerId::new(&"ab".repeat(32)).unwrap()])).unwrap());
+    drop(leftover_calls::calls(scratch, &caller).unwrap());
+    drop(
+        leftover_calls::leaks(scratch, &BTreeSet::from([ContainerId::new(&"ab".repeat(32)).unwrap()]))
+            .unwrap(),
+    );
     for folder in containerd_path::folders(scratch, 0) {
         assert!(folder.is_absolute(), "{}", folder.display());
     }

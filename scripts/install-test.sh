@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Tries install.sh without a virtual machine:
 #   - into the folder of a system, for each init, by dash and by busybox ash;
+#   - from archives that are signed, by whom they should and by others, damaged, or not signed at all;
 #   - under busybox init as PID 1 of namespaces of its own, with the agent and the reference control plane: install,
 #     again, upgrade, a broken upgrade, uninstall. There is no container engine: the node is degraded, and connected.
 #   scripts/install-test.sh [AGENT CONTROL-PLANE]    without them, or not as root, only the first part
-# systemd is tried by install-systemd.sh. Needs a static busybox. The last line says how many checks passed and failed.
+# systemd is tried by install-systemd.sh, OpenRC by install-openrc.sh. Needs a static busybox. The last line says how many checks passed and failed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/debian.sh
@@ -91,6 +92,83 @@ into_folder() {
     is "... and it says what to do" out_has "rmdir"
 }
 
+# signatures: SHELL installs from archives that are signed by a key of the trial's own, or are not as they should be.
+signatures() {
+    local archive=$work/archive arch name
+    arch=$(uname -m)
+    # made: a new root, and an archive signed by the maintainer, without a list of signers.
+    made() {
+        root=$work/root-signed
+        rm -rf "$root" "$archive"
+        mkdir -p "$root/etc/runlevels" "$archive/bin/$arch"
+        cp scripts/install.sh scripts/vectorlay-agent.openrc "$archive/"
+        cp "$work/program" "$archive/bin/$arch/vectorlay-agent"
+        sums
+        sign maintainer
+    }
+    sums() { (cd "$archive" && find . -type f ! -name 'SHA256SUMS*' -printf '%P\n' | xargs sha256sum >SHA256SUMS); }
+    sign() {
+        rm -f "$archive/SHA256SUMS.sig"
+        ssh-keygen -q -Y sign -f "$work/$1" -n vectorlay-release "$archive/SHA256SUMS" 2>/dev/null
+    }
+    from_archive() { $shell "$archive/install.sh" --root "$root" --url wss://x/ "$@" >"$work/last" 2>&1 || { cat "$work/last"; return 1; }; }
+    # turned_away WHAT SAYS ARGUMENT…: nothing is installed, and it says why.
+    turned_away() {
+        refuses "$1" from_archive "${@:3}"
+        is "$1: says why" out_has "$2"
+        is "$1: nothing is installed" absent /usr/local/bin/vectorlay-agent
+    }
+    for name in maintainer stranger; do
+        [ -e "$work/$name" ] || ssh-keygen -q -t ed25519 -N '' -C "$name" -f "$work/$name"
+        echo "vectorlay namespaces=\"vectorlay-release\" $(cat "$work/$name.pub")" >"$work/by-$name"
+    done
+
+    made
+    is "signed by one who may" from_archive --signers "$work/by-maintainer"
+    is "it says so" out_has "signed by vectorlay"
+    is "it is there" cmp "$work/program" "$root/usr/local/bin/vectorlay-agent"
+    is "the list is kept" cmp "$work/by-maintainer" "$root/etc/vectorlay/allowed_signers"
+    is "the list that is kept counts" from_archive
+    rm "$archive/SHA256SUMS.sig"
+    refuses "from then on a signature is needed" from_archive
+    is "... it says so" out_has "a signature is required"
+    sign stranger
+    refuses "... and one by somebody else is none" from_archive
+    is "... until another list is named" from_archive --signers "$work/by-stranger"
+
+    made
+    cp "$work/by-maintainer" "$archive/allowed_signers"
+    is "the list beside the script" from_archive --require-signature
+    is "... is not kept" absent /etc/vectorlay/allowed_signers
+    made
+    cp "$work/by-stranger" "$archive/allowed_signers"
+    turned_away "a bad signature where none is required" "is not good"
+    made
+    turned_away "signed by a stranger" "is not good" --signers "$work/by-stranger"
+    echo more >>"$archive/bin/$arch/vectorlay-agent"
+    turned_away "another program" "its SHA-256 is not" --signers "$work/by-maintainer"
+    sums
+    turned_away "another program, with its sums" "is not good" --signers "$work/by-maintainer"
+    made
+    echo "# more" >>"$archive/vectorlay-agent.openrc"
+    turned_away "another service" "its SHA-256 is not" --signers "$work/by-maintainer"
+    made
+    echo another >"$work/another"
+    turned_away "a program from elsewhere" "its SHA-256 is not" --signers "$work/by-maintainer" --binary "$work/another"
+    sed 's/vectorlay-release/other/' "$work/by-maintainer" >"$work/by-other"
+    turned_away "a key for something else" "is not good" --signers "$work/by-other"
+    sed 's/^vectorlay /vectorlay valid-before="20200101" /' "$work/by-maintainer" >"$work/by-other"
+    turned_away "a key of the past" "is not good" --signers "$work/by-other"
+    turned_away "a list that names nobody" "names nobody" --signers /dev/null
+    turned_away "no list" "nothing says who may sign" --require-signature
+    is "without a list, and none required" from_archive
+    is "... it says that it was not checked" out_has "the signature is not checked"
+    made
+    rm "$archive/SHA256SUMS.sig"
+    turned_away "no signature" "a signature is required" --require-signature
+    is "no signature, and none required" from_archive
+}
+
 # A system of busybox alone, whose init is PID 1.
 under_busybox() {
     local busybox=/bin/busybox applet
@@ -103,60 +181,7 @@ under_busybox() {
     cp scripts/install.sh scripts/vectorlay-supervise "$root/t/"
     cp "$1" "$root/t/vectorlay-agent"
     echo '::once:/t/trial' >"$root/etc/inittab"
-    cat >"$root/t/trial" <<'TRIAL'
-#!/bin/sh
-export PATH=/usr/local/bin:/sbin:/bin
-exec >/t/said 2>&1
-is() {
-    what=$1 out=/t/out
-    shift
-    # What the last command said stays to be asked about.
-    [ "$1" != said ] || out=/dev/null
-    if "$@" >$out 2>&1; then echo "ok $what"; else echo "FAILED $what"; tail -n 15 /t/out; fi
-}
-refuses() { what=$1; shift; if "$@" >/t/out 2>&1; then echo "FAILED $what"; cat /t/out; else echo "ok $what"; fi; }
-said() { grep -qF "$1" /t/out; }
-connected() { vectorlay-agent status --json | grep -q '"link": "connected"'; }
-pid() { cat /run/vectorlay-agent.pid; }
-install() { echo vtk_trial | /t/install.sh --url ws://127.0.0.1:7000/agent --token-file - "$@"; }
-refuses "a wrong setting" install --set wrokers=3
-is "... is named" said wrokers
-is "install" install --set min_free_gb=0
-is "... says that it is connected" said "connected: node "
-is "... it is" connected
-old=$(pid)
-is "again" install --set min_free_gb=0
-is "... changes nothing" said "nothing to change"
-is "... and restarts nothing" [ "$(pid)" = "$old" ]
-cp /t/vectorlay-agent /t/newer
-echo x >>/t/newer
-is "upgrade" /t/install.sh --upgrade --binary /t/newer
-is "... is healthy" said "healthy: node "
-is "... is running" cmp /t/newer "/proc/$(pid)/exe"
-is "... the earlier program is kept" cmp /t/vectorlay-agent /usr/local/bin/vectorlay-agent.previous
-printf '#!/bin/sh\n[ "$1" != --version ] || { echo 9.9.9; exit 0; }\nexit 1\n' >/t/broken
-refuses "a broken upgrade" /t/install.sh --upgrade --binary /t/broken --wait 20
-is "... says so" said "the earlier one is back"
-is "... is undone" cmp /t/newer /usr/local/bin/vectorlay-agent
-is "... the node is connected" connected
-refuses "a program of another machine" /t/install.sh --upgrade --binary /t/install.sh.no
-old=$(pid)
-kill "$old"
-n=0
-until { [ "$(pid)" != "$old" ] && connected; } >/dev/null 2>&1 || [ $n = 60 ]; do sleep 1; n=$((n + 1)); done
-is "an agent that ends is started again" connected
-is "uninstall" /t/install.sh --uninstall
-is "... the identity is kept" [ -e /var/lib/vectorlay/node.json ]
-refuses "... it runs no more" connected
-sleep 7
-is "... and does not come back" [ ! -e "/proc/$(pid)" ]
-is "install again" install --set min_free_gb=0
-is "... is the same node" connected
-is "purge" /t/install.sh --uninstall --purge --yes
-is "... leaves nothing" sh -c '! find /etc /usr /var -name "*vectorlay*" | grep .'
-echo end
-poweroff -f
-TRIAL
+    cp scripts/install-test/trial "$root/t/trial"
     chmod 755 "$root/t/trial"
     # PID 1's end takes all of it along.
     # shellcheck disable=SC2016 # the variables are the inner shell's
@@ -172,9 +197,13 @@ TRIAL
     tail -n 1 "$root/t/said" | grep -qx end || { FAILED=$((FAILED + 1)); say "the trial under busybox init did not end"; cat "$work/init"; }
 }
 
-need jq=jq dash=dash
+need jq=jq dash=dash ssh-keygen=openssh-client
 busybox=$(command -v busybox || true)
-for shell in dash "${busybox:+$busybox ash}"; do [ -z "$shell" ] || into_folder; done
+for shell in dash "${busybox:+$busybox ash}"; do
+    [ -n "$shell" ] || continue
+    into_folder
+    signatures
+done
 if [ -z "${2:-}" ]; then
     say "not tried: under busybox init (no AGENT and CONTROL-PLANE were given)"
 elif [ "$(id -u)" != 0 ] || [ ! -x /bin/busybox ] || readelf -lW /bin/busybox | grep -q INTERP; then

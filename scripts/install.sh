@@ -6,7 +6,8 @@
 #   install.sh --config FILE [--token-file FILE]
 #       Checks, installs, starts, and waits until the node is connected. FILE may be - for standard input (one of the
 #       two): secrets are never given as arguments. Run again it changes only what is different. Without --url, --set
-#       and --config the settings that are there stay.
+#       and --config the settings that are there stay. Archives of images in the folder images beside this script
+#       (bundle.sh --image) are loaded, for the container CLI and namespace of the settings.
 #   install.sh --upgrade [--binary FILE]
 #       Replaces the program. If the new one does not report healthy in time (connected, the node's state not worse
 #       than before), the old one is put back and the exit status is 1. Replicas run on either way.
@@ -16,6 +17,9 @@
 #       settings, token and logs as well; it asks, unless --yes.
 #
 #   --binary FILE    the program; otherwise the one that lies beside this script, for this architecture
+#   --signers FILE   who may sign what is installed; kept as /etc/vectorlay/allowed_signers. Where that is, and with
+#   --require-signature, nothing is installed that is not in a SHA256SUMS with a good signature. Otherwise a signature
+#                    is checked where there is one, against the list beside this script (see there)
 #   --wait SECONDS   how long the node may take to connect, or to report healthy, or to be drained (120; drain 600)
 #   --no-start       install everything, start nothing
 #   --root DIR       install into a system's folder, such as an image's, and start nothing; --init KIND then says what
@@ -30,6 +34,10 @@ CONFIG=/etc/vectorlay/agent.json
 TOKEN=/etc/vectorlay/token
 STATE=/var/lib/vectorlay
 LOGS=/var/log/vectorlay
+SIGNERS=/etc/vectorlay/allowed_signers
+# Whose signature counts and for what, as in the list of signers.
+SIGNER=vectorlay
+SIGNS=vectorlay-release
 UNITS=/etc/systemd/system
 # The oldest kernel that the agent runs on: it needs pidfd_open.
 KERNEL_MAJOR=5
@@ -52,6 +60,7 @@ usage() {
 # --- arguments ---
 
 action=install root='' init='' binary='' url='' config='' token='' wait_s='' settings='' start=1 drain='' leave='' purge='' yes=''
+signers='' signed=''
 newline='
 '
 value() { [ $# -ge 2 ] || usage "$1 needs a value"; }
@@ -69,6 +78,8 @@ while [ $# -gt 0 ]; do
         --config) value "$@"; config=$2; shift ;;
         --token-file) value "$@"; token=$2; shift ;;
         --binary) value "$@"; binary=$2; shift ;;
+        --signers) value "$@"; signers=$2; signed=1; shift ;;
+        --require-signature) signed=1 ;;
         --wait) value "$@"; wait_s=$2; shift ;;
         --root) value "$@"; root=${2%/}; start=''; shift ;;
         --init) value "$@"; init=$2; shift ;;
@@ -90,7 +101,7 @@ if [ -n "$leave" ] && [ -n "$drain" ]; then usage "give --leave-replicas or --dr
 
 # --- files ---
 
-changed='' work='' try='' new_version='for the next boot'
+changed='' work='' try='' unloaded='' new_version='for the next boot'
 clean_up() {
     [ -z "$work" ] || rm -rf "$work"
     [ -z "$try" ] || rm -f "$try"
@@ -305,6 +316,42 @@ check_host() {
     work=$(mktemp -d)
 }
 
+# has_signers FILE: whether it names anyone.
+has_signers() { [ -f "$1" ] && grep -qv -e '^[[:space:]]*#' -e '^[[:space:]]*$' "$1"; }
+
+# Sees that SHA256SUMS is signed by somebody who may. Whoever could change the archive could change this script and the
+# list beside it too: what tells for certain is a list that came another way (--signers, or the one that is kept).
+check_signature() {
+    if [ -n "$signers" ]; then
+        has_signers "$signers" || die "$signers names nobody who may sign"
+    elif [ -e "$root$SIGNERS" ]; then
+        signers=$root$SIGNERS signed=1
+    elif has_signers "$here/allowed_signers"; then
+        signers=$here/allowed_signers
+    fi
+    if [ ! -e "$here/SHA256SUMS.sig" ]; then
+        [ -z "$signed" ] || die "a signature is required, and there is none: $here/SHA256SUMS.sig"
+        return 0
+    fi
+    if [ -z "$signers" ] || ! command -v ssh-keygen >/dev/null 2>&1; then
+        why="there is no ssh-keygen (Debian's package openssh-client)"
+        [ -n "$signers" ] || why="nothing says who may sign: name a list with --signers"
+        [ -z "$signed" ] || die "the signature cannot be checked: $why"
+        say "the signature is not checked: $why"
+        return 0
+    fi
+    said=$(ssh-keygen -Y verify -f "$signers" -I "$SIGNER" -n "$SIGNS" -s "$here/SHA256SUMS.sig" <"$here/SHA256SUMS" 2>&1) ||
+        die "the signature of SHA256SUMS is not good by $signers: $said; nothing was installed"
+    say "signed by $SIGNER, by $signers"
+}
+
+# check_sum FILE NAME: a file is the one that SHA256SUMS has under this name.
+check_sum() {
+    sum=$(awk -v file="$2" '$2 == file { print $1 }' "$here/SHA256SUMS")
+    [ "$(sha256sum <"$1" | cut -d ' ' -f 1)" = "$sum" ] ||
+        die "$1 is damaged or another: its SHA-256 is not the one that SHA256SUMS has for $2; copy the archive again"
+}
+
 # Finds the program for this architecture and sees that it is whole and runs.
 find_binary() {
     arch=$(uname -m)
@@ -315,10 +362,12 @@ find_binary() {
     fi
     [ -n "$binary" ] || die "no program for $arch beside this script; name it with --binary"
     [ -f "$binary" ] || die "there is no file $binary"
-    if [ "$binary" = "$here/bin/$arch/$NAME" ] && [ -e "$here/SHA256SUMS" ]; then
-        sum=$(awk -v file="bin/$arch/$NAME" '$2 == file { print $1 }' "$here/SHA256SUMS")
-        [ "$(sha256sum <"$binary" | cut -d ' ' -f 1)" = "$sum" ] ||
-            die "$binary is damaged: its SHA-256 is not the one in SHA256SUMS; copy the archive again"
+    check_signature
+    if [ -n "$signed" ] || { [ "$binary" = "$here/bin/$arch/$NAME" ] && [ -e "$here/SHA256SUMS" ]; }; then
+        check_sum "$binary" "bin/$arch/$NAME"
+        for file in install.sh $NAME.service vectorlay-vfio.service $NAME.openrc vectorlay-supervise; do
+            [ ! -e "$here/$file" ] || check_sum "$here/$file" "$file"
+        done
     fi
     # An image may be another architecture's.
     [ -z "$root" ] || return 0
@@ -328,6 +377,17 @@ find_binary() {
     cp "$binary" $try
     chmod 755 $try
     new_version=$($try --version 2>&1) || die "$binary does not run on this host ($arch): $new_version"
+    new_version=$(version_line "$new_version")
+}
+
+# version_line TEXT: what `--version` prints, on one line: name and version, commit.
+version_line() {
+    printf '%s\n' "$1" | {
+        read -r name || true
+        read -r word commit || true
+        [ "$word" != commit ] || name="$name ($commit)"
+        printf '%s\n' "$name"
+    }
 }
 
 # --- settings ---
@@ -392,6 +452,7 @@ put_settings() {
 install_agent() {
     find_binary
     keep_before
+    keep_signers
     put_settings
     if [ -n "$start" ] && [ -e "$work/before/$NAME" ] && ! cmp -s "$binary" $BIN/$NAME && read_status; then
         replace_program
@@ -403,6 +464,7 @@ install_agent() {
         say "installed; it starts at the next boot"
         return
     fi
+    load_images
     $BIN/$NAME check || say "(the node will be degraded until this host is ready; see above)"
     if [ -z "$changed" ] && read_status; then
         say "nothing to change"
@@ -418,6 +480,31 @@ install_agent() {
     until_seconds 30 checked || true
     why=$(field reason)
     say "connected: node $(field node_id), state $(field state)${why:+ ($why)}"
+    [ -z "$unloaded" ] || die "connected, but not all images are loaded ($unloaded): run this again when the engine works"
+}
+
+# From now on, what is installed here must be signed by one of these.
+keep_signers() {
+    case "$signers" in '' | "$root$SIGNERS" | "$here/allowed_signers") return 0 ;; esac
+    put "$signers" $SIGNERS 644
+}
+
+# setting NAME: what the settings in force say; nothing where they say nothing.
+setting() { $BIN/$NAME config | awk -v name="$1" '$1 == name && $2 != "-" { print $2 }'; }
+
+# Loads the images beside this script. Prints what could not be done.
+load_images() {
+    [ -d "$here/images" ] || return 0
+    cli=$(setting container_cli) namespace=$(setting namespace) address=$(setting containerd_address)
+    for file in "$here"/images/*; do
+        [ ! -e "$here/SHA256SUMS" ] || check_sum "$file" "images/${file##*/}"
+        if said=$($cli ${address:+--address "$address"} ${namespace:+--namespace "$namespace"} load -i "$file" 2>&1); then
+            say "loaded images/${file##*/}"
+        else
+            unloaded="images/${file##*/}: $(printf '%s\n' "$said" | tail -n 1)"
+            say "not loaded: $unloaded"
+        fi
+    done
 }
 
 # Keeps what is there now, for roll_back.
@@ -435,6 +522,7 @@ upgrade_agent() {
     find_binary
     keep_before
     [ -e "$work/before/$NAME" ] || die "there is no $BIN/$NAME to upgrade; install it first"
+    keep_signers
     replace_program
 }
 
@@ -448,7 +536,8 @@ replace_program() {
     else
         say "no agent is running: the new one has to connect"
     fi
-    say "from $("$work/before/$NAME" --version 2>&1 || echo "a program that does not run") to $new_version"
+    old_version=$("$work/before/$NAME" --version 2>&1) || old_version="a program that does not run"
+    say "from $(version_line "$old_version") to $new_version"
     put "$binary" $BIN/$NAME 755
     service_install
     if [ -z "$changed" ] && [ -n "$status" ]; then
@@ -507,6 +596,8 @@ uninstall_agent() {
         remove /etc/vectorlay
         remove $STATE
         remove $LOGS
+        # What OpenRC wrote of the agent's own log.
+        remove /var/log/$NAME.log
     else
         say "left /etc/vectorlay, $STATE (the node's identity) and $LOGS; --purge removes them"
     fi

@@ -58,7 +58,9 @@ pack() {
     folder=$work/$1
     mkdir -p "$folder/bin/$1"
     cp "$here/install.sh" "$here"/vectorlay-* "$folder/"
-    [ ! -e "$here/SHA256SUMS" ] || cp "$here/SHA256SUMS" "$folder/"
+    for file in SHA256SUMS SHA256SUMS.sig allowed_signers; do
+        [ ! -e "$here/$file" ] || cp "$here/$file" "$folder/"
+    done
     cp "$(program "$1")" "$folder/bin/$1/vectorlay-agent"
     tar -C "$folder" -cf "$work/$1.tar" .
 }
