@@ -5,7 +5,7 @@
 //! memory than it may. One test for each target in `targets.rs`, so as many run at once as the test runner has threads.
 //!
 //! ```sh
-//! cargo test --test fuzz                  # some thousands of inputs each: what CI runs
+//! cargo test --test fuzz                  # a thousand inputs each: what CI runs
 //! scripts/fuzz.sh 60                      # optimised, a minute for each target, and the counts
 //! VECTORLAY_FUZZ_TARGET=url VECTORLAY_FUZZ_INPUT=123 cargo test --test fuzz    # one input again
 //! ```
@@ -15,7 +15,7 @@
 //!
 //! | variable | default | |
 //! |---|---|---|
-//! | `VECTORLAY_FUZZ_INPUTS` | 3000 | how many inputs each target gets |
+//! | `VECTORLAY_FUZZ_INPUTS` | 1000 | how many inputs each target gets |
 //! | `VECTORLAY_FUZZ_SECONDS` | | how long each target is tried, instead |
 //! | `VECTORLAY_FUZZ_SEED` | 1 | other inputs |
 //! | `VECTORLAY_FUZZ_TARGET` | | this target alone |
@@ -159,7 +159,7 @@ fn fuzz(name: &str) {
     let scratch = Scratch::new(name);
     let only: Option<u64> = variable("INPUT");
     let until = variable("SECONDS").map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let most = variable("INPUTS").unwrap_or(if until.is_some() { u64::MAX } else { 3000 });
+    let most = variable("INPUTS").unwrap_or(if until.is_some() { u64::MAX } else { 1000 });
     let (mut n, mut slowest) = (only.unwrap_or(0), Duration::ZERO);
     let end = only.map_or(most, |only| only + 1);
     let watched = watchdog::watch(name, seed);
@@ -217,6 +217,7 @@ tests! {
     error_text
     image_inspect
     versions
+    proof_report
     lspci
     pci_ids
     nvidia_smi

@@ -12,6 +12,7 @@ use vectorlay::control;
 use vectorlay::core::inventory::Handover;
 use vectorlay::core::job::{Job, PullJob, RunJob, Vendor};
 use vectorlay::core::link_api::LinkEvent;
+use vectorlay::core::proof;
 use vectorlay::engine::cli::Flavour;
 use vectorlay::engine::leftover_calls::{self, Caller};
 use vectorlay::engine::{addresses, error_text, image, image_policy, logs, parse, ports, releases};
@@ -85,13 +86,14 @@ pub const TARGETS: &[Target] = &[
         image_inspect,
     ),
     target("versions", 0, &["src/host/dependencies/versions.rs", "src/engine/releases.rs"], program_versions),
+    target("proof_report", 0, &["src/core/proof.rs", "src/host/inside.rs"], proof_report),
     target("lspci", 0, &["src/host/lspci.rs"], lspci_output),
     target("pci_ids", 0, &["src/host/pci_ids.rs", "tests/support/host.rs"], pci_ids),
     target("nvidia_smi", 0, &["src/host/utilization.rs"], nvidia_smi),
     target(
         "sysfs",
         FACTS_FILES.len() as u8,
-        &["src/host/health.rs", "src/host/identity.rs", "src/host/memory.rs", "tests/support/host.rs"],
+        &["src/host/health.rs", "src/host/identity.rs", "src/host/inside.rs", "tests/support/host.rs"],
         sysfs,
     ),
     target("kernel_log", 0, &["src/host/kernel_log.rs"], kernel_log_records),
@@ -374,6 +376,16 @@ fn program_versions(_: u8, bytes: &[u8], _: &Path) {
     Flavour::of_version(&text);
 }
 
+/// What a container says of the machine that it ran on: only a kernel of another boot isolates.
+fn proof_report(_: u8, bytes: &[u8], _: &Path) {
+    let Ok(said) = serde_json::from_slice::<serde_json::Value>(bytes) else { return };
+    let gpus = ["10de:2330".to_owned(), "10de:2330".to_owned()];
+    let expected = proof::Expected { boot_id: Some("host"), runtime: "kata", isolates: true, gpus: &gpus };
+    let verdict = proof::judge(&said, &expected);
+    let is_well = verdict.reason.is_none();
+    assert!(!is_well || verdict.isolated == Some(true) && said["boot_id"] != "host", "{said}");
+}
+
 // --- from the host ---
 
 const FACTS: &str = "cpu GenuineIntel\ncmdline intel_iommu=on\niommu dmar0\nids
@@ -384,7 +396,7 @@ const FACTS: &str = "cpu GenuineIntel\ncmdline intel_iommu=on\niommu dmar0\nids
     holder 4242 qemu /dev/vfio/1\nfile dev/kfd\nrender 0000:03:00.0 128\nuuid 0000:01:00.0 GPU-1";
 
 /// What is replaced by the bytes.
-const FACTS_FILES: [&str; 27] = [
+const FACTS_FILES: [&str; 28] = [
     "sys/bus/pci/devices/0000:01:00.0/class",
     "sys/bus/pci/devices/0000:01:00.0/vendor",
     "sys/bus/pci/devices/0000:01:00.0/config",
@@ -406,6 +418,7 @@ const FACTS_FILES: [&str; 27] = [
     "proc/sys/kernel/hostname",
     "proc/version",
     "proc/meminfo",
+    "proc/uptime",
     "proc/cpuinfo",
     "proc/cmdline",
     "proc/modules",
@@ -435,6 +448,8 @@ fn sysfs(choice: u8, bytes: &[u8], _: &Path) {
             assert!(!text.is_empty(), "unknown is not empty");
         }
         let _ = memory::read(root);
+        let inside = host::inside::report(root);
+        assert!(inside["pci"].is_array(), "{inside}");
         drop(holders::find(root, &["/dev/vfio/1".to_owned()]));
     });
 }

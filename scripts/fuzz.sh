@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tries mutated bytes on every reader of bytes from outside (the folder fuzz), optimised and with overflow checks, for a
-# while each, and says how many inputs that were. CI tries some thousands of each; this is the long form.
+# while each, and says how many inputs that were. CI tries a thousand of each; this is the long form.
 #   scripts/fuzz.sh [SECONDS [TARGET]]            60 seconds each; all targets, or one
 #   scripts/fuzz.sh --libfuzzer TARGET [SECONDS]  by libFuzzer, which looks for inputs that reach new code; that needs
 #                                                 nightly Rust and cargo-fuzz

@@ -41,7 +41,8 @@ pub fn report(root: &Path) -> Value {
 /// /proc/uptime begins with seconds and hundredths (proc_uptime(5)).
 fn uptime_ms(text: &str) -> Option<u64> {
     let (seconds, hundredths) = text.split(' ').next()?.split_once('.')?;
-    Some(seconds.parse::<u64>().ok()? * 1000 + hundredths.parse::<u64>().ok()? * 10)
+    let of_seconds = seconds.parse::<u64>().ok()?.checked_mul(1000)?;
+    of_seconds.checked_add(hundredths.parse::<u64>().ok()?.checked_mul(10)?)
 }
 
 /// The gateway of the default route. /proc/net/route has addresses in hexadecimal, in the byte order of the machine.
@@ -118,6 +119,16 @@ mod tests {
             (&nothing["kernel"], &nothing["gateway"], &nothing["pci"]),
             (&Value::Null, &Value::Null, &json!([]))
         );
+    }
+
+    #[test]
+    fn times_that_are_none() {
+        assert_eq!(uptime_ms("35.02 1.00"), Some(35_020));
+        for odd in
+            ["", "35", "x.02 1", "18446744073709551615.00 1", "18446744073709551.9223372036854775807 1"]
+        {
+            assert_eq!(uptime_ms(odd), None, "{odd}");
+        }
     }
 
     #[test]
