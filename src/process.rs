@@ -78,6 +78,8 @@ pub enum Ended {
     Deadline,
     /// It was ended because [`Cancel::cancel`] was called.
     Cancelled,
+    /// It was ended because its [`Watch`] saw that it does not go on.
+    Stalled,
 }
 
 /// A program that has ended (or, after a deadline, one that not even SIGKILL ends).
@@ -135,21 +137,38 @@ impl Cancel {
     }
 }
 
+/// Looks after a program while it runs.
+pub struct Watch<'a> {
+    /// How long one look comes after the other.
+    pub every: Duration,
+    /// Whether the program with this process ID, which has printed this, goes on. It must not block.
+    pub goes_on: &'a mut dyn FnMut(u32, &[u8]) -> bool,
+}
+
 /// Runs `program` to its end and says how it ended. Returns at the latest after the deadline, the grace time and two
 /// seconds.
 ///
 /// # Errors
 /// [`Error`] when it could not be started or watched.
 pub fn run(program: &Program, bounds: &Bounds, cancel: Option<&Cancel>) -> Result<Finished, Error> {
+    run_watched(program, bounds, cancel, None)
+}
+
+/// The same with a look after it, which can end it before its deadline.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_watched(
+    program: &Program,
+    bounds: &Bounds,
+    cancel: Option<&Cancel>,
+    after: Option<Watch<'_>>,
+) -> Result<Finished, Error> {
     if !program.path.is_absolute() {
         return Err(format!("cannot start {}: give its absolute path", program.path.display()));
     }
     trust::program(&program.path).map_err(|why| format!("cannot start a program: {why}"))?;
-    if reap_stuck() >= STUCK_MAX {
-        return Err(format!(
-            "{STUCK_MAX} programs hang in the kernel and not even SIGKILL ends them; look at the kernel's log and reboot"
-        ));
-    }
+    may_start(reap_stuck())?;
     let mut child = start(program)?;
     let started = Instant::now();
     let watched = Streams::new(&mut child, bounds)
@@ -167,7 +186,7 @@ pub fn run(program: &Program, bounds: &Bounds, cancel: Option<&Cancel>) -> Resul
         Ok(both) => both,
         Err(source) => return failed(child, source),
     };
-    let end = watch(&child, pidfd.as_fd(), &mut streams, started, bounds, cancel);
+    let end = watch(&child, pidfd.as_fd(), &mut streams, started, bounds, cancel, after);
     let ended = match end {
         Err(source) => return failed(child, source),
         Ok(End::Stuck(forced)) => {
@@ -273,11 +292,18 @@ fn watch(
     started: Instant,
     bounds: &Bounds,
     cancel: Option<&Cancel>,
+    mut after: Option<Watch<'_>>,
 ) -> io::Result<End> {
     let mut phase = Phase::Running;
     let mut limit = started + bounds.deadline;
+    let mut next_look = after.as_ref().map(|after| started + after.every);
     loop {
-        let wake = wait(pidfd, streams, cancel.filter(|_| matches!(phase, Phase::Running)), limit)?;
+        let wake = wait(
+            pidfd,
+            streams,
+            cancel.filter(|_| matches!(phase, Phase::Running)),
+            next_look.map_or(limit, |look| look.min(limit)),
+        )?;
         if wake.dead {
             return Ok(End::Dead(match phase {
                 Phase::Running => None,
@@ -286,14 +312,28 @@ fn watch(
         }
         streams.pump(PUMP);
         let now = Instant::now();
-        if now < limit && !wake.cancelled {
+        let mut stalls = false;
+        if let (Some(look), Some(after)) = (next_look, &mut after)
+            && now >= look
+        {
+            stalls = !(after.goes_on)(child.id(), &streams.out.kept);
+            next_look = (!stalls).then_some(now + after.every);
+        }
+        if now < limit && !wake.cancelled && !stalls {
             continue;
         }
         phase = match phase {
             Phase::Running => {
                 signal_group(child, Signal::TERM);
                 limit = now + bounds.grace;
-                Phase::Terminated(if wake.cancelled { Ended::Cancelled } else { Ended::Deadline })
+                next_look = None;
+                Phase::Terminated(if wake.cancelled {
+                    Ended::Cancelled
+                } else if stalls {
+                    Ended::Stalled
+                } else {
+                    Ended::Deadline
+                })
             }
             Phase::Terminated(why) => {
                 signal_group(child, Signal::KILL);
@@ -355,6 +395,16 @@ fn reap_stuck() -> usize {
     let mut stuck = stuck();
     stuck.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
     stuck.len()
+}
+
+/// Whether one more program may be started beside those that cannot be ended.
+fn may_start(stuck: usize) -> Result<(), Error> {
+    if stuck < STUCK_MAX {
+        return Ok(());
+    }
+    Err(format!(
+        "{stuck} programs hang in the kernel and not even SIGKILL ends them; look at the kernel's log and reboot"
+    ))
 }
 
 fn stuck() -> MutexGuard<'static, Vec<Child>> {
@@ -612,6 +662,26 @@ mod tests {
     }
 
     #[test]
+    fn one_that_does_not_go_on_is_ended_before_its_deadline() {
+        let mut looks = 0;
+        let mut goes_on = |pid: u32, printed: &[u8]| {
+            looks += 1;
+            assert!(state(&pid.to_string()).is_some());
+            !(looks > 2 && printed == b"x\n")
+        };
+        let watch = Watch { every: Duration::from_millis(20), goes_on: &mut goes_on };
+        let finished =
+            run_watched(&shell("echo x; sleep 600"), &bounds(LONG, LONG), None, Some(watch)).unwrap();
+        assert_eq!(finished.ended, Ended::Stalled);
+        assert!(looks > 2, "{looks}");
+        let mut goes_on = |_: u32, _: &[u8]| true;
+        let watch = Watch { every: Duration::from_millis(20), goes_on: &mut goes_on };
+        let brief = bounds(Duration::from_millis(200), LONG);
+        let finished = run_watched(&shell("sleep 600"), &brief, None, Some(watch)).unwrap();
+        assert_eq!(finished.ended, Ended::Deadline);
+    }
+
+    #[test]
     fn says_what_cannot_be_started() {
         let program = |path: &str| Program { path: path.into(), ..shell("") };
         let check = |path: &str, starts: &str| {
@@ -633,6 +703,12 @@ mod tests {
             assert!(Instant::now() < until, "still there");
             assert_eq!(ok(&shell(":")).ended, Ended::Exit(0));
         }
+    }
+
+    #[test]
+    fn no_more_are_started_beside_many_that_cannot_be_ended() {
+        assert_eq!(may_start(STUCK_MAX - 1), Ok(()));
+        assert!(may_start(STUCK_MAX).unwrap_err().contains("reboot"));
     }
 
     #[test]

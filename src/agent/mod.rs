@@ -341,6 +341,7 @@ impl Edges {
             stops: STOPS,
             queries: QUERIES,
             scratch: setup::scratch(config),
+            pull_stall: (config.pull_stall_s > 0).then(|| Duration::from_secs(config.pull_stall_s)),
             overdue: engine::OVERDUE,
             root: config.root.clone(),
             oom_killed: kernel_log::says_oom_killed,

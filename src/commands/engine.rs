@@ -30,7 +30,7 @@ pub(super) fn containers(cli: &Cli) -> Result<Vec<Container>, String> {
     match finished.ended {
         Ended::Exit(0) => {}
         Ended::Deadline => return Err(failed("the container engine does not answer")),
-        Ended::Exit(_) | Ended::Signal(_) | Ended::Cancelled => {
+        Ended::Exit(_) | Ended::Signal(_) | Ended::Cancelled | Ended::Stalled => {
             let text = String::from_utf8_lossy(&finished.stderr);
             return Err(failed(text.lines().last().unwrap_or("it failed without a message")));
         }

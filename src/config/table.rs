@@ -213,6 +213,8 @@ settings! {
     workers: usize, whole(1, 64), Some("8");
     /// Maximum queued deploys; more are refused as busy
     queue_limit: usize, whole(1, 4096), Some("256");
+    /// Seconds without a byte from the registry after which a pull is given up; 0: never
+    pull_stall_s: u64, whole(0, 86_400), Some("120");
     /// MiB of memory that are promised to no replica
     reserve_memory_mb: u64, whole(0, 16_777_216), Some("1024");
     /// Seconds that running commands may take to finish at shutdown

@@ -216,7 +216,7 @@ impl Cli {
                 let (program, look) = self.look_at(&run.spec.image);
                 (program, Bounds { deadline: look.deadline.min(run.deadline), ..look })
             }
-            Job::Pull(pull) => (self.pull(pull), bounds(pull.deadline, OUTPUT)),
+            Job::Pull(pull) => self.pull(pull, true),
             Job::List => (self.list(), bounds(QUERY_DEADLINE, LIST_OUTPUT)),
             Job::Inspect(id) => {
                 (self.inspect(id, "{{json .State}}".to_owned()), bounds(QUERY_DEADLINE, OUTPUT))
@@ -450,8 +450,16 @@ impl Cli {
         (!self.runtime.contains("kata")).then(|| format!("--env=NVIDIA_VISIBLE_DEVICES={ids}"))
     }
 
-    fn pull(&self, job: &PullJob) -> Program {
-        self.plain(["pull".into(), "--quiet".into(), job.image.canonical().to_owned()])
+    /// The call that pulls. Without `quiet` it prints how far it is.
+    pub fn pull(&self, job: &PullJob, quiet: bool) -> (Program, Bounds) {
+        let quiet = quiet.then(|| "--quiet".to_owned());
+        let args = std::iter::once("pull".to_owned()).chain(quiet).chain([job.image.canonical().to_owned()]);
+        (self.plain(args), Bounds { tail: true, ..bounds(job.deadline, OUTPUT) })
+    }
+
+    /// The call that prints the CLI's release, and needs no engine for it.
+    pub fn version(&self) -> (Program, Bounds) {
+        (self.program(vec!["--version".into()]), bounds(QUERY_DEADLINE, OUTPUT))
     }
 
     /// The same as a list, of one container.

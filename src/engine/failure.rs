@@ -50,6 +50,13 @@ pub(super) fn of(job: &Job, call: &str, finished: &Finished) -> Failure {
             kind: FailureKind::Deadline,
             message: format!("{call} was cancelled after {seconds} s"),
         },
+        Ended::Stalled => Failure {
+            kind: FailureKind::PullRefused(PullCause::Unreachable),
+            message: format!(
+                "{call} was given up after {seconds} s, since nothing came from the registry for as long as \
+                 pull_stall_s allows; look at the registry and the way to it"
+            ),
+        },
         Ended::Signal(signal) => Failure {
             kind: FailureKind::Refused,
             message: error_text::one_line(&ours(format!("{call} was ended by signal {signal}"))),

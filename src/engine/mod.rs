@@ -32,7 +32,9 @@ pub mod parse;
 pub mod ports;
 pub mod proof;
 mod proof_image;
+mod pull;
 pub mod releases;
+mod stall;
 pub mod watcher;
 
 use std::collections::VecDeque;
@@ -42,10 +44,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use crate::core::job::{
-    Failure, FailureKind, Inspected, InspectedState, Job, JobId, Outcome, PullCause, RunJob,
-};
-use crate::process::{self, Bounds, Cancel};
+use crate::core::job::{Failure, FailureKind, Inspected, InspectedState, Job, JobId, Outcome, RunJob};
+use crate::process::{self, Cancel};
 use crate::types::{ContainerId, ImageRef};
 use cli::{Cli, Flavour, LogChoice};
 use credentials::Credentials;
@@ -72,6 +72,8 @@ pub struct Settings {
     pub queries: usize,
     /// A folder of this agent's own for credentials while a pull runs; on a tmpfs, if possible.
     pub scratch: PathBuf,
+    /// How long a pull may stand still before it is given up; `None`: until its deadline.
+    pub pull_stall: Option<Duration>,
     /// See [`OVERDUE`].
     pub overdue: Duration,
     /// The machine: `/`, or a folder that stands for it.
@@ -398,52 +400,23 @@ fn perform(settings: &Settings, id: JobId, job: &Job, cancel: Option<&Cancel>) -
             Ok(Err(_)) => {}
         }
     }
-    let (mut program, bounds) = match settings.cli.call(job) {
+    if let Job::Pull(job_of_pull) = job {
+        return pull::pull(settings, id, job, job_of_pull, cancel);
+    }
+    let (program, bounds) = match settings.cli.call(job) {
         Ok(call) => call,
         Err(failure) => return parse::failed(job, failure),
     };
-    let auth = if let Job::Pull(pull) = job { pull.auth.as_ref() } else { None };
-    let _credentials = match auth.map(|auth| Credentials::new(&settings.scratch, id, auth)) {
-        None => None,
-        Some(Ok(credentials)) => {
-            program.env.push(("DOCKER_CONFIG".into(), credentials.dir().into()));
-            Some(credentials)
-        }
-        Some(Err(message)) => {
-            return parse::failed(job, Failure { kind: FailureKind::Refused, message });
-        }
-    };
-    let began = Instant::now();
-    let call = |bounds: &Bounds| {
-        let result = process::run(&program, bounds, cancel);
-        if let Some(error) = failure::whole_text(job, &result) {
-            log::debug!("{id} {job}: {error}");
-        }
-        result
-    };
-    let result = call(&bounds);
+    let result = process::run(&program, &bounds, cancel);
+    if let Some(error) = failure::whole_text(job, &result) {
+        log::debug!("{id} {job}: {error}");
+    }
     match parse::outcome(job, &result) {
         Outcome::Removed(Ok(())) => {
             if let (Job::Remove(id), Flavour::Nerdctl) = (job, settings.cli.flavour) {
                 addresses::give_back(&settings.root, &[id.clone()].into());
             }
             Outcome::Removed(Ok(()))
-        }
-        Outcome::Pulled(Err(Failure {
-            kind: FailureKind::Refused | FailureKind::PullRefused(PullCause::NotFound),
-            ..
-        })) if let Job::Pull(pull) = job
-            && settings.cli.flavour == Flavour::Nerdctl =>
-        {
-            match image_repair::remove(&settings.cli, &pull.image, cancel) {
-                Ok(None) => parse::outcome(job, &result),
-                Ok(Some(why)) => {
-                    log::warn!("the copy of {} was damaged and is pulled anew: {why}", pull.image);
-                    let deadline = bounds.deadline.saturating_sub(began.elapsed());
-                    parse::outcome(job, &call(&Bounds { deadline, ..bounds }))
-                }
-                Err(failure) => Outcome::Pulled(Err(failure)),
-            }
         }
         Outcome::Listed(Err(whole @ Failure { kind: FailureKind::Refused, .. })) => {
             Outcome::Listed(list_one_by_one::list(&settings.cli, whole, cancel))
@@ -518,6 +491,7 @@ mod tests {
                 stops: 1,
                 queries: 1,
                 scratch: dir.join("scratch"),
+                pull_stall: Some(LONG),
                 overdue,
                 root: dir.clone(),
                 oom_killed: |_, _| true,
@@ -637,6 +611,28 @@ mod tests {
     }
 
     #[test]
+    fn no_more_than_a_few_stops_that_hang_hold_no_slot() {
+        let script = "[ $1 != stop ] || { echo >>$HOME/stops; until [ -e $HOME/go ]; do sleep 0.05; done; }";
+        let bench = Bench::new("overdue-most", script, Duration::from_millis(1));
+        // One more than are let go holds the slot, and the last waits for it.
+        let stops = OVERDUE_MAX as u64 + 2;
+        (0..stops).for_each(|id| bench.submit(id, Job::Stop(container(1), Duration::ZERO)));
+        let begun =
+            || std::fs::read_to_string(bench.dir.join("stops")).map_or(0, |text| text.lines().count());
+        let until = Instant::now() + LONG;
+        while begun() <= OVERDUE_MAX {
+            assert!(Instant::now() < until, "{} have begun", begun());
+            std::thread::yield_now();
+        }
+        // The manager has looked at the one with the slot, which was due at once, before it answers this.
+        bench.submit(stops, Job::List);
+        assert_eq!(bench.next().0, stops);
+        assert_eq!(begun(), OVERDUE_MAX + 1);
+        bench.touch("go");
+        (0..stops).for_each(|_| assert_eq!(bench.next().1, Outcome::Stopped(Ok(()))));
+    }
+
+    #[test]
     fn jobs_of_a_lane_take_turns_and_can_be_cancelled() {
         let script = "[ $1 = pull ] && { touch $HOME/pulling; exec sleep 600; }";
         let bench = Bench::new("cancel", script, LONG);
@@ -652,6 +648,20 @@ mod tests {
         let Outcome::Pulled(Err(failure)) = outcome else { panic!() };
         assert_eq!((id, failure.kind), (1, FailureKind::Deadline));
         bench.pool.cancel(JobId(99));
+    }
+
+    #[test]
+    fn who_fetches_decides_whether_a_pull_is_quiet() {
+        for (release, pull) in [("2.2.2", "pull --quiet bb:1"), ("2.3.5", "pull bb:1")] {
+            let script =
+                format!("echo \"$@\" >>$HOME/calls; [ $1 != --version ] || echo nerdctl version {release}");
+            let bench = Bench::new("fetches", &script, LONG);
+            bench.submit(1, self::pull(None));
+            assert_eq!(bench.next(), (1, Outcome::Pulled(Ok(()))));
+            let calls = std::fs::read_to_string(bench.dir.join("calls")).unwrap();
+            let pull = pull.replace(" bb", " docker.io/library/bb");
+            assert_eq!(calls, format!("--version\n{pull}\n"), "{release}");
+        }
     }
 
     #[test]
@@ -724,7 +734,10 @@ mod tests {
         let read = |name: &str| std::fs::read_to_string(bench.dir.join(name)).unwrap_or_default();
         assert_eq!(ask(1, job()), Err(FailureKind::NoImage));
         assert_eq!((ask(2, pull(None)), ask(3, job()), ask(4, job())), (Ok(()), Ok(()), Ok(())));
-        assert_eq!(read("calls"), "image inspect\npull --quiet\nimage inspect\nrun --detach\nrun --detach\n");
+        assert_eq!(
+            read("calls"),
+            "image inspect\n--version \npull --quiet\nimage inspect\nrun --detach\nrun --detach\n"
+        );
         let digest = format!("sha256:{:064}\n", 1);
         assert_eq!(read("ran"), digest.repeat(2), "not the name, which the CLI could read otherwise by then");
         // A pull ends what is known.
@@ -752,7 +765,7 @@ mod tests {
             bench.submit(1, pull(None));
             let (_, Outcome::Pulled(result)) = bench.next() else { panic!("no pull") };
             let calls = std::fs::read_to_string(bench.dir.join("calls")).unwrap();
-            (result.map_err(|failure| failure.message), calls.replace('\n', " "))
+            (result.map_err(|failure| failure.message), calls.replace("--version\n", "").replace('\n', " "))
         };
         let (result, calls) = pulled("damaged", &script("blob not found: not found", "touch $HOME/removed"));
         assert_eq!((result, calls.as_str()), (Ok(()), "pull image rmi pull "));

@@ -192,7 +192,7 @@ fn call(call: (Program, Bounds), what: &str, cancel: Option<&Cancel>) -> Result<
     let finished = process::run(&program, &bounds, cancel).map_err(|error| error.to_string())?;
     match finished.ended {
         Ended::Exit(0) => Ok(finished),
-        Ended::Exit(_) | Ended::Signal(_) | Ended::Deadline | Ended::Cancelled => {
+        Ended::Exit(_) | Ended::Signal(_) | Ended::Deadline | Ended::Cancelled | Ended::Stalled => {
             Err(failure::of(&Job::Probe, what, &finished).message)
         }
     }

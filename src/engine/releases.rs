@@ -1,4 +1,4 @@
-//! Releases of nerdctl with holes that are known and mended. Pure.
+//! What is known of nerdctl's releases: holes that a later one mends, and who fetches an image. Pure.
 
 use super::cli::Flavour;
 
@@ -7,6 +7,9 @@ const COPIES_LABELS_SINCE: Version = (2, 0, 0);
 /// From this one on without containerd's own (its library leaves out `containerd.io/` since 2.3.2), which had its
 /// restart monitor run programs as root.
 const SPARES_CONTAINERD_SINCE: Version = (2, 3, 3);
+
+/// From this one on containerd fetches images, where it is of 2.0 or newer (`EnsureImage` in its `pkg/imgutil`).
+const PULLS_BY_TRANSFER_SINCE: Version = (2, 3, 0);
 
 /// Major, minor and patch.
 type Version = (u32, u32, u32);
@@ -17,6 +20,11 @@ pub fn known_hole(flavour: Flavour, said: Option<&str>) -> Option<String> {
     let hit = (COPIES_LABELS_SINCE..SPARES_CONTAINERD_SINCE).contains(&version(said)?);
     let hole = "lets an image's labels have containerd run programs on the host as root";
     hit.then(|| format!("nerdctl {said} {hole}: such images are refused; update to 2.3.3 or newer"))
+}
+
+/// Whether the release that says this of its version may leave the fetching of images to containerd.
+pub fn pulls_by_transfer(said: &str) -> bool {
+    number(said).and_then(version).is_some_and(|version| version >= PULLS_BY_TRANSFER_SINCE)
 }
 
 /// The number in `nerdctl version 2.2.2`.
@@ -50,5 +58,16 @@ mod tests {
             check(Flavour::Nerdctl, said, false);
         }
         assert_eq!(known_hole(Flavour::Nerdctl, None), None);
+    }
+
+    #[test]
+    fn who_fetches() {
+        let check = |said: &str, by_transfer| assert_eq!(pulls_by_transfer(said), by_transfer, "{said}");
+        check("nerdctl version 2.2.2\n", false);
+        check("nerdctl version 1.7.7\n", false);
+        check("nerdctl version 2.3.0-beta.0\n", true);
+        check("nerdctl version 2.3.5\n", true);
+        check("nerdctl version 3.0.0\n", true);
+        check("", false);
     }
 }

@@ -40,6 +40,7 @@ mod reconnect;
 mod restarts;
 mod secured;
 mod settings;
+mod stalled;
 mod stopping;
 mod unreadable;
 mod variables;

@@ -67,6 +67,7 @@ fn bench(test: &str, change: impl FnOnce(&mut Cli)) -> Option<Bench> {
         stops: 2,
         queries: 2,
         scratch: scratch.clone(),
+        pull_stall: None,
         overdue: OVERDUE,
         root: "/".into(),
         oom_killed: |_, _| false,

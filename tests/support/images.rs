@@ -18,10 +18,10 @@ use super::skip::skip;
 
 /// What makes the image's default command stay up and end at once on SIGTERM.
 const COMMAND: [&str; 3] = ["/bin/sh", "-c", "trap 'exit 0' TERM; echo ready; sleep 2147483 & wait"];
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// Makes images for one engine. Each is removed when this is dropped.
 pub struct Images<'a> {
@@ -36,12 +36,8 @@ impl<'a> Images<'a> {
     /// None: the engine is not one of `scripts/engine.sh`, which has the layer with busybox; the test is counted as
     /// skipped.
     pub fn of(engine: &'a Engine, test: &str) -> Option<Self> {
-        let folder = std::env::var("VECTORLAY_TEST_ENGINE_DIR").ok().map(PathBuf::from);
-        let layer = folder.as_ref().and_then(|folder| std::fs::read(folder.join("layer.tar")).ok());
-        let (Some(folder), Some(layer)) = (folder, layer) else {
-            skip(test, "VECTORLAY_TEST_ENGINE_DIR has no layer to make images of");
-            return None;
-        };
+        let layer = layer(test)?;
+        let folder = engine_folder()?;
         let layer_digest = digest(&layer);
         Some(Self { engine, folder, layer, layer_digest, made: Vec::new() })
     }
@@ -101,14 +97,7 @@ impl<'a> Images<'a> {
     }
 
     fn config(&self, more: &Value) -> Value {
-        let mut config = json!({"Cmd": COMMAND, "Env": ["PATH=/bin"]});
-        for (key, value) in more.as_object().unwrap() {
-            config[key] = value.clone();
-        }
-        json!({
-            "architecture": architecture(), "os": "linux", "created": "2000-01-01T00:00:00Z", "config": config,
-            "rootfs": {"type": "layers", "diff_ids": [self.layer_digest]},
-        })
+        description(more, &[&self.layer_digest])
     }
 
     fn feed(&mut self, name: &str, archive: &[u8]) {
@@ -127,6 +116,31 @@ impl Drop for Images<'_> {
     }
 }
 
+fn engine_folder() -> Option<PathBuf> {
+    std::env::var("VECTORLAY_TEST_ENGINE_DIR").ok().map(PathBuf::from)
+}
+
+/// The layer with busybox. None: the engine is not one of `scripts/engine.sh`; the test is counted as skipped.
+pub fn layer(test: &str) -> Option<Vec<u8>> {
+    let layer = engine_folder().and_then(|folder| std::fs::read(folder.join("layer.tar")).ok());
+    if layer.is_none() {
+        skip(test, "VECTORLAY_TEST_ENGINE_DIR has no layer to make images of");
+    }
+    layer
+}
+
+/// The configuration blob of an image with these layers, by their digests, and this configuration besides its command.
+pub fn description(more: &Value, layers: &[&str]) -> Value {
+    let mut config = json!({"Cmd": COMMAND, "Env": ["PATH=/bin"]});
+    for (key, value) in more.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    json!({
+        "architecture": architecture(), "os": "linux", "created": "2000-01-01T00:00:00Z", "config": config,
+        "rootfs": {"type": "layers", "diff_ids": layers},
+    })
+}
+
 /// This machine, as images name it.
 pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
@@ -136,7 +150,8 @@ pub fn architecture() -> &'static str {
     }
 }
 
-fn digest(bytes: &[u8]) -> String {
+/// `sha256:…`
+pub fn digest(bytes: &[u8]) -> String {
     let output = through(Command::new("sha256sum"), bytes);
     let text = String::from_utf8(output.stdout).unwrap();
     format!("sha256:{}", text.split_whitespace().next().unwrap())
@@ -170,7 +185,7 @@ fn through(mut program: Command, input: &[u8]) -> Output {
 }
 
 /// A tar archive (POSIX ustar): a header of 512 bytes and the content, filled up to 512, for each file.
-fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = Vec::new();
     for (path, content) in files {
         let mut header = [0; 512];

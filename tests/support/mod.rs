@@ -7,5 +7,6 @@ pub mod host;
 pub mod images;
 pub mod processes;
 pub mod protocol_page;
+pub mod registry;
 pub mod skip;
 pub mod wait;

@@ -282,7 +282,7 @@ fn start(path: PathBuf, args: Vec<OsString>, deadline: Duration) -> Result<(), F
     let finished = process::run(&program, &bounds, None).map_err(Failure::Said)?;
     match finished.ended {
         Ended::Exit(0) => Ok(()),
-        Ended::Deadline | Ended::Cancelled => Err(Failure::Hung(deadline)),
+        Ended::Deadline | Ended::Cancelled | Ended::Stalled => Err(Failure::Hung(deadline)),
         Ended::Exit(status) => {
             let text = String::from_utf8_lossy(&finished.stderr);
             let text = text.trim();

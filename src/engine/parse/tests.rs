@@ -175,6 +175,22 @@ fn failures_by_kind() {
     check(&stop, "", Refused, "the engine's stop ended with status 1 and said nothing; see the engine's log");
 }
 
+/// The CLI's output is kept up to a bound, and what is cut off may be the image's.
+#[test]
+fn an_image_that_takes_too_much_to_show_is_not_run() {
+    let finished = Finished {
+        ended: Ended::Exit(0),
+        stdout: b"{\"Image\": {\"Name\": \"".to_vec(),
+        stdout_cut: true,
+        stderr: Vec::new(),
+        stderr_cut: false,
+        took: Duration::from_secs(1),
+    };
+    let failure =
+        facts(Flavour::Nerdctl, &run(), &ImageRef::new("bb:1").unwrap(), &Ok(finished)).unwrap_err();
+    assert!(failure.message.contains("it prints too much"), "{failure}");
+}
+
 #[test]
 fn ended_from_outside() {
     let check = |ended, kind, words: &str| {
@@ -183,6 +199,9 @@ fn ended_from_outside() {
     };
     check(Ended::Deadline, FailureKind::Deadline, "the engine's pull did not finish within 7 s: layer 1");
     check(Ended::Cancelled, FailureKind::Deadline, "the engine's pull was cancelled after 7 s");
+    let stalled = "the engine's pull was given up after 7 s, since nothing came from the registry for as long as \
+                   pull_stall_s allows; look at the registry and the way to it";
+    check(Ended::Stalled, FailureKind::PullRefused(PullCause::Unreachable), stalled);
     check(Ended::Signal(9), FailureKind::Refused, "the engine's pull was ended by signal 9: layer 1");
     let missing = outcome(&Job::List, &Err("cannot start /x".into()));
     assert!(matches!(missing, Outcome::Listed(Err(Failure { kind: FailureKind::Unavailable, .. }))));

@@ -64,7 +64,7 @@ impl<'a> ProbeCx<'a> {
                 })
             }
             Ended::Signal(signal) => Err(format!("ended by signal {signal}")),
-            Ended::Deadline | Ended::Cancelled => {
+            Ended::Deadline | Ended::Cancelled | Ended::Stalled => {
                 self.missed.set(true);
                 Err(format!("no answer within {} s", self.deadline.as_secs_f32()))
             }
