@@ -371,10 +371,11 @@ impl Cli {
             flag("cpus", &format!("{}.{:03}", millicpus / 1000, millicpus % 1000));
         }
         // Docker's go-units: `m` is a MiB here.
-        for (name, mib) in [("memory", spec.memory_mib), ("shm-size", spec.shm_mib)] {
-            if let Some(mib) = mib {
-                flag(name, &format!("{mib}m"));
-            }
+        if let Some(mib) = spec.memory_mib {
+            flag("memory", &format!("{mib}m"));
+        }
+        if let Some(mib) = spec.shm_mib {
+            self.shm_flag(mib, &mut flag);
         }
         flag("oom-score-adj", &self.oom_score_adj.to_string());
         if let Some(limit) = spec.pids_limit {
@@ -404,6 +405,23 @@ impl Cli {
         program.env.extend(split.inherited);
         program.input = split.file;
         Ok((program, bounds(left, OUTPUT)))
+    }
+
+    /// Kata's runtimes put a /dev/shm of their own, of 64 MiB, in the place of any mount whose destination is the text
+    /// `/dev/shm` (Kata 3.2 to 4.1: `handleShm` in virtcontainers/kata_agent.go, `is_shm_volume` in runtime-rs'
+    /// volume/shm_volume.rs); so `--shm-size` has no effect. One at `/dev/shm/` is not that text, and a tmpfs is mounted in
+    /// the guest as it stands in the specification (`mount_from` in the agent's rustjail/src/mount.rs), of the guest's
+    /// memory. nerdctl (1.7 to 2.3) gives the destination as it is to the runtime and leaves out its own /dev/shm, whose
+    /// cleaned path is the same (`withMounts` in its pkg/cmd/container/run_mount.go); Docker mounts it over its own.
+    ///
+    /// A bind mount would have the size of what it is bound to (`getShmSize`), but what nerdctl mounts for
+    /// `--ipc=shareable` is in the mount namespace that systemd gives the agent, which Kata's shim does not see.
+    fn shm_flag(&self, mib: u64, flag: &mut dyn FnMut(&str, &str)) {
+        if self.runtime.contains("kata") {
+            flag("tmpfs", &format!("/dev/shm/:size={mib}m,mode=1777"));
+        } else {
+            flag("shm-size", &format!("{mib}m"));
+        }
     }
 
     fn log_flags(&self, job: &RunJob, flag: &mut dyn FnMut(&str, &str)) {
@@ -723,7 +741,7 @@ mod tests {
             "--log-driver=file:///var/log/v/00000000000000d1.log",
             "--cpus=1.050",
             "--memory=512m",
-            "--shm-size=64m",
+            "--tmpfs=/dev/shm/:size=64m,mode=1777",
             "--oom-score-adj=500",
             "--pids-limit=100",
             "--publish=80:8080/tcp",
@@ -740,6 +758,14 @@ mod tests {
         assert_eq!(program.input.as_deref(), Some(&b"A=hunter2\n"[..]));
         let env: Vec<_> = program.env.iter().map(|(name, _)| name.to_str().unwrap()).collect();
         assert_eq!(env, ["PATH", "HOME", "DOCKER_CONFIG", "B"]);
+    }
+
+    #[test]
+    fn shared_memory_for_plain_runtimes() {
+        let mut job = job();
+        job.spec.shm_mib = Some(64);
+        let args = run_args(&Cli { runtime: "runc".into(), ..cli(Flavour::Docker) }, &job);
+        assert!(args.iter().any(|arg| arg == "--shm-size=64m"), "{args:?}");
     }
 
     #[test]

@@ -61,7 +61,8 @@ fn nothing_gives_a_deploy_more_than_a_plain_container() {
             "CpuPeriod",
             "Memory",
             "MemorySwap",
-            "ShmSize",
+            // /dev/shm, by its own size.
+            "Tmpfs",
             "PidsLimit",
             "PortBindings",
             "LogConfig",
@@ -74,6 +75,10 @@ fn nothing_gives_a_deploy_more_than_a_plain_container() {
             }
         }
         assert_eq!(ours, plain);
+        assert_eq!(
+            world.engine.inspect(&container)["HostConfig"]["Tmpfs"],
+            json!({"/dev/shm/": "size=8m,mode=1777"})
+        );
         assert_eq!((&ours["Privileged"], &ours["Binds"]), (&json!(false), &Value::Null));
         return;
     }
@@ -107,11 +112,16 @@ fn nothing_gives_a_deploy_more_than_a_plain_container() {
         let all = spec["mounts"].as_array().unwrap().iter();
         all.map(|mount| {
             // shm has the size that the deploy gives it.
-            let shm = text(mount, "destination") == "/dev/shm";
-            let options = if shm { Value::Null } else { mount["options"].clone() };
-            (text(mount, "destination"), text(mount, "type"), options)
+            let destination = text(mount, "destination").trim_end_matches('/').to_owned();
+            let options = if destination == "/dev/shm" { Value::Null } else { mount["options"].clone() };
+            (destination, text(mount, "type"), options)
         })
         .collect()
+    };
+    let kinds = |spec: &Value| {
+        let mut kinds = kinds(spec);
+        kinds.sort_by(|one, other| one.0.cmp(&other.0));
+        kinds
     };
     assert_eq!(kinds(&ours), kinds(&plain));
     let binds: Vec<&str> = ours["mounts"]

@@ -46,7 +46,7 @@ fn every_field_of_the_protocol_is_sent_and_no_other() {
     let run = |replica: &str, gpus: u32| json!({"replica_id": replica, "image": "bb:1", "gpu_count": gpus});
 
     let mut up = run("up", 1);
-    up["shm_size_mb"] = json!(64);
+    up["pids_limit"] = json!(64);
     assert_eq!(world.command("deploy", "up", &up)["status"], "running");
     assert_eq!(world.command("deploy", "ends", &run("ends", 0))["status"], "running");
     assert_eq!(world.command("deploy", "wrong", &run("wrong", 65))["code"], "invalid");

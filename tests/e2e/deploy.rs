@@ -20,6 +20,10 @@ fn a_container_runs_and_is_reported() {
     assert_eq!(labels["vectorlay.replica"], "web");
     assert_eq!(labels["vectorlay.node"], world.id.as_str());
     assert!(inspected["Name"].as_str().unwrap().ends_with("replica-web"), "{}", inspected["Name"]);
+    // As it is given to Kata, a mount of its own.
+    let shm = world.engine.inside(&container, &["busybox", "df", "-k", "/dev/shm"]);
+    let shm = String::from_utf8(shm).unwrap();
+    assert!(shm.split_whitespace().any(|word| word == "16384"), "{shm}");
     if world.engine.is_docker() {
         assert_eq!(inspected["HostConfig"]["Memory"], 64 << 20);
         assert_eq!(inspected["HostConfig"]["Runtime"], "io.containerd.kata.v2");

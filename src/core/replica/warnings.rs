@@ -6,8 +6,7 @@ use crate::types::Spec;
 const NAMED_MAX: usize = 8;
 
 /// What a microVM of Kata's does not do for `spec`. Its agent trims the values of variables (`valid_env` in `rustjail`);
-/// both of its runtimes clear the limit of processes and give the container their own /dev/shm. A plain runtime does all
-/// of it.
+/// both of its runtimes clear the limit of processes. A plain runtime does all of it.
 pub(crate) fn warnings(spec: &Spec, microvm: bool) -> Vec<String> {
     if !microvm {
         return Vec::new();
@@ -29,12 +28,6 @@ pub(crate) fn warnings(spec: &Spec, microvm: bool) -> Vec<String> {
             "Kata drops the white space at both ends of a variable's value; that changes {named}{more}"
         ));
     }
-    if spec.shm_mib.is_some() {
-        warnings.push(
-            "shm_size_mb has no effect with Kata: /dev/shm in a microVM has Kata's own size, 64 MiB by default"
-                .to_owned(),
-        );
-    }
     if spec.pids_limit.is_some() {
         warnings.push("pids_limit has no effect with Kata, which removes the limit".to_owned());
     }
@@ -55,12 +48,11 @@ mod tests {
             (EnvName::new(&format!("V{n}")).unwrap(), Secret::new((*value).to_owned()))
         };
         spec.env = values.iter().enumerate().map(env).collect();
-        spec.shm_mib = Some(1024);
         spec.pids_limit = Some(9);
         let told = warnings(&spec, true);
         assert!(told[0].ends_with("that changes V1, V2, V4"), "{told:?}");
-        assert!(told[1].starts_with("shm_size_mb has no effect") && told[2].starts_with("pids_limit has no"));
-        assert_eq!((told.len(), told.concat().contains("hunter2")), (3, false));
+        assert!(told[1].starts_with("pids_limit has no"));
+        assert_eq!((told.len(), told.concat().contains("hunter2")), (2, false));
         assert_eq!(warnings(&spec, false), [""; 0]);
         spec.env = [" x"; 10].iter().enumerate().map(env).collect();
         assert!(warnings(&spec, true)[0].ends_with("V6, V7 and 2 more"));
