@@ -11,13 +11,19 @@ use crate::link;
 use crate::store;
 
 pub(super) fn check(config: &Config) -> Check {
-    let Some(url) = &config.url else {
+    if config.url.is_none() {
         return Check { detail: "no url is set".to_owned(), ..unknown(false) };
+    }
+    let settings = match agent::link_settings(config) {
+        Ok(settings) => settings,
+        Err(error) => return Check { detail: error.to_string(), ..unknown(true) },
     };
+    // Shown as the link shows it, without its query.
+    let url = settings.url.to_string();
     let reached = match control::request(&config.control_socket, &Request::Status) {
         Ok(status) if status["link"] == "connected" => Ok(()),
         Ok(status) => Err(status["link_trouble"].as_str().unwrap_or("the agent is connecting").to_owned()),
-        Err(_) => connect(config),
+        Err(_) => connect(config, settings),
     };
     match reached {
         Ok(()) => Check { ok: true, detail: format!("connected to {url}"), ..unknown(true) },
@@ -25,8 +31,7 @@ pub(super) fn check(config: &Config) -> Check {
     }
 }
 
-fn connect(config: &Config) -> Result<(), String> {
-    let settings = agent::link_settings(config).map_err(|error| error.to_string())?;
+fn connect(config: &Config, settings: link::Settings) -> Result<(), String> {
     let identity = store::identity_of(&config.state_dir);
     let (node, token) = identity.map_or((None, None), |known| (Some(known.node_id), known.node_token));
     if node.is_none() && config.token.is_none() {

@@ -10,6 +10,7 @@ mod world;
 
 mod allowed;
 mod budgets;
+mod canaries;
 mod contract;
 mod control_plane;
 mod damaged;
