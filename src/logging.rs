@@ -70,7 +70,7 @@ pub fn start(level: LevelFilter, format: LogFormat) {
             writeln!(out, "{line}")
         });
     let (lines, received) = sync_channel(LINES_MAX);
-    let thread = Builder::new().name("log".into()).spawn(move || write_lines(&received));
+    let thread = Builder::new().name("log".into()).spawn(move || write_lines(&received, io::stderr()));
     // If no thread can be started, lines are written by the thread that logs.
     if thread.is_ok() && LINES.set(lines.clone()).is_ok() {
         builder.target(env_logger::Target::Pipe(Box::new(ToThread(lines))));
@@ -171,8 +171,7 @@ impl Write for ToThread {
     }
 }
 
-fn write_lines(lines: &Receiver<Line>) {
-    let mut out = io::stderr();
+fn write_lines(lines: &Receiver<Line>, mut out: impl Write) {
     for line in lines {
         let dropped = DROPPED.swap(0, Ordering::Relaxed);
         // There is nowhere to report that a line cannot be written.
@@ -194,6 +193,19 @@ fn now() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_that_nobody_reads_are_dropped_and_counted() {
+        let (lines, received) = sync_channel(2);
+        let mut log = ToThread(lines);
+        for line in ["a\n", "b\n", "c\n", "d\n"] {
+            assert_eq!(log.write(line.as_bytes()).unwrap(), 2);
+        }
+        drop(log);
+        let mut out = Vec::new();
+        write_lines(&received, &mut out);
+        assert_eq!(out, b"2 log lines dropped: standard error was not read\na\nb\n");
+    }
 
     const NOW: Duration = Duration::from_millis(1_764_042_710_120);
 

@@ -287,6 +287,8 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::time::{ClockId, clock_gettime};
+    use std::time::Duration;
 
     #[test]
     fn the_last_error_of_each_cli() {
@@ -359,6 +361,39 @@ mod tests {
         let same = lines(|_| "no-such-command".to_owned());
         assert_eq!(shapes_in(&text, &[&same]).len(), 1);
         assert!(!without_secrets(&text, &[&same]).contains("no-such"));
+    }
+
+    /// In the time of this thread, so that a busy machine changes little; the least of some tries.
+    #[test]
+    fn twice_as_many_lines_take_twice_the_time_to_hide() {
+        let time = |work: &dyn Fn() -> String| {
+            let now = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
+            let once = |_| {
+                let began = now();
+                assert!(!work().is_empty());
+                now() - began
+            };
+            (0..2).map(once).min().unwrap()
+        };
+        let text =
+            |lines: usize| "exec: \"no-such-command\": executable file not found in $PATH\n".repeat(lines);
+        let harmless: fn(usize) -> String = |n| format!("{n}-canary");
+        let hostile: fn(usize) -> String = |n| format!("exec{n}PATH");
+        let lines = |line: fn(usize) -> String, count| (0..count).map(line).collect::<Vec<_>>().join("\n");
+        let doubled = |what: &str, took: [Duration; 2]| {
+            println!("{what}: {took:?}");
+            assert!(took[1] < 3 * took[0] + Duration::from_millis(5), "{what}: {took:?}");
+        };
+        for line in [harmless, hostile] {
+            let took = [150_000, 300_000].map(|count| {
+                let secret = lines(line, count);
+                time(&|| without_secrets(&text(20), &[&secret]))
+            });
+            doubled("150,000 and 300,000 lines of variables", took);
+            let secret = lines(line, 10_000);
+            let took = [5_000, 10_000].map(|count| time(&|| without_secrets(&text(count), &[&secret])));
+            doubled("5,000 and 10,000 lines of an error", took);
+        }
     }
 
     #[test]

@@ -9,3 +9,4 @@ mod dependencies;
 mod documents;
 mod layers;
 mod readme;
+mod threat_model;

@@ -169,6 +169,8 @@ mod tests {
         }
         let (_, refusal) = waiting.push(now, stop("r", Duration::ZERO)).unwrap_err();
         assert_eq!(refusal.code, Code::Busy);
+        let mut waiting = WaitingCommands { bytes: WAITING_BYTES_MAX + 1, ..WaitingCommands::default() };
+        assert!(waiting.push(now, stop("r", Duration::ZERO)).is_err(), "they are too large together");
     }
 
     #[test]
@@ -179,6 +181,9 @@ mod tests {
         assert_eq!(code(load), None);
         assert_eq!(code(Load { owed: OWED_MAX, ..load }), Some(Code::Busy));
         assert_eq!(code(Load { queued: 4, ..load }), Some(Code::Busy));
+        assert_eq!(code(Load { queued_bytes: WAITING_BYTES_MAX, ..load }), None);
+        assert_eq!(code(Load { queued_bytes: WAITING_BYTES_MAX + 1, ..load }), Some(Code::Busy));
+        assert!(load.refuses_join(REQUESTS_MAX - 1).is_none() && load.refuses_join(REQUESTS_MAX).is_some());
         assert_eq!(code(Load { queued: 4, takes_deploys: false, ..load }), Some(Code::Draining));
         assert!(Load { queued: 4, ..load }.refuses_result().is_none());
     }
