@@ -26,6 +26,8 @@ fn a_pull_that_stands_still_is_given_up() {
         let registry = Registry::start(engine, &layer, &images);
         node.set("images", &format!("*,{}", registry.address));
         node.set("pull-stall-s", &STALL_S.to_string());
+        // As many pulls as may go on at once: they take no start's place.
+        node.set("workers", "3");
         registry
     });
     let Some((world, registry)) = started else { return };
