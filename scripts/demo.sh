@@ -87,7 +87,7 @@ start_server() {
 }
 
 # The agent, in an environment without the settings of this script's engine.
-run_agent() { exec env -i PATH="$PATH" HOME="${HOME:-/root}" "$TARGET/debug/vectorlay-agent" "$@"; }
+run_agent() { exec env -i PATH="$PATH" HOME="${HOME:-/root}" "$TARGET/static/$(uname -m)/vectorlay-agent" "$@"; }
 
 # node_agent NAME CLI NAMESPACE: becomes the agent of one of the nodes, each of which has its files by its name.
 node_agent() {
@@ -113,7 +113,9 @@ note_installed
 need_rust
 need curl=curl lspci=pciutils jq=jq
 say "building"
-bounded "$BUILD_S" "the build" cargo build --locked --quiet --bins
+bounded "$BUILD_S" "the build" cargo build --locked --quiet --bin control-plane
+# Only a static program can be the image of a proof.
+scripts/build-static.sh "$(uname -m)"
 say "starting a container engine of its own"
 engine_start
 dir=$(mktemp -d)
@@ -147,7 +149,12 @@ await "$dir/server.log" "^$node heartbeat"
 say "    (The demo's engine starts runc under the name of Kata's runtime. So containers run here without Kata, and the"
 say "    node says that it is degraded. A host of yours needs Kata, or the setting runtime with another one's name.)"
 
-step "5. The control plane deploys a replica: a real container starts, and the result is reported."
+step "5. Does a container really start here, in a microVM of its own? One of the agent's own shows it."
+{ (run_agent prove --container-cli "$VECTORLAY_TEST_CLI" "${namespace[@]}" --control-socket "$dir/first.sock") || true; } | shown
+say "    (A node that lacks nothing does this by itself, and tells the control plane. Nothing of it stays:"
+say "    containers with its label: $("$VECTORLAY_TEST_CLI" "${namespace[@]}" ps --all --quiet --filter label=vectorlay.proof | wc -l))"
+
+step "6. The control plane deploys a replica: a real container starts, and the result is reported."
 image=${VECTORLAY_TEST_IMAGE:-vectorlay-test/busybox:1}
 printf -v deploy '{"replica_id":"%s","image":"%s","env_vars":{"GREETING":"two lines,\\nexactly as sent"}}' \
     "$REPLICA" "$image"
@@ -161,15 +168,15 @@ say "    its environment, read inside the container:"
 # shellcheck disable=SC2016 # the container's shell is to expand it
 "$VECTORLAY_TEST_CLI" "${namespace[@]}" exec "$container" sh -c 'printf "[%s]\n" "$GREETING"' | shown
 
-step "6. Another replica ends by itself: its exit code is known at once."
+step "7. Another replica ends by itself: its exit code is known at once."
 post deploy "{\"replica_id\":\"short-1\",\"image\":\"$image\",\"command\":[\"sh\",\"-c\",\"sleep 1; exit 7\"]}"
 await "$dir/server.log" "^$node replica_status .*exited"
 
-step "7. An image that does not exist: the engine's own words come back."
+step "8. An image that does not exist: the engine's own words come back."
 post deploy "{\"replica_id\":\"missing-1\",\"image\":\"127.0.0.1:1/no/such:1\"}"
 await "$dir/server.log" "^$node deploy_result .*missing-1"
 
-step "8. The control plane is killed. The agent says so, and the container goes on running."
+step "9. The control plane is killed. The agent says so, and the container goes on running."
 from=$(lines "$dir/first.log")
 kill -9 "$server"
 wait "$server" 2>/dev/null || true
@@ -179,21 +186,21 @@ start_server --listen "$port"
 await "$dir/first.log" 'next attempt in' "$from"
 "$VECTORLAY_TEST_CLI" "${namespace[@]}" ps --filter "label=vectorlay.replica" | shown
 
-step "9. About 5 seconds later it is connected again, and reports the same container."
+step "10. About 5 seconds later it is connected again, and reports the same container."
 await "$dir/first.log" 'connected to the control plane' "$from"
 api=$(sed -n 's/^api on //p' "$dir/server.log" | tail -n 1)
 await "$dir/server.log" "^$node heartbeat .*$REPLICA" "$(grep -n '^listening on' "$dir/server.log" | tail -n 1 | cut -d: -f1)"
 
-step "10. It goes on: the operator's view, then the control plane stops the replica."
+step "11. It goes on: the operator's view, then the control plane stops the replica."
 # It is degraded here, which is no success. (The agent takes the place of the inner shell.)
 { (run_agent status --control-socket "$dir/first.sock") || true; } | shown
 post stop "{\"replica_id\":\"$REPLICA\",\"timeout_s\":5}"
 await "$dir/server.log" "^$node stop_result "
 
-step "11. A heartbeat every 30 seconds."
+step "12. A heartbeat every 30 seconds."
 await "$dir/server.log" "^$node heartbeat " "$(lines "$dir/server.log")"
 
-step "12. The agent is told to end: it closes its connection properly and exits."
+step "13. The agent is told to end: it closes its connection properly and exits."
 from=$(lines "$dir/server.log")
 kill "$agent"
 await "$dir/server.log" ' disconnected ' "$from"
@@ -203,7 +210,7 @@ agent=
 printf 'exit status %s\n' "$status" | shown
 [ "$status" = 0 ] || die "the agent ended with status $status"
 
-step "13. A second node, on an engine of its own; and the first one is started again."
+step "14. A second node, on an engine of its own; and the first one is started again."
 other=$(unset VECTORLAY_TEST_ENGINE_DIR && VECTORLAY_TEST_ENGINE=$VECTORLAY_TEST_ENGINE "$ENGINE_SCRIPT" start)
 of_other() { (eval "$other" && printf '%s' "${!1:-}"); }
 other_engine=$(of_other VECTORLAY_TEST_ENGINE_DIR)
@@ -221,13 +228,13 @@ from=$(lines "$dir/server.log")
 post deploy "{\"replica_id\":\"moved-1\",\"image\":\"$image\"}"
 await "$dir/server.log" "^$node deploy_result .*moved-1" "$from"
 
-step "14. The first node is gone without a word. After a minute of silence its replica is started on the second one."
+step "15. The first node is gone without a word. After a minute of silence its replica is started on the second one."
 from=$(lines "$dir/server.log")
 kill -9 "$agent"
 wait "$agent" 2>/dev/null || true
 await "$dir/server.log" "^$other_node deploy_result .*moved-1" "$from"
 
-step "15. The first node comes back. Its container ran on meanwhile; it is told to stop it."
+step "16. The first node comes back. Its container ran on meanwhile; it is told to stop it."
 from=$(lines "$dir/server.log")
 node_agent first "$VECTORLAY_TEST_CLI" "${VECTORLAY_TEST_NAMESPACE:-}" &
 agent=$!

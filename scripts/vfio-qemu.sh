@@ -13,6 +13,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/debian.sh
 . scripts/debian.sh
+# shellcheck source=scripts/guest.sh
+. scripts/guest.sh
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 # One machine may run this long, in seconds: two minutes do where nothing else runs.
@@ -29,33 +31,6 @@ install_all() {
         containerd=containerd jq=jq lspci=pciutils /usr/share/misc/pci.ids=pci.ids
 }
 
-# Debian's kernel is unpacked, not installed: this machine keeps its own.
-fetch_kernel() {
-    local package
-    mkdir -p "$CACHE"
-    compgen -G "$CACHE/linux-image-*.deb" >/dev/null && return
-    can_install || die "no package of Debian's kernel in $CACHE, and none can be fetched here"
-    apt_update
-    package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ { print $2; exit }')
-    [ -n "$package" ] || die "Debian has no linux-image-cloud-amd64 here"
-    (cd "$CACHE" && apt_get download "$package") || die "the package $package cannot be fetched"
-}
-
-# busybox_into FOLDER: a static busybox under all of its names.
-busybox_into() {
-    local path applet
-    path=$(command -v busybox || true)
-    if [ -z "$path" ] || readelf -lW "$path" | grep -q INTERP; then
-        path=$work/busybox/bin/busybox
-        [ -e "$path" ] || (cd "$CACHE" && apt_get download busybox-static && dpkg-deb -x busybox-static_*.deb \
-            "$work/busybox") || die "Debian's busybox-static cannot be unpacked"
-    fi
-    cp "$path" "$1/busybox"
-    for applet in $("$1/busybox" --list); do
-        [ -e "$1/$applet" ] || ln -s busybox "$1/$applet"
-    done
-}
-
 # modules_into FOLDER
 modules_into() {
     local module to=$1/lib/modules/$release from=$work/kernel/lib/modules/$release
@@ -65,15 +40,6 @@ modules_into() {
     done
     cp "$from"/modules.{order,builtin} "$to/"
     depmod -b "$1" "$release" 2>/dev/null
-}
-
-# program_into FOLDER PROGRAM: with the libraries that it is linked with, each where it is here.
-program_into() {
-    local file
-    install -D "$2" "$1/usr/bin/${2##*/}"
-    for file in $(ldd "$2" 2>/dev/null | grep -o '/[^ ]*' || true); do
-        [ -e "$1$file" ] || install -D "$file" "$1$file"
-    done
 }
 
 # The initramfs that all of them begin with.
@@ -146,9 +112,7 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 chmod 755 "$work"
-dpkg-deb -x "$CACHE"/linux-image-*.deb "$work/kernel"
-vmlinuz=$(echo "$work"/kernel/boot/vmlinuz-*)
-release=${vmlinuz##*/vmlinuz-}
+unpack_kernel
 gcc -static -O1 -o "$work/hold" scripts/vfio-qemu/hold.c
 make_initramfs
 make_disk
