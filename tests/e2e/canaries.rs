@@ -279,7 +279,9 @@ fn labels_and_specifications(world: &World, canaries: &[Canary], container: &str
     let mut shown = world.engine.inspect(container);
     assert_eq!(heard(canaries, &shown["Config"]["Labels"].to_string()), none, "in a label");
     let variables = shown["Config"]["Env"].take().to_string();
-    assert_eq!(heard(canaries, &variables), ["lines", "variable"].into());
+    // nerdctl 1.7 does not show them.
+    let found = heard(canaries, &variables);
+    assert!(found.is_empty() || found == ["lines", "variable"].into(), "{found:?}");
     assert_eq!(heard(canaries, &shown.to_string()), none, "in inspect");
     if world.engine.is_docker() {
         return;
@@ -373,6 +375,8 @@ fn look(process: &processes::Process, canaries: &[Canary], agent: u32, seen: &mu
     }
     let environment = fs::read(format!("{place}/environ")).unwrap_or_default();
     for what in heard(canaries, &String::from_utf8_lossy(&environment)) {
+        // What it was started as may be another program than a moment ago; one that has ended cannot be judged.
+        let Some(processes::Process { argv, .. }) = processes::read(process.pid) else { continue };
         let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let contained = namespace(&process.pid.to_string()) != namespace("self");
         let starts = process.parent == agent && argv.contains(" run ") && argv.contains("--env=LINES");
