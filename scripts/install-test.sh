@@ -68,9 +68,18 @@ into_folder() {
         find "$root" -type f -exec ls -l --time-style=full-iso {} + | sort >"$work/after"
         is "$init: again, nothing is written" cmp "$work/before" "$work/after"
         is "$init: other settings" installer --init $init --binary "$work/program" --url wss://other.example/
+        is "$init: ... the others stay" jq -e '. == {url: "wss://other.example/", token_file: "/etc/vectorlay/token", workers: 3,
+            allow_insecure: true, namespace: "with\\slash"}' "$root/etc/vectorlay/agent.json"
+        is "$init: one more setting" installer --init $init --binary "$work/program" --set grace_s=60
+        is "$init: ... the others stay" jq -e '.url == "wss://other.example/" and .workers == 3 and .grace_s == 60' \
+            "$root/etc/vectorlay/agent.json"
+        is "$init: the first settings again" installer --init $init --binary "$work/program" --url 'wss://c.example/a"b'
+        is "$init: another URL" installer --init $init --binary "$work/program" --url wss://other.example/
         is "$init: the earlier settings are kept" has /etc/vectorlay/agent.json.previous c.example
         is "$init: uninstall" installer --init $init --uninstall
         for file in $files /usr/local/bin/vectorlay-agent; do is "$init: $file is gone" absent "$file"; done
+        is "$init: uninstall where nothing is installed" installer --init $init --uninstall
+        is "$init: ... it says so" out_has "nothing is installed here"
         is "$init: the table is as it was" fails has /etc/inittab vectorlay
         is "$init: the settings are kept" has /etc/vectorlay/agent.json other.example
         refuses "$init: purging asks first" installer --init $init --uninstall --purge
@@ -79,14 +88,22 @@ into_folder() {
         is "$init: no lock is left" absent /run/vectorlay-install
     done
     root=$work/root-none
+    rm -rf "$root"
     mkdir -p "$root"
     refuses "no settings" installer --init openrc --binary "$work/program"
     refuses "no program" installer --init openrc --binary "$work/none" --url wss://x/
     refuses "two from standard input" installer --init openrc --binary "$work/program" --config - --token-file -
     refuses "a setting without a value" installer --init openrc --binary "$work/program" --url wss://x/ --set workers
+    refuses "a token file that is not there" installer --init openrc --binary "$work/program" --url wss://x/ --token-file "$work/none"
+    is "... in one line" [ "$(wc -l <"$work/last")" = 1 ]
     refuses "an empty token" installer --init openrc --binary "$work/program" --url wss://x/ --token-file /dev/null
     printf '{"url": "wss://x/"}\n' >"$work/settings"
     refuses "settings that name no token" installer --init openrc --binary "$work/program" --config "$work/settings" --token-file "$work/token"
+    mkdir -p "$root/etc/vectorlay"
+    printf '{"url": "wss://x/",\n"images": ["a", "b"]}\n' | tee "$work/settings" >"$root/etc/vectorlay/agent.json"
+    refuses "settings that cannot be merged" installer --init openrc --binary "$work/program" --set workers=3
+    is "... it says so" out_has "nothing was changed"
+    is "... and nothing was" cmp "$work/settings" "$root/etc/vectorlay/agent.json"
     mkdir -p "$root/run/vectorlay-install"
     refuses "a second one at the same time" installer --init openrc --binary "$work/program" --url wss://x/
     is "... and it says what to do" out_has "rmdir"

@@ -5,8 +5,9 @@
 #   install.sh --url wss://control.example/agent --token-file FILE [--set NAME=VALUE]…
 #   install.sh --config FILE [--token-file FILE]
 #       Checks, installs, starts, and waits until the node is connected. FILE may be - for standard input (one of the
-#       two): secrets are never given as arguments. Run again it changes only what is different. Without --url, --set
-#       and --config the settings that are there stay. Archives of images in the folder images beside this script
+#       two): secrets are never given as arguments. Run again it changes only what is different: --url, --token-file and
+#       --set change these settings and leave the others; --config replaces them all. What the program does not take, or
+#       a token that the control plane refuses, is turned away before anything is changed. Archives of images in the folder images beside this script
 #       (bundle.sh --image) are loaded, for the container CLI and namespace of the settings.
 #   install.sh --upgrade [--binary FILE]
 #       Replaces the program. If the new one does not report healthy in time (connected, the node's state not worse
@@ -209,7 +210,11 @@ service_remove() {
 
 service_stop() {
     case "$init" in
-        systemd) systemctl stop $NAME.service vectorlay-vfio.service ;;
+        systemd)
+            for unit in $NAME.service vectorlay-vfio.service; do
+                [ ! -e "$UNITS/$unit" ] || systemctl stop "$unit"
+            done
+            ;;
         openrc) rc-service $NAME stop ;;
         # Without its line the agent is not started again; init reads the table at SIGHUP.
         busybox) kill -HUP 1 && stop_process ;;
@@ -292,7 +297,8 @@ trouble() {
     if read_status; then
         printf 'state %s, link %s: %s %s' "$(field state)" "$(field link)" "$(field link_trouble)" "$(field reason)"
     else
-        printf 'the agent does not answer'
+        reason=$(link_check $BIN/$NAME)
+        printf 'the agent does not answer%s' "${reason:+: $(explained "$reason")}"
     fi
 }
 
@@ -380,14 +386,24 @@ find_binary() {
     new_version=$(version_line "$new_version")
 }
 
-# version_line TEXT: what `--version` prints, on one line: name and version, commit.
+# version_line TEXT: what `--version` prints, in short: version (commit).
 version_line() {
     printf '%s\n' "$1" | {
         read -r name || true
         read -r word commit || true
-        [ "$word" != commit ] || name="$name ($commit)"
+        name=${name#"$NAME "}
+        [ "$word" != commit ] || name=$(printf '%s (%.7s)' "$name" "$commit")
         printf '%s\n' "$name"
     }
+}
+
+# Says what becomes of the program that is there.
+say_versions() {
+    [ -e "$work/before/$NAME" ] && ! cmp -s "$binary" "$work/before/$NAME" || return 0
+    old_version=$("$work/before/$NAME" --version 2>&1) || old_version="a program that does not run"
+    also=''
+    [ "$action" = upgrade ] || also='this also replaces the program: '
+    say "${also}from $(version_line "$old_version") to $new_version"
 }
 
 # --- settings ---
@@ -402,31 +418,77 @@ quoted() {
     printf '"%s"' "$(printf '%s' "$1" | sed 's/[\\"]/\\&/g')"
 }
 
-make_settings() {
-    {
-        printf '{'
-        separator='\n'
-        if [ -n "$url" ]; then printf "$separator"'    "url": %s' "$(quoted "$url")"; separator=',\n'; fi
-        if [ -e "$root$TOKEN" ]; then printf "$separator"'    "token_file": "%s"' $TOKEN; separator=',\n'; fi
-        printf '%s' "$settings" | while IFS= read -r pair; do
-            # shellcheck disable=SC2059 # the separator is ours
-            printf "$separator"'    "%s": %s' "${pair%%=*}" "$(quoted "${pair#*=}")"
-            separator=',\n'
-        done
-        printf '\n}\n'
-    } >"$work/agent.json"
+# pairs: the settings on standard input, a NAME=JSON line each. Fails if they are not one object of plain values.
+pairs() {
+    awk '
+        { text = text $0 "\n" }
+        END {
+            if (!sub(/^[ \t\r\n]*\{/, "", text) || !sub(/\}[ \t\r\n]*$/, "", text)) exit 1
+            while (match(text, /^[ \t\r\n]*"([^"\\]|\\.)*"[ \t\r\n]*:[ \t\r\n]*("([^"\\]|\\.)*"|[-+.a-zA-Z0-9]+)[ \t\r\n]*(,|$)/)) {
+                value = substr(text, 1, RLENGTH)
+                text = substr(text, RLENGTH + 1)
+                match(value, /"([^"\\]|\\.)*"/)
+                name = substr(value, RSTART + 1, RLENGTH - 2)
+                value = substr(value, RSTART + RLENGTH)
+                sub(/^[ \t\r\n]*:[ \t\r\n]*/, "", value)
+                sub(/[ \t\r\n]*,?$/, "", value)
+                print name "=" value
+            }
+            exit text ~ /[^ \t\r\n]/
+        }'
 }
 
-# Puts token and settings in place, after the program that is to be installed has said that it takes them.
-put_settings() {
+# Makes the settings: those that are there, with --url, --token-file and --set.
+make_settings() {
+    : >"$work/old"
+    if [ -e "$root$CONFIG" ]; then
+        pairs <"$root$CONFIG" >"$work/old" ||
+            die "$CONFIG cannot be changed here, for it is not one object of plain values: edit it, or give --config FILE; nothing was changed"
+    fi
+    {
+        # The setting token would win over the file.
+        if [ -n "$token" ]; then grep -v '^token=' "$work/old" || true; else cat "$work/old"; fi
+        if [ -n "$url" ]; then printf 'url=%s\n' "$(quoted "$url")"; fi
+        if [ -n "$token" ] || { [ -e "$root$TOKEN" ] && ! grep -q '^token' "$work/old"; }; then printf 'token_file="%s"\n' $TOKEN; fi
+        printf '%s' "$settings" | while IFS= read -r pair; do
+            printf '%s=%s\n' "${pair%%=*}" "$(quoted "${pair#*=}")"
+        done
+    } | awk '
+        {
+            name = $0
+            sub(/=.*/, "", name)
+            if (!(name in value)) names[++count] = name
+            value[name] = substr($0, length(name) + 2)
+        }
+        END {
+            printf "{"
+            for (i = 1; i <= count; i++) printf "%s\n    \"%s\": %s", (i == 1 ? "" : ","), names[i], value[names[i]]
+            print "\n}"
+        }' >"$work/agent.json"
+    # As somebody wrote it, if it says the same.
+    if [ -s "$work/old" ] && pairs <"$work/agent.json" | cmp -s - "$work/old"; then cp "$root$CONFIG" "$work/agent.json"; fi
+}
+
+# copy WHAT FILE TO: a file that was named, or standard input.
+copy() {
+    if [ "$2" = - ]; then
+        cat >"$3"
+    else
+        [ -f "$2" ] || [ -r "$2" ] || die "there is no file $2 with the $1; nothing was changed"
+        cat "$2" >"$3" || die "the $1 in $2 cannot be read; nothing was changed"
+    fi
+}
+
+# Makes token and settings as they are to be, and sees that the program that is to be installed takes them. Changes nothing.
+prepare_settings() {
     if [ -n "$token" ]; then
-        (umask 077 && if [ "$token" = - ]; then cat; else cat "$token"; fi >"$work/token") || die "cannot read the token in $token"
-        [ -s "$work/token" ] || die "the token in $token is empty"
-        put "$work/token" $TOKEN 600
+        (umask 077 && : >"$work/token")
+        copy token "$token" "$work/token"
+        [ -s "$work/token" ] || die "the token in $token is empty; nothing was changed"
     fi
     if [ -n "$config" ]; then
-        if [ "$config" = - ]; then cat; else cat "$config"; fi >"$work/agent.json" || die "cannot read $config"
-    elif [ -n "$url$settings" ]; then
+        copy settings "$config" "$work/agent.json"
+    elif [ -n "$url$settings$token" ]; then
         make_settings
     elif [ -e "$root$CONFIG" ]; then
         return 0
@@ -437,9 +499,41 @@ put_settings() {
         die "the settings do not name the token: add \"token_file\": \"$TOKEN\""
     fi
     # Settings of an image name files of the image, so they are tried by the image.
-    if [ -z "$root" ]; then
-        said=$($try config --config "$work/agent.json" 2>&1) || die "these settings are refused: $said"
-    fi
+    [ -z "$root" ] || return 0
+    said=$($try config --config "$work/agent.json" 2>&1 >/dev/null) ||
+        die "these settings are refused: $(printf '%s\n' "$said" | sed "s|$work/agent.json|the new settings|g"); nothing was changed"
+    set -- --config "$work/agent.json"
+    [ -z "$token" ] || set -- "$@" --token-file "$work/token"
+    said=$(link_check $try "$@")
+    case "$said" in
+        "setting "* | *"check the organisation token"*) die "$(explained "$said"); nothing was changed" ;;
+    esac
+}
+
+# link_check PROGRAM ARGUMENT…: what hinders the connection to the control plane; nothing if nothing does.
+link_check() {
+    link=$("$@" check --json 2>/dev/null | sed -n '/^ *"link": {/,/}/p')
+    case "$link" in
+        *'"ok": false'*) printf '%s\n' "$link" | sed -n 's/\\"/"/g; s/^ *"detail": "\(.*\)",\{0,1\}$/\1/p' ;;
+    esac
+}
+
+# explained TEXT: what link_check said, with what to do about a token.
+explained() {
+    case "$1" in
+        *"check the organisation token"*)
+            where=$token
+            case "$token" in '') where=$TOKEN ;; -) where='what standard input gives' ;; esac
+            printf '%s' "the control plane refuses the organisation token ($1): put a valid one in $where and run this again"
+            ;;
+        *) printf '%s' "$1" ;;
+    esac
+}
+
+# Puts token and settings in place, as they were prepared.
+put_settings() {
+    [ ! -e "$work/token" ] || put "$work/token" $TOKEN 600
+    [ -e "$work/agent.json" ] || return 0
     if [ -e "$root$CONFIG" ] && ! cmp -s "$work/agent.json" "$root$CONFIG"; then
         cp -p "$root$CONFIG" "$root$CONFIG.previous"
         say "kept the earlier settings as $CONFIG.previous"
@@ -452,12 +546,15 @@ put_settings() {
 install_agent() {
     find_binary
     keep_before
+    prepare_settings
     keep_signers
+    read_before
     put_settings
     if [ -n "$start" ] && [ -e "$work/before/$NAME" ] && ! cmp -s "$binary" $BIN/$NAME && read_status; then
         replace_program
         return
     fi
+    say_versions
     put "$binary" $BIN/$NAME 755
     service_install
     if [ -z "$start" ]; then
@@ -474,7 +571,10 @@ install_agent() {
     say "waiting until the node is connected"
     until_seconds "${wait_s:-120}" connected || {
         service_log
-        die "installed and started, but not connected within ${wait_s:-120} s: $(trouble)"
+        why="not connected within ${wait_s:-120} s: $(trouble)"
+        # What was connected before is so again; what was not has nothing to go back to.
+        [ "$link_before" != connected ] || roll_back "the new settings" "$why"
+        die "installed and started, but $why"
     }
     # Connected is said at once; what the checks found, a moment later.
     until_seconds 30 checked || true
@@ -526,18 +626,24 @@ upgrade_agent() {
     replace_program
 }
 
+# What the agent that is running says of itself, for comparison.
+read_before() {
+    status='' state_before='' link_before=''
+    [ -z "$root" ] && read_status || return 0
+    state_before=$(field state)
+    link_before=$(field link)
+}
+
 # Puts the new program in the old one's place and goes back if the node is not as well as before.
 replace_program() {
-    status='' state_before='' link_before=connected
-    if read_status; then
-        state_before=$(field state)
-        link_before=$(field link)
+    read_before
+    if [ -n "$status" ]; then
         say "before: state $state_before, link $link_before, $(running) replicas"
     else
         say "no agent is running: the new one has to connect"
+        link_before=connected
     fi
-    old_version=$("$work/before/$NAME" --version 2>&1) || old_version="a program that does not run"
-    say "from $(version_line "$old_version") to $new_version"
+    say_versions
     put "$binary" $BIN/$NAME 755
     service_install
     if [ -z "$changed" ] && [ -n "$status" ]; then
@@ -550,26 +656,45 @@ replace_program() {
         say "healthy: node $(field node_id), state $(field state), link $(field link), $(running) replicas"
         return
     fi
-    say "not healthy within ${wait_s:-120} s: $(trouble)"
+    why="not healthy within ${wait_s:-120} s: $(trouble)"
+    say "$why"
     service_log
-    roll_back
+    what="the new version"
+    [ ! -e "$work/agent.json" ] || what="the new version with these settings"
+    roll_back "$what" "$why"
 }
 
+# roll_back WHAT WHY: puts program, services, settings and token back as they were, and ends.
 roll_back() {
-    say "putting the earlier version back"
+    say "putting back what was there before"
     put "$work/before/$NAME" $BIN/$NAME 755
     cp -Rp "$work/before/files/." /
     [ "$init" != systemd ] || systemctl daemon-reload
-    remove $BIN/$NAME.previous
+    [ "$1" = "the new settings" ] || remove $BIN/$NAME.previous
     good=0
     if service_restart && until_seconds "${wait_s:-120}" healthy; then
-        die "the new version did not report healthy; the earlier one is back: state $(field state), link $(field link), $(running) replicas"
+        earlier='the earlier one is back'
+        [ "$1" = "the new version" ] || earlier='what was there before is back'
+        die "$1 did not report healthy; $earlier (state $(field state), link $(field link), $(running) replicas). It was $2"
     fi
-    die "the new version did not report healthy, and neither does the earlier one, which is back: $(trouble)"
+    die "$1 did not report healthy ($2), and neither does what was there before, which is back: $(trouble)"
+}
+
+# Whether the program or a service of it is here.
+installed() {
+    for file in $BIN/$NAME $UNITS/$NAME.service /etc/init.d/$NAME $BIN/vectorlay-supervise; do
+        [ ! -e "$root$file" ] || return 0
+    done
+    return 1
 }
 
 uninstall_agent() {
-    status=''
+    status='' kept=''
+    for file in /etc/vectorlay $STATE $LOGS; do [ ! -e "$root$file" ] || kept=$kept${kept:+, }$file; done
+    if ! installed && { [ -z "$purge" ] || [ -z "$kept" ]; }; then
+        say "nothing is installed here${kept:+; $kept stayed, and --purge removes that}"
+        return
+    fi
     if [ -z "$root" ] && read_status && [ "$(running)" -gt 0 ]; then
         if [ -n "$drain" ]; then
             drain_node
@@ -583,7 +708,9 @@ uninstall_agent() {
         read -r answer
         case "$answer" in y | Y | yes) ;; *) die "nothing was removed" ;; esac
     fi
-    if [ "$init" = busybox ]; then
+    if ! installed; then
+        :
+    elif [ "$init" = busybox ]; then
         service_remove
         [ -n "$root" ] || service_stop
     else
@@ -601,7 +728,9 @@ uninstall_agent() {
     else
         say "left /etc/vectorlay, $STATE (the node's identity) and $LOGS; --purge removes them"
     fi
-    [ -z "$leave" ] || say "replicas run on; to see them: nerdctl ps --filter label=vectorlay.replica"
+    [ -n "$leave" ] || return 0
+    say "replicas run on; to see them: nerdctl ps --filter label=vectorlay.replica"
+    [ -z "$purge" ] || say "no agent will remove them any more: do that by hand, with nerdctl rm -f"
 }
 
 # No new deploys, and a wait until the control plane has stopped what runs here.
