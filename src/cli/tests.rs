@@ -197,7 +197,10 @@ fn bash_completes() {
     check(&["--state-dir", "/proc/self/statu"], &["/proc/self/status"]);
     check(&["--workers", ""], &[]);
     check(&["completions", ""], &["bash", "zsh", "fish"]);
-    check(&["vfio", "bind", "--p"], &["--persist", "--proxy", "--port-min", "--port-max", "--port-address"]);
+    check(
+        &["vfio", "bind", "--p"],
+        &["--persist", "--proxy", "--port-min", "--port-max", "--port-address", "--pull-stall-s"],
+    );
     check(&["--workers", "3", "vfio", "b"], &["bind"]);
     check(&["check", "--j"], &["--json"]);
     check(&["run", "--j"], &[]);
