@@ -23,6 +23,9 @@ cannot() {
     exit 77
 }
 
+# built FILE COMMAND: ends the script where FILE is not there because COMMAND has not built it yet.
+built() { [ -x "$1" ] || die "no executable $1: run $2"; }
+
 # bounded SECONDS WHAT COMMAND…: ends with a line that says so when it takes longer.
 bounded() {
     local status=0

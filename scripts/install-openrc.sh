@@ -19,8 +19,8 @@ CACHE=$TARGET/install-openrc
 
 agent=${1:-$TARGET/static/$(uname -m)/vectorlay-agent}
 plane=${2:-$TARGET/debug/control-plane}
-[ -x "$agent" ] || die "no executable $agent: run scripts/build-static.sh $(uname -m)"
-[ -x "$plane" ] || die "no executable $plane: run cargo build --bin control-plane"
+built "$agent" "scripts/build-static.sh $(uname -m)"
+built "$plane" "cargo build --bin control-plane"
 [ "$(id -u)" = 0 ] || cannot "a container needs root"
 (need systemd-nspawn=systemd-container mmdebstrap=mmdebstrap) || cannot "systemd-nspawn or mmdebstrap cannot be had here"
 

@@ -25,7 +25,7 @@ CACHE=$TARGET/systemd-qemu
 bundle=${1:-$(find "$TARGET/bundle" -name 'vectorlay-*.tar.gz' 2>/dev/null | sort | tail -n 1)}
 plane=${2:-$TARGET/debug/control-plane}
 [ -f "$bundle" ] || die "no bundle $bundle: run scripts/bundle.sh"
-[ -x "$plane" ] || die "no executable $plane: run cargo build --bin control-plane"
+built "$plane" "cargo build --bin control-plane"
 [ "$(id -u)" = 0 ] || cannot "making a system needs root"
 have nerdctl || cannot "there is no nerdctl on the PATH"
 (need qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs) || cannot "QEMU or mmdebstrap cannot be had here"

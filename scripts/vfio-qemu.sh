@@ -103,8 +103,8 @@ boot() {
 [ "$(uname -m)" = x86_64 ] || cannot "only an x86_64 machine can do this"
 agent=${1:-$TARGET/static/x86_64/vectorlay-agent}
 plane=${2:-$TARGET/debug/control-plane}
-[ -x "$agent" ] || die "no executable $agent: run scripts/build-static.sh x86_64"
-[ -x "$plane" ] || die "no executable $plane: run cargo build --bin control-plane"
+built "$agent" "scripts/build-static.sh x86_64"
+built "$plane" "cargo build --bin control-plane"
 (install_all && fetch_kernel) || cannot "QEMU, Docker or Debian's kernel cannot be had here"
 
 work=$(mktemp -d)
