@@ -265,17 +265,14 @@ impl Cli {
     /// The call that describes our containers for a person: a line of JSON values each, separated by tabs: ID, replica,
     /// deploy, GPUs, image as the deploy named it, image as the engine names it, creation time, status.
     pub fn describe(&self) -> (Program, Bounds) {
-        let label = |name| format!("{{{{json (.Label \"{name}\")}}}}");
         let format = format!(
-            "--format={{{{json .ID}}}}\t{}\t{}\t{}\t{}\t{{{{json .Image}}}}\t{{{{json .CreatedAt}}}}\t{{{{json .Status}}}}",
-            label(LABEL_REPLICA),
-            label(LABEL_DEPLOY),
-            label(LABEL_GPUS),
-            label(LABEL_IMAGE),
+            "{{{{json .ID}}}}\t{}\t{}\t{}\t{}\t{{{{json .Image}}}}\t{{{{json .CreatedAt}}}}\t{{{{json .Status}}}}",
+            json_label(LABEL_REPLICA),
+            json_label(LABEL_DEPLOY),
+            json_label(LABEL_GPUS),
+            json_label(LABEL_IMAGE),
         );
-        let filter = format!("--filter=label={LABEL_REPLICA}");
-        let args = ["ps".into(), "--all".into(), "--no-trunc".into(), filter, format];
-        (self.plain(args), bounds(QUERY_DEADLINE, LIST_OUTPUT))
+        (self.ps(LABEL_REPLICA, &format), bounds(QUERY_DEADLINE, LIST_OUTPUT))
     }
 
     /// The call that prints a container's log to its own standard output; to be exec'ed.
@@ -303,10 +300,8 @@ impl Cli {
 
     /// The call that prints the ID and the label of each container of a proof, with a tab between them.
     pub fn list_proofs(&self) -> (Program, Bounds) {
-        let format = format!("--format={{{{.ID}}}}\t{{{{.Label \"{LABEL_PROOF}\"}}}}");
-        let filter = format!("--filter=label={LABEL_PROOF}");
-        let args = ["ps".into(), "--all".into(), "--no-trunc".into(), filter, format];
-        (self.plain(args), bounds(QUERY_DEADLINE, OUTPUT))
+        let format = format!("{{{{.ID}}}}\t{{{{.Label \"{LABEL_PROOF}\"}}}}");
+        (self.ps(LABEL_PROOF, &format), bounds(QUERY_DEADLINE, OUTPUT))
     }
 
     fn guest_use(&self, id: &ContainerId, vendor: Vendor) -> Program {
@@ -489,17 +484,20 @@ impl Cli {
 
     fn list(&self) -> Program {
         // As JSON, a value with a tab or a newline in it cannot spoil a line.
-        let label = |name| format!("{{{{json (.Label \"{name}\")}}}}");
         let format = format!(
             "{{{{.ID}}}}\t{}\t{}\t{}\t{}\t{{{{.Status}}}}",
-            label(LABEL_REPLICA),
-            label(LABEL_DEPLOY),
-            label(LABEL_SPEC),
-            label(LABEL_GPUS),
+            json_label(LABEL_REPLICA),
+            json_label(LABEL_DEPLOY),
+            json_label(LABEL_SPEC),
+            json_label(LABEL_GPUS),
         );
-        let filter = format!("--filter=label={LABEL_REPLICA}");
-        let args = ["ps".into(), "--all".into(), "--no-trunc".into(), filter, format!("--format={format}")];
-        self.plain(args)
+        self.ps(LABEL_REPLICA, &format)
+    }
+
+    /// A list of all containers that have this label, a line of this format for each.
+    fn ps(&self, label: &str, format: &str) -> Program {
+        let (filter, format) = (format!("--filter=label={label}"), format!("--format={format}"));
+        self.plain(["ps".into(), "--all".into(), "--no-trunc".into(), filter, format])
     }
 
     fn inspect(&self, id: &ContainerId, format: String) -> Program {
@@ -558,6 +556,11 @@ impl Cli {
         let args = global.into_iter().chain(args).map(OsString::from).collect();
         Some((Program { args, ..program }, bounds(QUERY_DEADLINE, LIST_OUTPUT)))
     }
+}
+
+/// What prints a label's value as JSON in a format of `ps`.
+fn json_label(name: &str) -> String {
+    format!("{{{{json (.Label \"{name}\")}}}}")
 }
 
 /// Whether a value can be a container's host name (RFC 1123; Linux has room for 64 bytes).

@@ -50,7 +50,7 @@ impl Limits {
             && rustix::fs::fstatvfs(folder)
                 .is_ok_and(|found| found.f_bavail.saturating_mul(found.f_frsize) < self.min_free);
         let part = self.size / PARTS;
-        if is_low { logs::KEPT_WHEN_LOW.min(part) } else { part }
+        if is_low { logs::SHORT_PART.min(part) } else { part }
     }
 
     /// The longest pause between two checks: what 2 GB/s write meanwhile is a quarter of the size.
@@ -134,7 +134,7 @@ fn turn(folder: &OwnedFd, inotify: Option<&OwnedFd>, limits: &Limits, held: &mut
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::logs::KEPT_WHEN_LOW;
+    use crate::engine::logs::SHORT_PART;
     use std::fs;
     use std::io::Write as _;
 
@@ -157,11 +157,7 @@ mod tests {
             assert_eq!((size(&path), size(&path.with_extension("log.1"))), (0, limits.size / PARTS));
             shim.write_all(&[b'y'; 1_000_000]).unwrap();
             turn(&folder, Some(&inotify), &limits, &mut held, Instant::now() + Duration::from_secs(60));
-            assert_eq!(
-                (size(&path), size(&path.with_extension("log.1"))),
-                (0, KEPT_WHEN_LOW),
-                "it grows fast"
-            );
+            assert_eq!((size(&path), size(&path.with_extension("log.1"))), (0, SHORT_PART), "it grows fast");
         }
         shim.write_all(b"y\n").unwrap();
         turn(&folder, Some(&inotify), &limits, &mut held, Instant::now() + Duration::from_secs(60));
@@ -169,7 +165,7 @@ mod tests {
         // A disk that is nearly full.
         shim.write_all(&[b'z'; 100_000]).unwrap();
         pass(&dir, None, &Limits { min_free: u64::MAX, ..limits }, &mut held).unwrap();
-        assert_eq!((size(&path), size(&path.with_extension("log.1"))), (0, KEPT_WHEN_LOW));
+        assert_eq!((size(&path), size(&path.with_extension("log.1"))), (0, SHORT_PART));
         fs::write(path.with_extension("log.1"), [b'z'; 100_000]).unwrap();
         pass(&dir, None, &limits, &mut held).unwrap();
         assert_eq!(size(&path.with_extension("log.1")), 100_000);

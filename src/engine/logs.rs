@@ -21,7 +21,7 @@ use crate::core::job::is_deploy_id;
 use crate::trust;
 
 /// What is kept of a part where more would do harm, in bytes: the last lines.
-pub(super) const KEPT_WHEN_LOW: u64 = 64 * 1024;
+pub(super) const SHORT_PART: u64 = 64 * 1024;
 
 /// The logs that were looked at, by name, open. ext4 writes a file to the disk when a process that truncated it
 /// closes it (its mount option auto_da_alloc), and the close waits for that: so they stay open, as long as they exist.
@@ -126,7 +126,7 @@ pub(super) fn bound_one(folder: &OwnedFd, name: &str, part: u64, held: &mut Open
     }
     // What grew far beyond its bound since the last look would grow by as much again while all of that is copied, and
     // its lines last no longer than that anyhow.
-    let kept = if size > part + part / 8 { part.min(KEPT_WHEN_LOW) } else { part };
+    let kept = if size > part + part / 8 { part.min(SHORT_PART) } else { part };
     from.seek(SeekFrom::Start(size.saturating_sub(kept)))?;
     let mut to = open(folder, &aside(name), OFlags::WRONLY | OFlags::CREATE)?;
     let copied = io::copy(&mut from.take(kept), &mut to).and_then(|copied| to.set_len(copied));

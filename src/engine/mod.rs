@@ -8,8 +8,7 @@
 //!
 //! A job waits in its lane (runs, pulls, stops, queries) for a slot and then has a thread of its own until its call has
 //! ended. A stop or removal that hangs releases its slot after [`OVERDUE`] and is still reaped: killing it would leak
-//! the container's shim. Every job has exactly one outcome while
-//! the pool lives.
+//! the container's shim. Every job has exactly one outcome while the pool lives.
 //!
 //! No deploy is decided on or retried here: a call is repeated only to repair what the CLI got wrong (a damaged image, a
 //! list that one unreadable container spoils).
@@ -34,6 +33,7 @@ pub mod proof;
 mod proof_image;
 mod pull;
 pub mod releases;
+mod socket_tables;
 mod stall;
 pub mod watcher;
 

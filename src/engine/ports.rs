@@ -7,15 +7,12 @@
 //! The kernel's tables (proc(5), `/proc/net/tcp` and its like) are of the network namespace that the agent is in: the
 //! host's, where the CLI publishes. What binds between the look and the start is not seen.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io;
 use std::path::Path;
 
+use super::socket_tables;
 use crate::core::job::{Failure, FailureKind};
 use crate::types::{HostPort, Port};
-
-/// At most this much of one table is read, in bytes: 100,000 sockets. Those that listen are the first of TCP's.
-const TABLE_MAX: u64 = 16 * 1024 * 1024;
 
 /// Looks for sockets at the host's side of `ports`, in the tables below `root`.
 ///
@@ -40,8 +37,6 @@ pub fn look(root: &Path, ports: &[Port]) -> Result<(), Failure> {
                     );
                     return Err(Failure { kind: FailureKind::PortInUse, message });
                 }
-                // A kernel without IPv6 has no table for it.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
                     let message = format!(
                         "cannot tell whether port {} of the host is free: {}: {error}",
@@ -59,17 +54,10 @@ pub fn look(root: &Path, ports: &[Port]) -> Result<(), Failure> {
 /// The first of `wanted`, which are of the table's protocol, that a socket in the table uses.
 fn in_use(table: &Path, wanted: &[HostPort]) -> io::Result<Option<HostPort>> {
     let udp = wanted.first().is_some_and(|port| port.udp);
-    let mut lines = BufReader::new(File::open(table)?.take(TABLE_MAX));
-    let mut line = Vec::new();
-    while lines.read_until(b'\n', &mut line)? > 0 {
-        let port = String::from_utf8_lossy(&line);
-        let port = bound(&port, udp).map(|number| HostPort { number, udp });
-        if let Some(port) = port.filter(|port| wanted.contains(port)) {
-            return Ok(Some(port));
-        }
-        line.clear();
-    }
-    Ok(None)
+    socket_tables::find(table, |line| {
+        let port = HostPort { number: bound(line, udp)?, udp };
+        wanted.contains(&port).then_some(port)
+    })
 }
 
 /// The port at which the socket of a table's line takes what comes: of TCP one that listens, of UDP one that is connected

@@ -16,19 +16,18 @@
 //! What cannot be told is no stall: the kernel has no /proc/PID/io, or nerdctl from 2.3 on asks containerd 1 for its
 //! progress ten times a second, or Docker's containerd store does.
 
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read as _};
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::cli::Flavour;
+use super::socket_tables;
 
 /// Bytes that a process may read without having been sent any: its own wake-ups, frames of gRPC without content.
 const NOISE: u64 = 64;
 /// Looks in the time that a pull may stand still.
 const LOOKS: u32 = 12;
-/// At most this much of a table of sockets is read, in bytes.
-const TABLE_MAX: u64 = 16 * 1024 * 1024;
 
 /// One pull's progress.
 pub(super) struct Stall<'a> {
@@ -112,19 +111,13 @@ fn has_connection(process: &Path) -> io::Result<bool> {
         let socket = link.to_str().and_then(|link| link.strip_prefix("socket:[")?.strip_suffix(']'));
         sockets.extend(socket.and_then(|inode| inode.parse::<u64>().ok()));
     }
+    if sockets.is_empty() {
+        return Ok(false);
+    }
+    let is_own = |line: &str| inode(line).filter(|inode| sockets.contains(inode));
     for table in ["net/tcp", "net/tcp6"] {
-        match File::open(process.join(table)) {
-            Ok(file) if !sockets.is_empty() => {
-                for line in BufReader::new(file.take(TABLE_MAX)).lines() {
-                    if inode(&line?).is_some_and(|inode| sockets.contains(&inode)) {
-                        return Ok(true);
-                    }
-                }
-            }
-            Ok(_) => {}
-            // A kernel without IPv6 has no table for it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+        if socket_tables::find(&process.join(table), is_own)?.is_some() {
+            return Ok(true);
         }
     }
     Ok(false)
